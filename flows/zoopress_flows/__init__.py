@@ -1,0 +1,1 @@
+"""Prefect flows over zoopress, and the recipes that ship with it."""

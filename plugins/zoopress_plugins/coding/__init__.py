@@ -1,0 +1,1 @@
+"""The coding techniques, one file each."""

@@ -1,0 +1,1 @@
+"""The low-rank techniques, one file each."""

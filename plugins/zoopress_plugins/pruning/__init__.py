@@ -1,0 +1,1 @@
+"""The pruning techniques, one file each."""

@@ -1,0 +1,146 @@
+"""Magnitude pruning: the smallest weights become zero, one by one or N of M kept.
+
+Sources: Han et al. 2015, arXiv:1506.02626 (magnitude); Mishra et al. 2021, arXiv:2104.08378 (N:M).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, model_validator
+
+from zoopress.plugins import hookimpl
+from zoopress.technique import MASKS, Claim, Effects, Kind, Outcome, Technique, WeightSelection
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoopress.model import Model
+    from zoopress.technique import Context
+
+
+class MagnitudePruningConfig(WeightSelection):
+    """Give `sparsity` or `pattern`."""
+
+    kinds: tuple[Kind, ...] = Field(
+        default=("linear", "conv", "recurrent"), min_length=1, description="kinds of weights"
+    )
+    sparsity: float | None = Field(
+        default=None, gt=0, lt=1, description="share of the selected weights that become zero"
+    )
+    pattern: str | None = Field(
+        default=None, description='"N:M": of every M weights in a row, N are kept, such as "2:4"'
+    )
+    scope: Literal["layer", "global"] = Field(
+        default="layer", description="whether each layer, or all together, reach the sparsity"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> MagnitudePruningConfig:
+        if (self.sparsity is None) == (self.pattern is None):
+            raise ValueError("give either 'sparsity' or 'pattern'")
+        if self.pattern is not None:
+            if self.scope == "global":
+                raise ValueError("a 'pattern' is a matter of each row; leave 'scope' out")
+            match = re.fullmatch(r"(\d{1,3}):(\d{1,3})", self.pattern)
+            if not match or not 0 < int(match[1]) < int(match[2]):
+                raise ValueError('\'pattern\' must be "N:M" with 0 < N < M, such as "2:4"')
+        return self
+
+    def n_of_m(self) -> tuple[int, int]:
+        """Return N and M of the pattern."""
+        assert self.pattern is not None
+        n, m = self.pattern.split(":")
+        return int(n), int(m)
+
+
+def smallest_pruned(scores: Sequence[Tensor], sparsity: float) -> list[Tensor]:
+    """Return which weights to keep if those with the smallest scores go.
+
+    Args:
+        scores: tensors of any shape; larger means keep.
+        sparsity: share of all of them together to prune.
+
+    Returns:
+        Bool tensors of the same shapes, True where kept; exactly round(sparsity · n) are False.
+    """
+    import torch
+
+    flat = torch.cat([score.reshape(-1) for score in scores])
+    count = round(sparsity * flat.numel())
+    keep = torch.ones(flat.shape, dtype=torch.bool)
+    keep[flat.topk(count, largest=False, sorted=False).indices] = False
+    parts = keep.split([score.numel() for score in scores])
+    return [part.view(score.shape) for part, score in zip(parts, scores, strict=True)]
+
+
+def n_of_m_kept(scores: Tensor, n: int, m: int) -> Tensor:
+    """Return which weights to keep if of every m neighbours in a row the n best stay.
+
+    Args:
+        scores: [out, in], ≥ 0; larger means keep.
+        n: how many to keep.
+        m: of how many. The last in % m weights of a row form a group that keeps up to n.
+
+    Returns:
+        [out, in], bool.
+
+    Source: Mishra et al. 2021, arXiv:2104.08378, section 3.
+    """
+    import torch
+    from torch.nn.functional import pad
+
+    rows, columns = scores.shape
+    groups = pad(scores, (0, -columns % m), value=-1.0).view(rows, -1, m)
+    best = groups.topk(n, dim=-1).indices
+    keep = torch.zeros(groups.shape, dtype=torch.bool).scatter_(-1, best, True)
+    return keep.view(rows, -1)[:, :columns]
+
+
+class MagnitudePruning(Technique[MagnitudePruningConfig]):
+    """Prune the weights of smallest magnitude."""
+
+    name = "magnitude_pruning"
+    family = "pruning"
+    config_type = MagnitudePruningConfig
+
+    def effects(self) -> Effects:
+        """Require float weights; add masks."""
+        return Effects(requires=self.config.properties(), adds=frozenset({MASKS}))
+
+    def apply(self, model: Model, context: Context) -> Outcome:
+        """Mask the selected weights."""
+        config = self.config
+        weights = config.select(model)
+        scores = [weight.parameter.detach().abs() for weight in weights]
+        if config.pattern is not None:
+            n, m = config.n_of_m()
+            requested = 1 - n / m
+            keeps = [
+                weight.from_matrix(n_of_m_kept(weight.matrix().abs(), n, m)) for weight in weights
+            ]
+        else:
+            assert config.sparsity is not None
+            requested = config.sparsity
+            if config.scope == "global":
+                keeps = smallest_pruned(scores, requested)
+            else:
+                keeps = [smallest_pruned([score], requested)[0] for score in scores]
+        for weight, keep in zip(context.track(weights), keeps, strict=True):
+            model.mask(weight, keep)
+        pruned = sum(int((~keep).sum()) for keep in keeps)
+        reached = pruned / sum(keep.numel() for keep in keeps)
+        # Rows shorter than M, or not a multiple of it, keep a few more.
+        tolerance = 0.05 if config.pattern else 0.01
+        return Outcome(
+            touched=[weight.name for weight in weights],
+            claims=[Claim("sparsity", requested, reached, tolerance)],
+        )
+
+
+@hookimpl
+def zoopress_techniques() -> list[type[MagnitudePruning]]:
+    """Register the technique."""
+    return [MagnitudePruning]

@@ -1,0 +1,1 @@
+"""The quantization techniques, one file each."""

@@ -1,0 +1,44 @@
+"""zoopress: compress a model zoo.
+
+`zoopress.load` opens a compressed model; `zoopress.compress` makes one. A technique is a subclass
+of `zoopress.Technique`, registered with `zoopress.hookimpl`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zoopress.compress import compress as compress
+    from zoopress.errors import ZoopressError as ZoopressError
+    from zoopress.loading import load as load
+    from zoopress.plugins import hookimpl as hookimpl
+    from zoopress.technique import Claim as Claim
+    from zoopress.technique import Config as Config
+    from zoopress.technique import Context as Context
+    from zoopress.technique import Effects as Effects
+    from zoopress.technique import Outcome as Outcome
+    from zoopress.technique import Technique as Technique
+    from zoopress.technique import WeightSelection as WeightSelection
+
+_WHERE = {
+    "compress": "zoopress.compress",
+    "load": "zoopress.loading",
+    "hookimpl": "zoopress.plugins",
+    "ZoopressError": "zoopress.errors",
+    **dict.fromkeys(
+        ("Claim", "Config", "Context", "Effects", "Outcome", "Technique", "WeightSelection"),
+        "zoopress.technique",
+    ),
+}
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name: str) -> Any:
+    """Import public names when first used: `import zoopress` stays fast."""
+    if name not in _WHERE:
+        raise AttributeError(f"module 'zoopress' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_WHERE[name]), name)
+    globals()[name] = value
+    return value

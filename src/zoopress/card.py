@@ -1,0 +1,149 @@
+"""A card: one model of the zoo, where it comes from and how to try it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+
+from zoopress.errors import CardError, nearest
+from zoopress.yaml_source import read_yaml, validate
+
+if TYPE_CHECKING:
+    from zoopress.plugins import Plugins
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RandomInput(_Part):
+    """Random values for one input of a model, for when there is no real data at hand."""
+
+    shape: tuple[int, ...] = Field(description="shape of one sample, without the batch axis")
+    dtype: Literal["float32", "int64"] = "float32"
+    low: int = Field(default=0, description="smallest integer")
+    high: int = Field(default=2, description="integers stay below this")
+
+    @model_validator(mode="after")
+    def _check(self) -> RandomInput:
+        if any(size < 1 for size in self.shape):
+            raise ValueError("every size in a shape must be at least 1")
+        if self.dtype == "int64" and self.low >= self.high:
+            raise ValueError(f"low ({self.low}) must be below high ({self.high})")
+        return self
+
+
+class Data(_Part):
+    """Where inputs come from; exactly one of the first four."""
+
+    text: str | None = Field(
+        default=None,
+        description="a text file with one sample a line, or `python-docstrings`, sentences from "
+        "the running Python's standard library",
+    )
+    file: str | None = Field(
+        default=None,
+        description="a .safetensors, .npz or .npy file of inputs, samples along the first axis",
+    )
+    inputs: str | None = Field(
+        default=None,
+        description="`file.py:function` or `package.module:function` that returns inputs",
+    )
+    random: dict[str, RandomInput] | None = Field(
+        default=None, description="random inputs by argument name"
+    )
+    calibration_samples: int = Field(default=64, ge=1)
+    evaluation_samples: int = Field(default=256, ge=2)
+    batch_size: int = Field(default=32, ge=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> Data:
+        given = [n for n in ("text", "file", "inputs", "random") if getattr(self, n) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                "give exactly one of 'text', 'file', 'inputs' or 'random'"
+                + (f", not {given}" if given else "")
+            )
+        if self.random == {}:
+            raise ValueError("'random' needs at least one input")
+        return self
+
+
+class Card(BaseModel):
+    """One model of the zoo.
+
+    Attributes:
+        root: the folder that relative paths in the card start from.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$", description="its name in the zoo"
+    )
+    source: str = Field(
+        pattern=r"^[a-z]+:.+", description="`package:NAME/FOLDER`, `path:FILE_OR_FOLDER`, …"
+    )
+    factory: str | None = Field(
+        default=None,
+        pattern=r"^[^:]+:[A-Za-z_][A-Za-z0-9_]*$",
+        description="`file.py:function` or `package.module:function` that returns the module whose "
+        "state dict `source` holds",
+    )
+    factory_arguments: dict[str, Any] = Field(default={}, description="keyword arguments for it")
+    task: str = Field(default="fidelity", description="registered task that runs and compares it")
+    data: Data | None = Field(default=None, description="inputs to calibrate and compare on")
+    license: str | None = Field(default=None, description="SPDX identifier, as the Hub spells it")
+    base_model: str | None = Field(default=None, description="the model's repo id on the Hub")
+    description: str = ""
+
+    _root: Path = PrivateAttr(default_factory=Path.cwd)
+
+    @property
+    def root(self) -> Path:
+        return self._root
+
+    @property
+    def scheme(self) -> str:
+        """The part of `source` before the colon."""
+        return self.source.partition(":")[0]
+
+    @property
+    def location(self) -> str:
+        """The part of `source` after the colon."""
+        return self.source.partition(":")[2]
+
+    @model_validator(mode="after")
+    def _check(self) -> Card:
+        if self.factory_arguments and not self.factory:
+            raise ValueError("'factory_arguments' needs a 'factory'")
+        return self
+
+
+def load_card(name_or_path: str, plugins: Plugins) -> Card:
+    """Read a card from a file, or by the name of one that a plugin brings.
+
+    Raises:
+        CardError: if it is missing or malformed.
+    """
+    path = Path(name_or_path)
+    if not path.suffix and name_or_path in plugins.cards:
+        path = plugins.cards[name_or_path]
+    elif not path.exists():
+        raise CardError(
+            f"There is no card {name_or_path!r}, neither a file nor a card of the zoo."
+            f"{nearest(name_or_path, plugins.cards)}"
+        )
+    source = read_yaml(path, CardError)
+    card = validate(Card, source, CardError)
+    card._root = path.resolve().parent
+    for what, name, valid in (
+        ("source", card.scheme, plugins.references["sources"]),
+        ("task", card.task, plugins.references["tasks"]),
+    ):
+        if name not in valid:
+            where = source.where((what,))
+            raise CardError(f"{where}: there is no {what} {name!r}.{nearest(name, valid)}")
+    return card

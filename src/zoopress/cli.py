@@ -1,0 +1,339 @@
+"""The command line. Heavy libraries are imported by the commands that need them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from zoopress.errors import ZoopressError
+
+if TYPE_CHECKING:
+    from zoopress.compress import Result
+    from zoopress.plugins import Plugins
+
+app = typer.Typer(
+    name="zoopress",
+    help="Compress a model zoo: chains of techniques, each link proven.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+)
+plugin_app = typer.Typer(help="Write and inspect plugins.", no_args_is_help=True)
+app.add_typer(plugin_app, name="plugin")
+
+
+class Engine(str, Enum):
+    """What runs the stages."""
+
+    inline = "inline"
+    prefect = "prefect"
+
+
+def _plugins() -> Plugins:
+    from zoopress.plugins import load_plugins
+
+    plugins = load_plugins()
+    plugins.check()
+    for broken in plugins.broken:
+        _note(f"warning: {broken}")
+    return plugins
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _complete(kind: str) -> Any:
+    def complete(incomplete: str) -> list[str]:
+        from zoopress.plugins import load_plugins
+
+        names = getattr(load_plugins(), kind)
+        files = [str(p) for p in Path().glob(f"{incomplete}*.yaml")]
+        return [name for name in (*names, *files) if name.startswith(incomplete)]
+
+    return complete
+
+
+CardArgument = Annotated[
+    str, typer.Argument(help="A card's name or file.", autocompletion=_complete("cards"))
+]
+RecipeArgument = Annotated[
+    str,
+    typer.Argument(
+        help="A recipe's name or file, or a section of a file as params.yaml#recipes.hybrid.",
+        autocompletion=_complete("recipes"),
+    ),
+]
+StoreOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--store", envvar="ZOOPRESS_STORE", help="Where results are kept.", show_default=False
+    ),
+]
+
+
+@app.command()
+def run(
+    card: CardArgument,
+    recipe: RecipeArgument,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of the result: out/CARD/RECIPE.")
+    ] = None,
+    store: StoreOption = None,
+    engine: Annotated[
+        Engine | None,
+        typer.Option(help="What runs the stages; prefect where PREFECT_API_URL is set."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+) -> None:
+    """Compress a model and prove the result.
+
+    Examples:
+
+        zoopress run minilm hybrid
+
+        zoopress run cards/my-model.yaml my-recipe.yaml --out build/my-model
+
+        zoopress run minilm params.yaml#recipes.hybrid --engine prefect
+    """
+    from zoopress.card import load_card
+    from zoopress.compress import compress
+    from zoopress.plan import make_plan
+    from zoopress.progress import terminal
+    from zoopress.recipe import load_recipe
+    from zoopress.store import Store
+
+    plugins = _plugins()
+    the_card, the_recipe = load_card(card, plugins), load_recipe(recipe, plugins)
+    make_plan(the_card, the_recipe)
+    folder = out or Path("out") / the_card.name / the_recipe.name
+    use_prefect = engine is Engine.prefect or (engine is None and "PREFECT_API_URL" in os.environ)
+    work: Any = compress
+    if use_prefect:
+        work = _prefect_flow()
+    result: Result = work(
+        the_card, the_recipe, folder, Store(store), plugins, terminal(quiet=quiet or as_json)
+    )
+    if as_json:
+        print(json.dumps(result.report.metrics()))
+    elif not quiet:
+        _print_result(result)
+
+
+@app.command()
+def plan(
+    card: CardArgument,
+    recipe: RecipeArgument,
+    store: StoreOption = None,
+) -> None:
+    """Check a card and a recipe, and show what would be computed; computes nothing.
+
+    Example:
+
+        zoopress plan minilm hybrid
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from zoopress.card import load_card
+    from zoopress.compress import preview
+    from zoopress.recipe import load_recipe
+    from zoopress.store import Store
+
+    plugins = _plugins()
+    the_card, the_recipe = load_card(card, plugins), load_recipe(recipe, plugins)
+    shown = preview(the_card, the_recipe, Store(store), plugins)
+    table = Table("", "technique", "config", "result")
+    for i, (stage, stored) in enumerate(zip(the_recipe.stages, shown.stored, strict=True), start=1):
+        config = stage.technique.config.model_dump(mode="json", exclude_unset=True)
+        text = ", ".join(f"{key}: {value}" for key, value in config.items())
+        table.add_row(str(i), stage.name, text, "in the store" if stored else "to compute")
+    console = Console()
+    console.print(f"{the_card.name} × {the_recipe.name}: the order works.")
+    console.print(table)
+    console.print(
+        f"Source: {shown.source_bytes / 1e6:.1f} MB. Rough upper bounds: "
+        f"{shown.memory_bytes / 1e6:.0f} MB of memory besides torch, "
+        f"{shown.disk_bytes / 1e6:.0f} MB of disk in the store."
+    )
+
+
+@app.command()
+def inspect(
+    artifact: Annotated[Path, typer.Argument(help="Folder with a zoopress.json.")],
+) -> None:
+    """Verify an artifact's files and show where it comes from and how it was made.
+
+    Example:
+
+        zoopress inspect out/minilm/hybrid/artifact
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from zoopress.artifact import read_manifest, size_bytes
+
+    manifest = read_manifest(artifact)
+    console = Console()
+    base = manifest.base
+    size = size_bytes(artifact, manifest)
+    console.print(f"{base.name} from {base.source} at {base.revision}, task {base.task}")
+    console.print(
+        f"{base.size_bytes:,} → {size:,} bytes ({base.size_bytes / size:.2f}×), "
+        f"{len(manifest.tensors)} tensors in {', '.join(manifest.weights)}; all checksums match"
+    )
+    table = Table("", "technique", "from", "config")
+    reserved = {"technique", "distribution", "version", "claims", "touched", "seed"}
+    for i, stage in enumerate(manifest.lineage, start=1):
+        config = ", ".join(f"{k}: {v}" for k, v in stage.items() if k not in reserved)
+        origin = f"{stage.get('distribution')} {stage.get('version')}"
+        table.add_row(str(i), str(stage.get("technique")), origin, config)
+    console.print(table)
+
+
+@app.command()
+def evaluate(
+    artifact: Annotated[Path, typer.Argument(help="Folder with a zoopress.json.")],
+    card: CardArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare an artifact with its original on a card's data: fidelity and latency.
+
+    Example:
+
+        zoopress evaluate out/minilm/hybrid/artifact minilm
+    """
+    from zoopress.card import load_card
+    from zoopress.stages import evaluate_artifact
+
+    plugins = _plugins()
+    figures = evaluate_artifact(artifact, load_card(card, plugins), plugins)
+    if as_json:
+        print(json.dumps(figures))
+        return
+    for name, value in figures.items():
+        print(f"{name:<24} {value:.4f}" if isinstance(value, float) else f"{name:<24} {value}")
+
+
+@app.command()
+def techniques() -> None:
+    """List the techniques that are installed, and where each comes from."""
+    from rich.console import Console
+    from rich.table import Table
+
+    plugins = _plugins()
+    table = Table("technique", "family", "from", "what it does")
+    for name, technique in sorted(plugins.techniques.items()):
+        origin = plugins.technique_origin(name)
+        summary = (technique.__doc__ or "").strip().splitlines()[0]
+        table.add_row(name, technique.family, f"{origin.distribution} {origin.version}", summary)
+    Console().print(table)
+
+
+@app.command()
+def technique(
+    name: Annotated[str, typer.Argument(autocompletion=_complete("techniques"))],
+) -> None:
+    """Show what a technique can be told in a recipe.
+
+    Example:
+
+        zoopress technique magnitude_pruning
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    chosen = _plugins().technique(name)
+    table = Table("key", "type", "default", "meaning")
+    for key, info in chosen.config_type.model_fields.items():
+        default = "(required)" if info.is_required() else repr(info.default)
+        kind = str(info.annotation).replace("typing.", "")
+        if isinstance(info.annotation, type):
+            kind = info.annotation.__name__
+        table.add_row(key, kind, default, info.description or "")
+    Console().print(table)
+
+
+@plugin_app.command("new")
+def plugin_new(
+    name: Annotated[str, typer.Argument(help="The technique's name, in snake_case.")],
+    folder: Annotated[Path | None, typer.Option(help="Where to write; NAME by default.")] = None,
+) -> None:
+    """Write a new technique as a plugin: a package that installs, and a test that passes.
+
+    Example:
+
+        zoopress plugin new weight_rounding
+    """
+    from zoopress.scaffold import write_plugin
+
+    made = write_plugin(name, folder or Path(name.replace("_", "-")))
+    print(f"Wrote {made}. Next:\n  pip install -e {made}\n  pytest {made}")
+
+
+@plugin_app.command("list")
+def plugin_list() -> None:
+    """List plugins, and say what is wrong with those that could not be loaded."""
+    from zoopress.plugins import load_plugins
+
+    plugins = load_plugins()
+    plugins.check()
+    broken = {item.name: item for item in plugins.broken}
+    for name, origin in plugins.origins.items():
+        state = f"broken: {broken[name].reason}" if name in broken else "loaded"
+        print(f"{name:<24} {origin.distribution} {origin.version:<12} {state}")
+    for name in sorted(plugins.blocked):
+        print(f"{name:<24} blocked")
+
+
+def _prefect_flow() -> Any:
+    """Return the flow that runs like `compress`."""
+    from importlib import import_module
+    from importlib.util import find_spec
+
+    if find_spec("prefect") is None:
+        raise ZoopressError(
+            "The engine 'prefect' needs Prefect: pip install 'zoopress[flows]', or leave "
+            "--engine out."
+        )
+    # By name: the core imports no flow.
+    return import_module("zoopress_flows.compress").compress_in_flow
+
+
+def _print_result(result: Result) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from zoopress.report import comparison_rows
+
+    report = result.report
+    table = Table(title=f"{report.card} × {report.recipe}", title_justify="left")
+    for header in ("", "original", "compressed", ""):
+        table.add_column(header, justify="left" if not header else "right")
+    for row in comparison_rows(report):
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    for kernel, count in sorted(report.last.kernels.items()):
+        console.print(f"{count} packed weights compute by: {kernel}", highlight=False)
+    console.print(f"artifact  {result.artifact}", highlight=False, soft_wrap=True)
+    console.print(f"report    {result.folder / 'report.md'}", highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Run the command line; errors that a user can act on come without a traceback."""
+    try:
+        app()
+    except ZoopressError as error:
+        _note(f"error: {error}")
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        _note("interrupted; finished stages are in the store, the same command goes on from there")
+        raise SystemExit(130) from None

@@ -1,0 +1,1 @@
+"""Universal entropy coding: lossless, deterministic, and decodable from `docs/zpz.md` alone."""

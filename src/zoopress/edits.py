@@ -1,0 +1,185 @@
+"""Structure edits: what a technique did to an architecture, as data that can be replayed.
+
+The same function, `apply_edit`, changes a live model while a technique works and rebuilds the
+architecture on the meta device while an artifact is loaded. An edit can only shrink a module, put
+a registered layer in its place, or put a registered packed weight in a parameter's place; it never
+names code, and all sizes follow from the module it changes. So a hostile list of edits can neither
+run anything nor ask for more memory than the base architecture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from zoopress.packing import PackedWeight, hold_packed
+from zoopress.weights import kind_of
+
+Argument = bool | int | float | str
+
+
+class ReplacementLayer(Protocol):
+    """What a registered layer offers: building itself in the place of a module."""
+
+    @classmethod
+    def from_module(cls, module: nn.Module, **arguments: Any) -> nn.Module:
+        """Return the layer, with uninitialized tensors on torch's default device.
+
+        Raises:
+            ValueError: if the module is of the wrong class or an argument is out of range.
+        """
+
+
+class _Edit(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    module: str = Field(description="path of the module, '' for the root")
+
+
+class Resize(_Edit):
+    """Tensors of a module became smaller."""
+
+    edit: Literal["resize"] = "resize"
+    shapes: dict[str, list[int]] = Field(description="new shape of each changed tensor")
+    attributes: dict[str, int] = Field(
+        default={}, description="integer attributes that follow, such as out_features"
+    )
+
+
+class Replace(_Edit):
+    """A registered layer took the place of a module."""
+
+    edit: Literal["replace"] = "replace"
+    layer: str = Field(description="registered name of the layer")
+    arguments: dict[str, Argument] = {}
+
+
+class Pack(_Edit):
+    """A registered packed weight took the place of a parameter."""
+
+    edit: Literal["pack"] = "pack"
+    attribute: str = Field(description="the parameter's name in its module")
+    packing: str = Field(description="registered name of the packed weight")
+    arguments: dict[str, Argument] = {}
+
+
+Edit = Annotated[Resize | Replace | Pack, Field(discriminator="edit")]
+
+
+def submodule(root: nn.Module, path: str) -> nn.Module:
+    """Return the module at a dotted path, looking at registered children only.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    module = root
+    for part in path.split(".") if path else []:
+        child = module._modules.get(part)
+        if child is None:
+            raise ValueError(f"the architecture has no module {path!r} (nothing called {part!r})")
+        module = child
+    return module
+
+
+def apply_edit(root: nn.Module, edit: Resize | Replace | Pack, layers: Mapping[str, type]) -> None:
+    """Change the structure of `root` in place; tensors that the edit makes are left to be filled.
+
+    Args:
+        root: the model, on any device.
+        edit: what to do.
+        layers: registered layers and packed weights by name.
+
+    Raises:
+        ValueError: if the edit does not fit the model.
+    """
+    module = submodule(root, edit.module)
+    if isinstance(edit, Resize):
+        _resize(module, edit)
+    elif isinstance(edit, Replace):
+        layer: Any = _registered(layers, edit.layer, nn.Module)
+        if not edit.module:
+            raise ValueError("the root module cannot be replaced")
+        replacement = layer.from_module(module, **edit.arguments)
+        replacement.train(module.training)
+        set_submodule(root, edit.module, replacement)
+    else:
+        packing: Any = _registered(layers, edit.packing, PackedWeight)
+        parameter = module._parameters.get(edit.attribute)
+        if parameter is None:
+            raise ValueError(f"module {edit.module!r} has no parameter {edit.attribute!r}")
+        _, axis = kind_of(module, edit.attribute)
+        packed = packing(parameter.shape, parameter.dtype, axis, **edit.arguments)
+        hold_packed(module, edit.attribute, packed)
+
+
+def set_submodule(root: nn.Module, path: str, module: nn.Module) -> None:
+    """Put `module` at an existing dotted path, wherever that one object hangs."""
+    old = submodule(root, path)
+    for owner in root.modules():
+        for name, child in owner._modules.items():
+            if child is old:
+                owner._modules[name] = module
+
+
+def _registered(layers: Mapping[str, type], name: str, base: type) -> type:
+    layer = layers.get(name)
+    if layer is None or not issubclass(layer, base):
+        kind = "packed weight" if base is PackedWeight else "layer"
+        raise ValueError(
+            f"{kind} {name!r} is not registered here; install the plugin that provides it. "
+            f"Registered: {', '.join(sorted(layers)) or 'none'}"
+        )
+    return layer
+
+
+def _resize(module: nn.Module, edit: Resize) -> None:
+    for name, shape in edit.shapes.items():
+        old = tensor_of(module, name)
+        fits = len(shape) == old.ndim and all(
+            0 < new <= size for new, size in zip(shape, old.shape, strict=True)
+        )
+        if not fits:
+            raise ValueError(
+                f"{edit.module}.{name}: cannot resize {tuple(old.shape)} to {tuple(shape)}; "
+                "a resize keeps the number of axes and makes none larger"
+            )
+        # An untouched tensor of a live model is replaced right after by its selected part.
+        set_tensor(module, name, torch.empty(shape, dtype=old.dtype, device=old.device))
+    for name, value in edit.attributes.items():
+        current = module.__dict__.get(name)
+        if type(current) is not int or not 0 < value <= current:
+            raise ValueError(f"{edit.module}.{name}: cannot change {current!r} to {value!r}")
+        setattr(module, name, value)
+
+
+def tensor_of(module: nn.Module, name: str) -> Tensor:
+    """Return a module's own parameter or buffer.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    tensor: Tensor | None = module._parameters.get(name)
+    if tensor is None:
+        tensor = module._buffers.get(name)
+    if tensor is None:
+        raise ValueError(f"{type(module).__name__} has no tensor {name!r}")
+    return tensor
+
+
+def set_tensor(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Put a tensor in the place of a module's own parameter or buffer.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    old = tensor_of(module, name)
+    if name in module._parameters:
+        if not isinstance(tensor, nn.Parameter):
+            tensor = nn.Parameter(tensor, requires_grad=old.requires_grad)
+        # Not into _parameters: recurrent modules keep a second list in step through setattr.
+        setattr(module, name, tensor)
+    else:
+        module._buffers[name] = tensor

@@ -1,0 +1,253 @@
+"""How a model's tensors become the tensors of a file, and back, exactly.
+
+Every tensor of the model has an entry that says which of these forms it takes:
+
+    plain     stored as it is, under its own name
+    alias     not stored: equal to another (tied weights, the same buffer in every layer)
+    boolean   bools, one bit each
+    masked    a pruned weight: one bit a weight for the mask, under `name@mask`, and the weights
+              that are kept, in row-major order, under `name@kept`
+
+The codes of a packed weight are uint8 rows of bit-packed integers. Under a mask its codes are
+stored packed at the same width, those that are kept alone; the rest are the code of zero.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from zoopress.coding.bits import pack_codes, unpack_codes
+from zoopress.coding.zpz import StoredTensor
+from zoopress.errors import ArtifactError, StageError
+from zoopress.packing import CodeLayout
+
+MASK = "@mask"
+KEPT = "@kept"
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Plain(_Entry):
+    """Stored as it is."""
+
+    form: Literal["plain"] = "plain"
+
+
+class Alias(_Entry):
+    """Equal to another tensor; `tied` if it is the very same one."""
+
+    form: Literal["alias"] = "alias"
+    of: str
+    tied: bool
+
+
+class Boolean(_Entry):
+    """Bools, one bit each, row-major, least significant bit first."""
+
+    form: Literal["boolean"] = "boolean"
+
+
+class Masked(_Entry):
+    """A pruned weight: a mask, and what it keeps."""
+
+    form: Literal["masked"] = "masked"
+
+
+TensorEntry = Annotated[Plain | Alias | Boolean | Masked, Field(discriminator="form")]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the rebuilt architecture says of a tensor."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+def encode(
+    tensors: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor],
+    layouts: Mapping[str, CodeLayout],
+) -> tuple[dict[str, Plain | Alias | Boolean | Masked], dict[str, StoredTensor]]:
+    """Choose the form of every tensor.
+
+    Args:
+        tensors: every tensor of the model by name.
+        masks: bool, True where kept, of the tensor's shape or of its codes' [rows, codes].
+        layouts: which tensors hold bit-packed codes.
+
+    Returns:
+        The entry of each tensor, and what goes into the file.
+    """
+    entries: dict[str, Plain | Alias | Boolean | Masked] = {}
+    stored: dict[str, StoredTensor] = {}
+    seen: dict[tuple[object, ...], str] = {}
+    for name, tensor in tensors.items():
+        identity = _identity(tensor)
+        if identity in seen:
+            tied = tensor.data_ptr() == tensors[seen[identity]].data_ptr()
+            entries[name] = Alias(of=seen[identity], tied=tied)
+        elif name in masks:
+            entries[name] = Masked()
+            stored.update(_encode_masked(name, tensor, masks[name], layouts.get(name), tensors))
+        elif tensor.dtype == torch.bool and tensor.numel() >= 8:
+            entries[name] = Boolean()
+            stored[name] = _bits(tensor)
+        else:
+            entries[name] = Plain()
+            layout = layouts.get(name)
+            stored[name] = (
+                StoredTensor(tensor, layout.bits, layout.per_row)
+                if layout
+                else StoredTensor(tensor)
+            )
+        seen.setdefault(identity, name)
+    return entries, stored
+
+
+def decode(
+    name: str,
+    entry: Plain | Boolean | Masked,
+    expected: Expected,
+    layout: CodeLayout | None,
+    read: Callable[[str], Tensor],
+    tensor_named: Callable[[str], Tensor],
+) -> tuple[Tensor, Tensor | None]:
+    """Rebuild a tensor from a file.
+
+    Args:
+        name: the tensor's name.
+        entry: its form; not an alias.
+        expected: its shape and type in the rebuilt architecture.
+        layout: how it holds codes, if it does.
+        read: returns a stored tensor by name.
+        tensor_named: returns another, already decoded tensor of the model.
+
+    Returns:
+        The tensor, and its mask if it has one.
+
+    Raises:
+        ArtifactError: if what is stored does not fit.
+    """
+    if isinstance(entry, Plain):
+        tensor = read(name)
+        same_type = tensor.dtype == expected.dtype or (
+            tensor.is_floating_point() and expected.dtype.is_floating_point
+        )
+        if tensor.shape != expected.shape or not same_type:
+            raise ArtifactError(
+                f"tensor {name!r}: stored as {tensor.dtype} {tuple(tensor.shape)}, but the "
+                f"architecture has {expected.dtype} {tuple(expected.shape)} there"
+            )
+        return tensor, None
+    if isinstance(entry, Boolean):
+        if expected.dtype != torch.bool:
+            raise ArtifactError(f"tensor {name!r}: stored as bools, expected {expected.dtype}")
+        return _read_bits(name, name, read, expected.shape.numel()).view(expected.shape), None
+    if layout is None:
+        return _decode_masked(name, expected, read)
+    return _decode_masked_codes(name, expected, layout, read, tensor_named)
+
+
+def _encode_masked(
+    name: str,
+    tensor: Tensor,
+    mask: Tensor,
+    layout: CodeLayout | None,
+    tensors: Mapping[str, Tensor],
+) -> dict[str, StoredTensor]:
+    if layout is None:
+        kept = StoredTensor(tensor[mask])
+        rebuilt = torch.zeros_like(tensor).masked_scatter_(mask, kept.tensor)
+        exact = torch.equal(rebuilt, tensor)
+    else:
+        codes = unpack_codes(tensor, layout.bits, layout.per_row)
+        values = codes[mask]
+        packed = pack_codes(values[None], layout.bits)[0]
+        kept = StoredTensor(packed, layout.bits, values.numel())
+        fill = _fill_codes(layout, codes.shape, name, lambda other: tensors[other])
+        exact = torch.equal(torch.where(mask, codes, fill), codes)
+    if not exact:
+        raise StageError(
+            f"Tensor {name!r} has values other than zero where its mask prunes. A stage changed a "
+            "pruned weight without its mask; change weights under `Model.masks` only."
+        )
+    return {name + MASK: _bits(mask), name + KEPT: kept}
+
+
+def _decode_masked(
+    name: str, expected: Expected, read: Callable[[str], Tensor]
+) -> tuple[Tensor, Tensor]:
+    mask = _read_bits(name, name + MASK, read, expected.shape.numel()).view(expected.shape)
+    kept = read(name + KEPT)
+    count = int(mask.sum())
+    if kept.shape != (count,) or not kept.is_floating_point():
+        raise ArtifactError(
+            f"tensor {name!r}: its mask keeps {count} weights, but {kept.dtype} of shape "
+            f"{tuple(kept.shape)} is stored"
+        )
+    tensor = torch.zeros(expected.shape, dtype=kept.dtype)
+    return tensor.masked_scatter_(mask, kept), mask
+
+
+def _decode_masked_codes(
+    name: str,
+    expected: Expected,
+    layout: CodeLayout,
+    read: Callable[[str], Tensor],
+    tensor_named: Callable[[str], Tensor],
+) -> tuple[Tensor, Tensor]:
+    shape = torch.Size((expected.shape[0], layout.per_row))
+    mask = _read_bits(name, name + MASK, read, shape.numel()).view(shape)
+    kept = read(name + KEPT)
+    count = int(mask.sum())
+    if kept.shape != ((count * layout.bits + 7) // 8,) or kept.dtype != torch.uint8:
+        raise ArtifactError(
+            f"tensor {name!r}: its mask keeps {count} codes of {layout.bits} bits, but "
+            f"{kept.dtype} of shape {tuple(kept.shape)} is stored"
+        )
+    fill = _fill_codes(layout, shape, name, tensor_named)
+    codes = fill.masked_scatter(mask, unpack_codes(kept[None], layout.bits, count)[0])
+    return pack_codes(codes, layout.bits), mask
+
+
+def _fill_codes(
+    layout: CodeLayout, shape: torch.Size, name: str, tensor_named: Callable[[str], Tensor]
+) -> Tensor:
+    """Return the code of zero at every place of [rows, codes per row]."""
+    if isinstance(layout.fill, int):
+        return torch.full(shape, layout.fill, dtype=torch.uint8)
+    fill = tensor_named(f"{name.rpartition('.')[0]}.{layout.fill}")
+    return fill.to(torch.uint8).repeat_interleave(layout.group, 1)[:, : shape[1]].expand(shape)
+
+
+def _bits(mask: Tensor) -> StoredTensor:
+    count = mask.numel()
+    return StoredTensor(pack_codes(mask.reshape(1, -1).to(torch.uint8), 1)[0], 1, count)
+
+
+def _read_bits(name: str, stored: str, read: Callable[[str], Tensor], count: int) -> Tensor:
+    packed = read(stored)
+    if packed.dtype != torch.uint8 or packed.shape != ((count + 7) // 8,):
+        raise ArtifactError(
+            f"tensor {name!r}: {count} bits are expected in {stored!r}, but {packed.dtype} of "
+            f"shape {tuple(packed.shape)} is stored"
+        )
+    return unpack_codes(packed[None], 1, count)[0].bool()
+
+
+def _identity(tensor: Tensor) -> tuple[object, ...]:
+    """Return what two tensors with the same content share."""
+    contiguous = tensor.detach().contiguous()
+    octets: Any = contiguous.reshape(-1).view(torch.uint8).numpy()
+    content = hashlib.sha256(octets).digest()
+    return (tensor.dtype, tuple(tensor.shape), content)

@@ -1,0 +1,78 @@
+"""Every error that zoopress raises for a reason a user can act on.
+
+    ZoopressError
+    ├── InputError (ValueError)      what the user wrote is wrong
+    │   ├── CardError                a card
+    │   ├── RecipeError              a recipe
+    │   └── PlanError                a card and a recipe that do not fit together
+    ├── PluginError                  a plugin is broken, clashes or is missing
+    ├── SourceError                  a model's files cannot be found or read
+    ├── StageError                   a technique could not do its work on this model
+    ├── GateError                    a stage did its work, and the result is not good enough
+    ├── ArtifactError (ValueError)   a saved model is damaged, hostile or of an unknown version
+    └── StoreError                   the store cannot be read or written
+
+A message says what was wrong, the value that was given, what would have been right and what to do.
+The command line prints these without a traceback; anything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ZoopressError(Exception):
+    """An error whose message tells the user what to do."""
+
+
+class InputError(ZoopressError, ValueError):
+    """What the user wrote is wrong."""
+
+
+class CardError(InputError):
+    """A card is malformed."""
+
+
+class RecipeError(InputError):
+    """A recipe is malformed."""
+
+
+class PlanError(InputError):
+    """A card and a recipe do not fit together, or stages stand in an impossible order."""
+
+
+class PluginError(ZoopressError):
+    """A plugin is broken, claims a taken name, or is missing."""
+
+
+class SourceError(ZoopressError):
+    """A model's files cannot be found or read."""
+
+
+class StageError(ZoopressError):
+    """A technique could not do its work on this model."""
+
+
+class GateError(ZoopressError):
+    """A stage's result does not pass a gate."""
+
+
+class ArtifactError(ZoopressError, ValueError):
+    """A saved model is damaged, hostile or of an unknown version."""
+
+
+class StoreError(ZoopressError):
+    """The store cannot be read or written."""
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" for the valid name closest to `name`, else the valid names."""
+    names = sorted(valid)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if close:
+        return f" Did you mean {close[0]!r}?"
+    if not names:
+        return " There are none."
+    shown = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
+    return f" Valid: {shown}."

@@ -1,0 +1,40 @@
+"""Open a compressed model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoopress.plugins import load_plugins
+from zoopress.source import load_callable
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def load(
+    folder: str | Path,
+    factory: Callable[..., Any] | str | None = None,
+    verify: bool = True,
+    progress: Callable[[str], None] = lambda name: None,
+) -> nn.Module:
+    """Load a compressed model, ready to run, in evaluation mode.
+
+    Args:
+        folder: the artifact.
+        factory: for a model whose architecture is a Python function: that function, or
+            "file.py:function" or "package.module:function". An artifact is never trusted to name
+            code, so this must come from you.
+        verify: whether to compare every file's SHA-256 first.
+        progress: called with each tensor's name.
+
+    Raises:
+        ArtifactError: if the artifact is damaged, hostile, or needs a plugin or factory.
+    """
+    from zoopress.artifact import load_artifact
+
+    if isinstance(factory, str):
+        factory = load_callable(factory, Path.cwd())
+    model, architecture, _ = load_artifact(Path(folder), load_plugins(), factory, verify, progress)
+    return architecture.finish(model.module)

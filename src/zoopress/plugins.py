@@ -1,0 +1,328 @@
+"""Hooks that plugins implement, and the manager that finds, loads and merges them.
+
+A plugin is a module (or object) with functions marked `@hookimpl`, announced by an entry point in
+the group "zoopress". Registered things that are heavy to import are given as "module:attribute"
+strings and imported when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pluggy
+
+from zoopress.errors import PluginError, nearest
+
+if TYPE_CHECKING:
+    from zoopress.gates import GateInput
+    from zoopress.technique import Technique
+
+GROUP = "zoopress"
+hookspec = pluggy.HookspecMarker("zoopress")
+hookimpl = pluggy.HookimplMarker("zoopress")
+
+_MERGED = ("layers", "sources", "architectures", "tasks", "gates")
+
+
+class HookSpecs:
+    """Every hook a plugin can implement. All are optional."""
+
+    @hookspec
+    def zoopress_techniques(self) -> Iterable[type[Technique[Any]]]:
+        """Return technique classes."""
+        raise AssertionError("a specification is never called")
+
+    @hookspec
+    def zoopress_layers(self) -> Mapping[str, str]:
+        """Return inference layers and packed weights, name to "module:Class".
+
+        Artifacts name them, so a name stays valid for as long as artifacts exist that use it.
+        """
+        raise AssertionError("a specification is never called")
+
+    @hookspec
+    def zoopress_sources(self) -> Mapping[str, str]:
+        """Return model sources, scheme to "module:function".
+
+        The function takes a `Card` and returns the `SourceFiles` of "scheme:location".
+        """
+        raise AssertionError("a specification is never called")
+
+    @hookspec
+    def zoopress_architectures(self) -> Mapping[str, str]:
+        """Return architecture builders, name to "module:Class" of an `Architecture` subclass."""
+        raise AssertionError("a specification is never called")
+
+    @hookspec
+    def zoopress_tasks(self) -> Mapping[str, str]:
+        """Return tasks, name to "module:Class" of a `Task` subclass."""
+        raise AssertionError("a specification is never called")
+
+    @hookspec
+    def zoopress_gates(self) -> Mapping[str, str]:
+        """Return gates, name to "module:function" taking a `GateInput`.
+
+        A gate returns None to pass, or a sentence that says what failed and what to change.
+        """
+        raise AssertionError("a specification is never called")
+
+    @hookspec
+    def zoopress_cards(self) -> Iterable[Path]:
+        """Return folders with cards, NAME.yaml each."""
+        raise AssertionError("a specification is never called")
+
+    @hookspec
+    def zoopress_recipes(self) -> Iterable[Path]:
+        """Return folders with recipes, NAME.yaml each."""
+        raise AssertionError("a specification is never called")
+
+    @hookspec
+    def zoopress_before_stage(self, technique: str, position: int, key: str) -> None:
+        """Observe that a stage is about to be computed (not when it comes from the store)."""
+
+    @hookspec
+    def zoopress_after_stage(self, technique: str, position: int, result: GateInput) -> None:
+        """Observe a computed stage, before its gates decide."""
+
+
+@dataclass(frozen=True)
+class BrokenPlugin:
+    """A plugin that could not be loaded."""
+
+    name: str
+    distribution: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"plugin {self.name!r} of {self.distribution} is broken and was left out: " + (
+            self.reason
+        )
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a registered thing comes from; part of every store key it takes part in."""
+
+    plugin: str
+    distribution: str
+    version: str
+
+
+@dataclass
+class Plugins:
+    """All that the loaded plugins register, merged and checked for clashes."""
+
+    manager: pluggy.PluginManager
+    broken: list[BrokenPlugin] = field(default_factory=list)
+    blocked: frozenset[str] = frozenset()
+    origins: dict[str, Origin] = field(default_factory=dict)
+    """By plugin name."""
+
+    @cached_property
+    def techniques(self) -> dict[str, type[Technique[Any]]]:
+        """Techniques by name."""
+        from zoopress.technique import Technique
+
+        merged: dict[str, type[Technique[Any]]] = {}
+        for plugin, classes in self._answers("zoopress_techniques"):
+            for technique in classes:
+                if not (isinstance(technique, type) and issubclass(technique, Technique)):
+                    raise PluginError(
+                        f"Plugin {plugin!r}: {technique!r} is not a subclass of zoopress.Technique."
+                    )
+                self._claim("technique", technique.name, plugin)
+                merged[technique.name] = technique
+        return merged
+
+    def technique(self, name: str) -> type[Technique[Any]]:
+        """Return a technique.
+
+        Raises:
+            PluginError: if no loaded plugin registers it.
+        """
+        return self._get("technique", name, self.techniques)  # type: ignore[no-any-return]
+
+    def technique_origin(self, name: str) -> Origin:
+        """Return the plugin and distribution a technique comes from."""
+        return self.origins[self._owners["technique", name]]
+
+    @cached_property
+    def references(self) -> dict[str, dict[str, str]]:
+        """What is registered as "module:attribute", by hook ("layers", "tasks", …) and name."""
+        merged: dict[str, dict[str, str]] = {hook: {} for hook in _MERGED}
+        for hook in _MERGED:
+            for plugin, mapping in self._answers(f"zoopress_{hook}"):
+                for name, reference in mapping.items():
+                    self._claim(hook.removesuffix("s"), name, plugin)
+                    merged[hook][name] = reference
+        return merged
+
+    def resolve(
+        self, hook: Literal["layers", "sources", "architectures", "tasks", "gates"], name: str
+    ) -> Any:
+        """Import what is registered under a name.
+
+        Raises:
+            PluginError: if nothing is, or it cannot be imported.
+        """
+        reference = self._get(hook.removesuffix("s"), name, self.references[hook])
+        return import_reference(reference)
+
+    @cached_property
+    def layers(self) -> Mapping[str, type]:
+        """Inference layers and packed weights by name; each is imported when first used."""
+        return _LazyLayers(self)
+
+    @cached_property
+    def cards(self) -> dict[str, Path]:
+        """Cards that plugins bring, by name."""
+        return self._files("card", "zoopress_cards")
+
+    @cached_property
+    def recipes(self) -> dict[str, Path]:
+        """Recipes that plugins bring, by name."""
+        return self._files("recipe", "zoopress_recipes")
+
+    def check(self) -> None:
+        """Merge everything now, so that clashes show.
+
+        Raises:
+            PluginError: if two plugins claim one name.
+        """
+        _ = self.techniques, self.references, self.cards, self.recipes
+
+    _owners: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    def _files(self, kind: str, hook: str) -> dict[str, Path]:
+        merged: dict[str, Path] = {}
+        for plugin, folders in self._answers(hook):
+            for folder in folders:
+                for path in sorted(folder.glob("*.yaml")):
+                    self._claim(kind, path.stem, plugin)
+                    merged[path.stem] = path
+        return merged
+
+    def _answers(self, hook: str) -> Iterator[tuple[str, Any]]:
+        for implementation in getattr(self.manager.hook, hook).get_hookimpls():
+            try:
+                answer = implementation.function()
+            except Exception as error:  # a plugin's bug must not take the others down
+                self.broken.append(_broken(implementation.plugin_name, self.origins, error))
+                continue
+            yield implementation.plugin_name, answer
+
+    def _claim(self, kind: str, name: str, plugin: str) -> None:
+        owner = self._owners.setdefault((kind, name), plugin)
+        if owner != plugin:
+            raise PluginError(
+                f"Two plugins register the {kind} {name!r}: {owner!r} of "
+                f"{self.origins[owner].distribution} and {plugin!r} of "
+                f"{self.origins[plugin].distribution}. Uninstall one, or leave one out with "
+                f"ZOOPRESS_BLOCK_PLUGINS={plugin}."
+            )
+
+    def _get(self, kind: str, name: str, merged: Mapping[str, Any]) -> Any:
+        if name in merged:
+            return merged[name]
+        hints = "".join(f" Note: {broken}." for broken in self.broken)
+        if name in self.blocked:
+            hints += f" Note: plugin {name!r} is blocked."
+        raise PluginError(f"There is no {kind} {name!r}.{nearest(name, merged)}{hints}")
+
+
+class _LazyLayers(Mapping[str, type]):
+    def __init__(self, plugins: Plugins) -> None:
+        self._plugins = plugins
+
+    def __getitem__(self, name: str) -> type:
+        if name not in self._plugins.references["layers"]:
+            raise KeyError(name)
+        layer: type = self._plugins.resolve("layers", name)
+        return layer
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._plugins.references["layers"])
+
+    def __len__(self) -> int:
+        return len(self._plugins.references["layers"])
+
+
+def import_reference(reference: str) -> Any:
+    """Import "module:attribute", as registered by an installed plugin.
+
+    Raises:
+        PluginError: if it cannot be imported.
+    """
+    module, _, attribute = reference.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise PluginError(
+            f"{reference!r} is registered but cannot be imported: {error}."
+        ) from error
+
+
+def load_plugins(blocked: Iterable[str] = (), extra: Mapping[str, object] | None = None) -> Plugins:
+    """Find and load every installed plugin; broken ones are recorded and left out.
+
+    Args:
+        blocked: names of plugins to leave out; ZOOPRESS_BLOCK_PLUGINS (comma separated) adds more.
+        extra: plugins that are not installed, by name, such as a test's.
+
+    Raises:
+        PluginError: if two plugins have one name.
+    """
+    from_environment = os.environ.get("ZOOPRESS_BLOCK_PLUGINS", "").split(",")
+    names = frozenset({*blocked, *(name.strip() for name in from_environment if name.strip())})
+    manager = pluggy.PluginManager("zoopress")
+    manager.add_hookspecs(HookSpecs)
+    plugins = Plugins(manager, blocked=names)
+    # One distribution can be found twice (an editable install beside its metadata): same entry.
+    found = {(point.name, point.value, _distribution(point)): point for point in _entry_points()}
+    for point in found.values():
+        origin = Origin(point.name, *_distribution(point))
+        _register(plugins, origin, point)
+    for name, module in (extra or {}).items():
+        _register(plugins, Origin(name, "(not installed)", "0"), module)
+    return plugins
+
+
+def _entry_points() -> Iterable[EntryPoint]:
+    return entry_points(group=GROUP)
+
+
+def _distribution(point: EntryPoint) -> tuple[str, str]:
+    return (point.dist.name, point.dist.version) if point.dist else ("(unknown)", "0")
+
+
+def _register(plugins: Plugins, origin: Origin, source: object) -> None:
+    if origin.plugin in plugins.blocked:
+        return
+    if origin.plugin in plugins.origins:
+        other = plugins.origins[origin.plugin].distribution
+        raise PluginError(
+            f"Two plugins are called {origin.plugin!r}: one of {other}, one of "
+            f"{origin.distribution}. Uninstall one, or rename its entry point."
+        )
+    plugins.origins[origin.plugin] = origin
+    try:
+        module = source.load() if isinstance(source, EntryPoint) else source
+        plugins.manager.register(module, name=origin.plugin)
+        # pluggy reports a misspelt hook only when asked, and then for all plugins at once.
+        plugins.manager.check_pending()
+    except Exception as error:  # any import error at all: the plugin is not ours
+        if plugins.manager.has_plugin(origin.plugin):
+            plugins.manager.unregister(name=origin.plugin)
+        plugins.broken.append(_broken(origin.plugin, plugins.origins, error))
+
+
+def _broken(name: str, origins: Mapping[str, Origin], error: Exception) -> BrokenPlugin:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return BrokenPlugin(name, origins[name].distribution, reason)

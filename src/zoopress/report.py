@@ -1,0 +1,287 @@
+"""The report of a run: what each stage gained and cost, and what came out in the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from zoopress.errors import StoreError
+from zoopress.gates import StageResult
+from zoopress.store import Entry, Store, digest, write_atomic
+
+
+@dataclass(frozen=True)
+class Report:
+    """A compressed model beside its original.
+
+    Sizes are bytes of all files that loading needs; `weight` sizes of the tensor files alone.
+    Latencies are medians and 95th percentiles in milliseconds, measured in turns in one process.
+    """
+
+    card: str
+    recipe: str
+    source: str
+    revision: str
+    task: str
+    original_size_bytes: int
+    original_weight_bytes: int
+    original_parameters: int
+    stages: list[StageResult]
+    latency: list[dict[str, float]]
+    machine: dict[str, Any]
+    base_model: str | None = None
+    license: str | None = None
+    schema: int = field(default=1)
+
+    @property
+    def last(self) -> StageResult:
+        return self.stages[-1]
+
+    @property
+    def compression_ratio(self) -> float:
+        """Original bytes ÷ compressed bytes, all files."""
+        return self.original_size_bytes / self.last.size_bytes
+
+    @property
+    def space_saving(self) -> float:
+        """1 − compressed ÷ original bytes, all files."""
+        return 1 - self.last.size_bytes / self.original_size_bytes
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of the compressed tensor files per parameter of the original."""
+        return 8 * self.last.weight_bytes / self.original_parameters
+
+    def metrics(self) -> dict[str, Any]:
+        """Return the final figures, flat, for `metrics.json`."""
+        figures: dict[str, Any] = {
+            "size_bytes": self.last.size_bytes,
+            "compression_ratio": round(self.compression_ratio, 4),
+            "space_saving": round(self.space_saving, 4),
+            "bits_per_weight": round(self.bits_per_weight, 4),
+            "parameters": self.last.parameters,
+            "nonzero_parameters": self.last.parameters - self.last.pruned,
+            "cosine": round(self.last.fidelity.cosine, 6),
+        }
+        for name in ("label_loyalty", "probability_loyalty"):
+            value = getattr(self.last.fidelity, name)
+            if value is not None:
+                figures[name] = round(value, 6)
+        for row in self.latency:
+            figures[f"speed_up_batch_{int(row['batch_size'])}"] = round(row["speed_up"], 3)
+        return figures
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Report:
+        """Rebuild from `as_dict`."""
+        values = dict(data)
+        values["stages"] = [StageResult.from_dict(stage) for stage in values["stages"]]
+        return cls(**values)
+
+
+def comparison_rows(report: Report, latency: bool = True) -> list[tuple[str, str, str, str]]:
+    """Return the table: figure, original, compressed, and the two compared."""
+    last, fidelity = report.last, report.last.fidelity
+    rows = [
+        (
+            "bytes, all files",
+            f"{report.original_size_bytes:,}",
+            f"{last.size_bytes:,}",
+            f"{report.compression_ratio:.2f}× smaller",
+        ),
+        (
+            "bytes, tensors",
+            f"{report.original_weight_bytes:,}",
+            f"{last.weight_bytes:,}",
+            f"{report.bits_per_weight:.2f} bits per weight",
+        ),
+        (
+            "parameters",
+            f"{report.original_parameters:,}",
+            f"{last.parameters:,}",
+            f"{last.parameters / report.original_parameters:.1%}",
+        ),
+        (
+            "non-zero parameters",
+            f"{report.original_parameters:,}",
+            f"{last.parameters - last.pruned:,}",
+            f"{(last.parameters - last.pruned) / report.original_parameters:.1%}",
+        ),
+    ]
+    for row in report.latency if latency else []:
+        rows.append(
+            (
+                f"latency p50, batch {int(row['batch_size'])}",
+                f"{row['original_ms_p50']:.2f} ms",
+                f"{row['compressed_ms_p50']:.2f} ms",
+                f"{row['speed_up']:.2f}× as fast",
+            )
+        )
+    rows.append(("cosine", "1", f"{fidelity.cosine:.4f}", f"over {fidelity.samples} samples"))
+    for name in ("label_loyalty", "probability_loyalty"):
+        value = getattr(fidelity, name)
+        if value is not None:
+            rows.append((name.replace("_", " "), "1", f"{value:.4f}", ""))
+    return rows
+
+
+def stage_line(position: int, count: int, result: StageResult, from_store: bool) -> str:
+    """Return one line on a stage: what it did to bytes and fidelity."""
+    loyalty = result.fidelity.label_loyalty
+    parts = [
+        f"[bold]stage {position}/{count}[/bold]  {result.technique:<20}",
+        f"{result.weight_bytes_before / 1e6:8.3f} → {result.weight_bytes / 1e6:.3f} MB",
+        f"cosine {result.fidelity.cosine:.4f}",
+    ]
+    if loyalty is not None:
+        parts.append(f"label loyalty {loyalty:.3f}")
+    parts.append("from the store" if from_store else f"{result.seconds:.1f} s")
+    return "  ".join(parts)
+
+
+def markdown(report: Report) -> str:
+    """Return the report as Markdown."""
+    machine = report.machine
+    return "\n".join(
+        [
+            f"# {report.card} × {report.recipe}",
+            "",
+            *_table(("", "original", "compressed", ""), comparison_rows(report)),
+            "",
+            f"Latency: in turns in one process, {machine['threads']} threads on "
+            f"{machine['processor']} ({machine['capability']}), torch {machine['torch']}.",
+            *_kernel_line(report),
+            "",
+            "## Stages",
+            "",
+            *_stage_table(report),
+            "",
+        ]
+    )
+
+
+def model_readme(report: Report) -> str:
+    """Return the README.md of an artifact; it holds only what every machine measures alike."""
+    base = report.base_model or report.card
+    front = ["---", *([f"license: {report.license}"] if report.license else [])]
+    if report.base_model:
+        front.append(f"base_model: {report.base_model}")
+    return "\n".join(
+        [
+            *front,
+            "library_name: zoopress",
+            "---",
+            "",
+            f"# {report.card}, compressed by {report.recipe}",
+            "",
+            f"Made from `{base}` (revision `{report.revision}`) by zoopress.",
+            "",
+            *_table(("", "original", "compressed", ""), comparison_rows(report, latency=False)),
+            "",
+            "```python",
+            "import zoopress",
+            "",
+            'model = zoopress.load("PATH/TO/THIS/FOLDER")',
+            "```",
+            "",
+            "## How it was made",
+            "",
+            *_stage_table(report),
+            "",
+        ]
+    )
+
+
+def _kernel_line(report: Report) -> list[str]:
+    if not report.last.kernels:
+        return []
+    used = ", ".join(f"{count} by {name}" for name, count in sorted(report.last.kernels.items()))
+    return ["", f"Packed weights compute: {used}."]
+
+
+def _stage_table(report: Report) -> list[str]:
+    rows = []
+    for i, stage in enumerate(report.stages, start=1):
+        config = ", ".join(f"{key}: {json.dumps(value)}" for key, value in stage.config.items())
+        rows.append(
+            (
+                str(i),
+                f"`{stage.technique}`",
+                config or "–",
+                str(len(stage.touched)),
+                f"{stage.weight_bytes:,}",
+                f"{stage.fidelity.cosine:.4f}",
+                _or_dash(stage.fidelity.label_loyalty),
+            )
+        )
+    return _table(
+        ("", "technique", "config", "changed", "tensor bytes", "cosine", "label loyalty"), rows
+    )
+
+
+def _or_dash(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    lines = [header, tuple("---" for _ in header), *rows]
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def publish(report: Report, entry: Entry, folder: Path, store: Store) -> None:
+    """Write artifact and report into a folder, each in one step; what is right already stays.
+
+    Args:
+        report: the report.
+        entry: the stored result with the artifact.
+        folder: gets `artifact/`, `report.json`, `report.md` and `metrics.json`.
+        store: only lends a lock, so that two runs with one folder do not meet.
+
+    Raises:
+        StoreError: if the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        locks = store.root / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        with FileLock(locks / f"folder-{digest(str(folder.resolve()))}.lock"):
+            _replace_artifact(entry, folder, model_readme(report))
+            write_atomic(folder / "report.json", _json(report.as_dict()))
+            write_atomic(folder / "report.md", markdown(report))
+            write_atomic(folder / "metrics.json", _json(report.metrics()))
+    except OSError as error:
+        raise StoreError(
+            f"Cannot write to {folder}: {error.strerror or error}. All stages are safe in the "
+            "store; run again with another --out."
+        ) from error
+
+
+def _replace_artifact(entry: Entry, folder: Path, readme: str) -> None:
+    target = folder / "artifact"
+    for leftover in folder.glob(".artifact.*"):  # of a killed run; we hold the lock
+        shutil.rmtree(leftover, ignore_errors=True)
+    new = Path(tempfile.mkdtemp(prefix=".artifact.", dir=folder))
+    try:
+        shutil.copytree(entry.artifact, new / "new")
+        (new / "new" / "README.md").write_text(readme, encoding="utf-8")
+        if target.exists():
+            os.rename(target, new / "old")
+        os.rename(new / "new", target)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _json(data: Mapping[str, Any]) -> str:
+    return json.dumps(data, indent=2, allow_nan=False) + "\n"

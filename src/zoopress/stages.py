@@ -1,0 +1,288 @@
+"""Compute what the store does not have: one stage, or the final evaluation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoopress.artifact import Base, Manifest, kernels, load_artifact, save_artifact, size_bytes
+from zoopress.card import Card
+from zoopress.errors import SourceError, StageError
+from zoopress.evaluation import (
+    call,
+    compare_outputs,
+    describe_machine,
+    measure_latency,
+    relative_difference,
+    run_all,
+)
+from zoopress.gates import GateInput, StageResult, check_sound
+from zoopress.model import Model
+from zoopress.plugins import Plugins
+from zoopress.progress import Reporter
+from zoopress.recipe import Recipe, Stage
+from zoopress.report import Report
+from zoopress.source import Architecture, SourceFiles, detect_architecture, pull
+from zoopress.store import Entry, Store, digest
+from zoopress.task import Task
+from zoopress.technique import Context
+
+
+class Workbench:
+    """Holds what the stages of one run share, each made when first needed."""
+
+    def __init__(
+        self,
+        card: Card,
+        recipe: Recipe,
+        files: SourceFiles,
+        architecture: Architecture,
+        task: Task,
+        plugins: Plugins,
+        store: Store,
+        reporter: Reporter,
+    ) -> None:
+        self.card = card
+        self.recipe = recipe
+        self.files = files
+        self.architecture = architecture
+        self.task = task
+        self.plugins = plugins
+        self.store = store
+        self.reporter = reporter
+
+    def run_stage(self, position: int, stage: Stage, key: str, previous: Entry | None) -> Entry:
+        """Apply a technique to the previous result and store what comes out.
+
+        Args:
+            position: 1 for the first stage.
+            stage: the technique with its config.
+            key: where the result belongs in the store.
+            previous: the stored result of the stage before, None for the first.
+
+        Raises:
+            StageError: if the technique cannot do its work.
+            GateError: if the result is not sound; it is not stored then.
+        """
+        waiting = f"{stage.name}: another run is computing this stage; waiting for it"
+        with self.store.claim(key, lambda: self.reporter.line(waiting)) as claim:
+            if claim.entry is not None:
+                return claim.entry
+            title = f"stage {position}/{len(self.recipe.stages)}  {stage.name}"
+            with self.reporter.step(title) as progress:
+                model, lineage, bytes_before = self._input(previous)
+                self.plugins.manager.hook.zoopress_before_stage(
+                    technique=stage.name, position=position, key=key
+                )
+                torch.manual_seed(self.recipe.seed)
+                start = time.perf_counter()
+                try:
+                    context = Context(
+                        seed=self.recipe.seed,
+                        device=torch.device("cpu"),
+                        batches=lambda: self.task.batches("calibration"),
+                        call=lambda module, batch: call(self.task, module, batch),
+                        progress=progress,
+                        checkpoint=claim.checkpoint,
+                    )
+                    outcome = stage.technique.apply(model, context)
+                except StageError as error:
+                    raise StageError(f"Stage {position} ({stage.name}): {error}") from error
+                seconds = time.perf_counter() - start
+
+                progress("evaluating")
+                fidelity, finite = compare_outputs(
+                    self.task, self.reference, run_all(self.task, model.module, progress)
+                )
+                progress("saving")
+                origin = self.plugins.technique_origin(stage.name)
+                lineage = [
+                    *lineage,
+                    {
+                        **stage.as_dict(),
+                        "distribution": origin.distribution,
+                        "version": origin.version,
+                        "seed": self.recipe.seed,
+                        "touched": len(outcome.touched),
+                        "claims": [asdict(claim) for claim in outcome.claims],
+                    },
+                ]
+                artifact = claim.staging / "artifact"
+                artifact.mkdir()
+                manifest = save_artifact(
+                    artifact, model, self.architecture, self.base, self._others(), lineage
+                )
+                result = StageResult(
+                    technique=stage.name,
+                    config=stage.technique.config.model_dump(mode="json"),
+                    touched=list(outcome.touched),
+                    shrinks=outcome.shrinks,
+                    claims=list(outcome.claims),
+                    weight_bytes_before=bytes_before,
+                    weight_bytes=weight_bytes(manifest),
+                    size_bytes=size_bytes(artifact, manifest),
+                    parameters=model.parameter_count(),
+                    pruned=model.pruned_count(),
+                    finite=finite,
+                    reload_difference=self._reload_difference(artifact, model),
+                    fidelity=fidelity,
+                    kernels=kernels(model),
+                    notes=outcome.notes,
+                    seconds=seconds,
+                )
+            given = GateInput(result, stage.targets, self.files.size_bytes())
+            self.plugins.manager.hook.zoopress_after_stage(
+                technique=stage.name, position=position, result=given
+            )
+            check_sound(given, position)
+            return claim.commit(result.as_dict())
+
+    def evaluate(self, last_key: str, last: Entry, results: Sequence[StageResult]) -> Report:
+        """Compare the final model with the original, and store the report."""
+        key = digest([last_key, "report"])
+        with self.store.claim(key) as claim:
+            if claim.entry is not None:
+                return Report.from_dict(claim.entry.record)
+            with self.reporter.step("measuring latency"):
+                model, _, _ = self._load(last.artifact)
+                latency = measure_latency(
+                    self.task,
+                    self.original,
+                    model.module,
+                    sorted({1, min(32, self.task.data.batch_size)}),
+                )
+            report = Report(
+                card=self.card.name,
+                recipe=self.recipe.name,
+                base_model=self.card.base_model,
+                source=self.card.source,
+                revision=self.files.revision,
+                license=self.card.license,
+                task=self.card.task,
+                original_size_bytes=self.files.size_bytes(),
+                original_weight_bytes=sum(
+                    (self.files.folder / name).stat().st_size for name in self.files.weights
+                ),
+                original_parameters=self._original_parameters,
+                stages=list(results),
+                latency=latency,
+                machine=describe_machine(),
+            )
+            claim.commit(report.as_dict())
+            return report
+
+    @cached_property
+    def original(self) -> nn.Module:
+        """The card's model as it comes.
+
+        Raises:
+            SourceError: if it cannot be loaded, or holds NaN or infinity.
+        """
+        module = self.architecture.load(self.files).eval()
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            if name.endswith(("running_mean", "running_var")) or isinstance(tensor, nn.Parameter):
+                bad = int((~tensor.isfinite()).sum()) if tensor.is_floating_point() else 0
+                if bad:
+                    raise SourceError(
+                        f"{self.card.source}: tensor {name!r} holds {bad} values that are NaN or "
+                        "infinite. Such a model cannot be compressed; get an undamaged copy."
+                    )
+        return module
+
+    @cached_property
+    def reference(self) -> list[Tensor]:
+        """The original's outputs on the evaluation inputs.
+
+        Raises:
+            SourceError: if they are not finite.
+        """
+        with self.reporter.step(f"running the original {self.card.name}") as progress:
+            outputs = run_all(self.task, self.original, progress)
+        if not all(bool(output.isfinite().all()) for output in outputs):
+            raise SourceError(
+                f"The original {self.card.name} gives NaN or infinity on the card's data, so "
+                "nothing can be compared with it. Check the card's 'data' and the weights."
+            )
+        return outputs
+
+    @cached_property
+    def base(self) -> Base:
+        """What artifacts say of their origin."""
+        return Base(
+            name=self.card.name,
+            source=self.card.source,
+            revision=self.files.revision,
+            size_bytes=self.files.size_bytes(),
+            task=self.card.task,
+            base_model=self.card.base_model,
+            license=self.card.license,
+        )
+
+    @property
+    def _original_parameters(self) -> int:
+        return Model(self.original).parameter_count()
+
+    def _others(self) -> dict[str, Path]:
+        return {name: self.files.folder / name for name in self.files.others}
+
+    def _input(self, previous: Entry | None) -> tuple[Model, list[dict[str, Any]], int]:
+        """Return the model a stage starts from, its lineage, and the bytes of its tensors."""
+        if previous is not None:
+            model, _, manifest = self._load(previous.artifact)
+            return model, manifest.lineage, weight_bytes(manifest)
+        _ = self.reference  # before the techniques change anything, and to fail early
+        model = Model(self.architecture.load(self.files).eval(), self.plugins.layers)
+        unique = {(t.data_ptr(), t.shape): t for t in model.tensors().values()}
+        return model, [], sum(t.numel() * t.itemsize for t in unique.values())
+
+    def _load(self, artifact: Path) -> tuple[Model, Architecture, Manifest]:
+        factory = getattr(self.architecture, "factory", None)
+        # Found through the store, which has just compared every file with its SHA-256.
+        return load_artifact(artifact, self.plugins, factory, verify=False)
+
+    def _reload_difference(self, artifact: Path, model: Model) -> float:
+        """Return how far the saved model's outputs are from those of the one in memory."""
+        batch = self.task.batches("evaluation")[0]
+        before = call(self.task, model.module, batch)
+        reloaded, _, _ = self._load(artifact)
+        if reloaded.masks.keys() != model.masks.keys() or any(
+            not torch.equal(mask, model.masks[name]) for name, mask in reloaded.masks.items()
+        ):
+            return float("inf")
+        return relative_difference(before, call(self.task, reloaded.module, batch))
+
+
+def weight_bytes(manifest: Manifest) -> int:
+    """Return the bytes of an artifact's tensor files."""
+    return sum(manifest.files[name].bytes for name in manifest.weights)
+
+
+def evaluate_artifact(folder: Path, card: Card, plugins: Plugins) -> dict[str, Any]:
+    """Compare an artifact with its card's original.
+
+    Raises:
+        ZoopressError: if either cannot be loaded, or they do not fit the card's data.
+    """
+    files = pull(card, plugins)
+    architecture = detect_architecture(card, files, plugins)
+    task: Task = plugins.resolve("tasks", card.task)(card, files.folder)
+    model, _, manifest = load_artifact(folder, plugins, getattr(architecture, "factory", None))
+    original = architecture.load(files).eval()
+    fidelity, finite = compare_outputs(task, run_all(task, original), run_all(task, model.module))
+    figures: dict[str, Any] = {
+        "size_bytes": size_bytes(folder, manifest),
+        "compression_ratio": files.size_bytes() / size_bytes(folder, manifest),
+        "finite": finite,
+        **{name: value for name, value in asdict(fidelity).items() if value is not None},
+    }
+    sizes = sorted({1, min(32, task.data.batch_size)})
+    for row in measure_latency(task, original, model.module, sizes):
+        figures[f"speed_up_batch_{int(row['batch_size'])}"] = row["speed_up"]
+    return figures

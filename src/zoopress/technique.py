@@ -1,0 +1,198 @@
+"""What a technique is: one class with a config, declared effects, and `apply`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from zoopress.errors import StageError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from zoopress.model import Model
+    from zoopress.weights import Weight
+
+Family = Literal[
+    "pruning", "quantization", "low_rank", "distillation", "coding", "redesign", "transfer"
+]
+Kind = Literal["linear", "conv", "embedding", "recurrent", "parameter"]
+KINDS: tuple[Kind, ...] = ("linear", "conv", "embedding", "recurrent", "parameter")
+Need = Literal["calibration"]
+
+MASKS = "masks"
+"""The property of having pruned weights whose zeros must stay zero."""
+
+
+def float_weights(kind: str) -> str:
+    """Name the property that weights of a kind are still floating point."""
+    return f"float {kind} weights"
+
+
+INITIAL_PROPERTIES = frozenset(float_weights(kind) for kind in KINDS)
+"""What every model that comes from a card has."""
+
+
+class Config(BaseModel):
+    """Base of every technique's config: unknown keys are errors, values are never changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+@dataclass(frozen=True)
+class Effects:
+    """What a stage does to the properties that other stages rely on.
+
+    Attributes:
+        requires: properties its input must have.
+        adds: properties its output has.
+        destroys: properties its output no longer has. Destroying what an earlier stage added, such
+            as its masks, is refused by the plan, since that stage would have been in vain.
+    """
+
+    requires: frozenset[str] = frozenset()
+    adds: frozenset[str] = frozenset()
+    destroys: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A figure that a stage was asked for, and what it reached; a gate compares the two."""
+
+    quantity: str
+    requested: float
+    reached: float
+    tolerance: float = 0.01
+    """How far, relative to `requested`, `reached` may fall short."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a technique reports of its work on one model.
+
+    Attributes:
+        touched: names of the weights or modules that it changed.
+        claims: what it was asked for and what it reached.
+        shrinks: whether it promises that the stored model takes fewer bytes than before.
+        notes: anything else worth reading, by name.
+    """
+
+    touched: Sequence[str]
+    claims: Sequence[Claim] = ()
+    shrinks: bool = True
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Context:
+    """What a technique may use besides the model.
+
+    Attributes:
+        seed: the recipe's seed; equal seeds give equal results.
+        device: where to compute.
+        batches: returns calibration batches, sized for one forward pass; never test data.
+        call: runs a module on one batch and returns its output tensor, without gradients.
+        progress: call it with an item's name as each is finished.
+        checkpoint: a folder that survives a killed run, for stages that take long.
+    """
+
+    seed: int
+    device: torch.device
+    batches: Callable[[], Sequence[Any]]
+    call: Callable[[nn.Module, Any], Tensor]
+    progress: Callable[[str], None]
+    checkpoint: Path
+
+    def generator(self) -> torch.Generator:
+        """Return a new random generator, seeded."""
+        import torch
+
+        return torch.Generator(device="cpu").manual_seed(self.seed)
+
+    def track(self, items: Iterable[Weight]) -> Iterable[Weight]:
+        """Yield weights and report each as progress when the next is asked for."""
+        for item in items:
+            yield item
+            self.progress(item.name)
+
+
+class Technique(ABC, Generic[ConfigT]):
+    """One compression technique.
+
+    Class attributes:
+        name: what recipes call it, a noun in snake_case.
+        family: which family it belongs to.
+        config_type: the pydantic class of its config, a subclass of `Config`.
+        needs: what it needs besides the model.
+    """
+
+    name: ClassVar[str]
+    family: ClassVar[Family]
+    config_type: ClassVar[type[Config]]
+    needs: ClassVar[frozenset[Need]] = frozenset()
+
+    def __init__(self, config: ConfigT) -> None:
+        self.config = config
+
+    @abstractmethod
+    def effects(self) -> Effects:
+        """Return what this stage, with its config, requires, adds and destroys."""
+
+    @abstractmethod
+    def apply(self, model: Model, context: Context) -> Outcome:
+        """Compress `model` in place.
+
+        Raises:
+            StageError: if nothing in the model fits, or the work fails for a reason the user can
+                act on.
+        """
+
+
+class WeightSelection(Config):
+    """Which weights a technique works on; a config inherits from it."""
+
+    kinds: tuple[Kind, ...] = Field(
+        default=("linear", "conv"), min_length=1, description="kinds of weights to work on"
+    )
+    include: tuple[str, ...] = Field(
+        default=("*",), description="shell patterns; a weight's name must match one"
+    )
+    exclude: tuple[str, ...] = Field(
+        default=(), description="shell patterns; a weight's name must match none"
+    )
+
+    def select(self, model: Model) -> list[Weight]:
+        """Return the float weights selected.
+
+        Raises:
+            StageError: if there are none.
+        """
+        weights = list(model.weights(self.kinds, self.include, self.exclude))
+        if not weights:
+            present = sorted({weight.kind for weight in model.weights()})
+            raise StageError(
+                f"No float weight matches kinds {list(self.kinds)}, include {list(self.include)}, "
+                f"exclude {list(self.exclude)}. This model has float weights of the kinds "
+                f"{present or 'none'}, for example "
+                f"{[weight.name for weight in model.weights()][:4]}."
+            )
+        return weights
+
+    def properties(self) -> frozenset[str]:
+        """Return the float-weight properties of all that is selected.
+
+        Empty when `include` narrows the selection: which weights are left then is known only when
+        the stage meets the model, and it works on float weights alone.
+        """
+        if self.include != ("*",):
+            return frozenset()
+        return frozenset(float_weights(kind) for kind in self.kinds)

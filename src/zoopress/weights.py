@@ -1,0 +1,133 @@
+"""The weights of a model that techniques work on, whatever module holds them.
+
+Every technique sees the same view: a `Weight` with a kind, a name and an [out, in] matrix, be it a
+linear layer, a convolution, an embedding, a recurrent cell's gate matrix, attention's fused
+projection or a bare parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+WeightKind = Literal["linear", "conv", "embedding", "recurrent", "parameter"]
+WEIGHT_KINDS: tuple[WeightKind, ...] = get_args(WeightKind)
+
+_TRANSPOSED_CONV = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED_CONV)
+_NORMALIZATION = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a parameter hangs: the module's path ("" for the root) and the attribute's name."""
+
+    path: str
+    attribute: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.path}.{self.attribute}" if self.path else self.attribute
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One float parameter with at least two axes.
+
+    `locations` has more than one entry when the weight is tied (an embedding that is also the
+    output layer, say); the first gives its name.
+    """
+
+    parameter: nn.Parameter
+    module: nn.Module
+    kind: WeightKind
+    output_axis: int
+    locations: tuple[Location, ...]
+
+    @property
+    def name(self) -> str:
+        return self.locations[0].name
+
+    @property
+    def path(self) -> str:
+        return self.locations[0].path
+
+    @property
+    def attribute(self) -> str:
+        return self.locations[0].attribute
+
+    def matrix(self) -> Tensor:
+        """Return the weight as [out, in]; convolution kernels are flattened into `in`."""
+        return as_matrix(self.parameter.detach(), self.output_axis)
+
+    def from_matrix(self, matrix: Tensor) -> Tensor:
+        """Return an [out, in] matrix in the parameter's own shape; inverse of `matrix`."""
+        return from_matrix(matrix, self.parameter.shape, self.output_axis)
+
+
+def as_matrix(tensor: Tensor, output_axis: int) -> Tensor:
+    """Return `tensor` as [out, in] with `output_axis` first and all other axes flattened."""
+    moved = tensor.movedim(output_axis, 0)
+    return moved.reshape(moved.shape[0], -1)
+
+
+def from_matrix(matrix: Tensor, shape: torch.Size, output_axis: int) -> Tensor:
+    """Return an [out, in] matrix as a tensor of `shape`; inverse of `as_matrix`."""
+    moved = list(shape)
+    moved.insert(0, moved.pop(output_axis))
+    return matrix.reshape(moved).movedim(0, output_axis).contiguous()
+
+
+def kind_of(module: nn.Module, attribute: str) -> tuple[WeightKind, int]:
+    """Return the kind and the output axis of a parameter called `attribute` of `module`."""
+    if isinstance(module, _CONV):
+        return "conv", 1 if isinstance(module, _TRANSPOSED_CONV) else 0
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return "embedding", 0
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+        return "recurrent", 0
+    if isinstance(module, (nn.Linear, nn.Bilinear)):
+        return "linear", 0
+    if isinstance(module, nn.MultiheadAttention) and attribute.endswith("proj_weight"):
+        return "linear", 0
+    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
+        return "linear", 1  # GPT-2's linear layer, which stores [in, out]
+    return "parameter", 0
+
+
+def find_weights(
+    module: nn.Module,
+    kinds: Collection[str] = WEIGHT_KINDS,
+    include: Collection[str] = ("*",),
+    exclude: Collection[str] = (),
+) -> Iterator[Weight]:
+    """Yield every float parameter with two or more axes, tied ones once, in module order.
+
+    Args:
+        module: the model.
+        kinds: kinds to yield.
+        include: shell patterns of which a weight's name must match one ("*.query.weight").
+        exclude: shell patterns of which it must match none.
+    """
+    locations: dict[int, list[Location]] = {}
+    first: dict[int, tuple[nn.Parameter, nn.Module]] = {}
+    for path, owner in module.named_modules():
+        for attribute, parameter in owner._parameters.items():
+            if parameter is None or parameter.ndim < 2 or not parameter.is_floating_point():
+                continue
+            if isinstance(owner, _NORMALIZATION):
+                continue
+            locations.setdefault(id(parameter), []).append(Location(path, attribute))
+            first.setdefault(id(parameter), (parameter, owner))
+    for key, (parameter, owner) in first.items():
+        places = tuple(locations[key])
+        kind, axis = kind_of(owner, places[0].attribute)
+        matches = any(fnmatchcase(p.name, pattern) for p in places for pattern in include)
+        barred = any(fnmatchcase(p.name, pattern) for p in places for pattern in exclude)
+        if kind in kinds and matches and not barred:
+            yield Weight(parameter, owner, kind, axis, places)

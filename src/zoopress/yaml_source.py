@@ -1,0 +1,203 @@
+"""YAML files with line numbers, and validation errors that point into them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from zoopress.errors import InputError, nearest
+
+Location = tuple[str | int, ...]
+ModelT = TypeVar("ModelT", bound=BaseModel)
+MAX_BYTES = 1 << 20
+
+
+@dataclass
+class YamlSource:
+    """Parsed YAML that remembers where each key and item stood."""
+
+    path: Path
+    data: Any
+    lines: dict[Location, int] = field(default_factory=dict)
+    prefix: Location = ()
+
+    def where(self, location: Location) -> str:
+        """Return "file:line" of the nearest known place at or above a location."""
+        full = (*self.prefix, *location)
+        while full and full not in self.lines:
+            full = full[:-1]
+        return f"{self.path}:{self.lines.get(full, 1)}"
+
+    def section(self, dotted: str, error: type[InputError]) -> YamlSource:
+        """Return the part of the file under a dotted path such as "recipes.hybrid"."""
+        data, prefix = self.data, self.prefix
+        for part in dotted.split("."):
+            if not isinstance(data, dict) or part not in data:
+                keys = [str(key) for key in data] if isinstance(data, dict) else []
+                raise error(
+                    f"{self.where(prefix)}: there is no {part!r} here.{nearest(part, keys)}"
+                )
+            data, prefix = data[part], (*prefix, part)
+        return YamlSource(self.path, data, self.lines, prefix)
+
+
+def read_yaml(path: Path, error: type[InputError]) -> YamlSource:
+    """Read a YAML file without executing any tag in it.
+
+    Raises:
+        InputError: of the given class, if the file is missing, too large or not YAML.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise error(f"{path}: larger than {MAX_BYTES} bytes, which no card or recipe is.")
+        text = path.read_text(encoding="utf-8")
+    except OSError as problem:
+        raise error(f"{path}: cannot be read: {problem.strerror}.") from problem
+    except UnicodeDecodeError as problem:
+        raise error(f"{path}: is not UTF-8 text ({problem.reason} at byte {problem.start}).") from (
+            problem
+        )
+    return parse_yaml(text, path, error)
+
+
+def parse_yaml(text: str, path: Path, error: type[InputError]) -> YamlSource:
+    """Parse YAML text; see `read_yaml`."""
+    source = YamlSource(path, None)
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        source.data = None if node is None else _construct(node, (), source, error, 0)
+    except yaml.YAMLError as problem:
+        mark = getattr(problem, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        reason = getattr(problem, "problem", None) or " ".join(str(problem).split())
+        raise error(f"{path}{line}: is not valid YAML: {reason}.") from problem
+    except RecursionError as problem:
+        raise error(f"{path}: is nested too deeply.") from problem
+    return source
+
+
+def _construct(
+    node: yaml.Node, location: Location, source: YamlSource, error: type[InputError], depth: int
+) -> Any:
+    line = node.start_mark.line + 1
+    source.lines.setdefault(location, line)
+    if depth > 50 or len(source.lines) > 100_000:  # also stops aliases that refer to themselves
+        raise error(f"{source.path}:{line}: is nested too deeply.")
+    if isinstance(node, yaml.MappingNode):
+        mapping: dict[Any, Any] = {}
+        for key_node, value_node in node.value:
+            key = _scalar(key_node)
+            if not isinstance(key, str):
+                raise error(f"{source.path}:{line}: the key {key!r} must be text; quote it.")
+            if key in mapping:
+                at = key_node.start_mark.line + 1
+                raise error(f"{source.path}:{at}: the key {key!r} stands here twice.")
+            place = (*location, key)
+            source.lines[place] = key_node.start_mark.line + 1
+            mapping[key] = _construct(value_node, place, source, error, depth + 1)
+        return mapping
+    if isinstance(node, yaml.SequenceNode):
+        return [
+            _construct(item, (*location, i), source, error, depth + 1)
+            for i, item in enumerate(node.value)
+        ]
+    return _scalar(node)
+
+
+def _scalar(node: yaml.Node) -> Any:
+    loader = yaml.SafeLoader("")
+    try:
+        return loader.construct_object(node, deep=True)
+    except ValueError as problem:  # "2024-13-45" looks like a date to YAML
+        raise yaml.YAMLError(str(problem)) from problem
+    finally:
+        loader.dispose()
+
+
+def validate(
+    model: type[ModelT], source: YamlSource, error: type[InputError], at: Location = ()
+) -> ModelT:
+    """Build a pydantic model from parsed YAML.
+
+    Args:
+        model: the class.
+        source: the parsed file.
+        error: which error to raise.
+        at: location of the mapping within the source.
+
+    Raises:
+        InputError: naming file, line, key and nearest valid key of every mistake, on one screen.
+    """
+    data = source.data
+    for part in at:
+        data = data[part]
+    if not isinstance(data, dict):
+        raise error(f"{source.where(at)}: expected keys and values, got {_shown(data)}.")
+    return validate_mapping(model, data, source, error, at)
+
+
+def validate_mapping(
+    model: type[ModelT],
+    data: Mapping[str, Any],
+    source: YamlSource,
+    error: type[InputError],
+    at: Location = (),
+) -> ModelT:
+    """Build a pydantic model from a mapping that stands at a location of a source."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as problem:
+        lines = [_line(model, item, source, at) for item in problem.errors()]
+        more = f"\n… and {len(lines) - 8} more" if len(lines) > 8 else ""
+        raise error("\n".join(dict.fromkeys(lines[:8])) + more) from None
+
+
+def _line(model: type[BaseModel], item: Any, source: YamlSource, at: Location) -> str:
+    location: Location = item["loc"]
+    # Union branches and validators appear in pydantic's locations but not in the file.
+    shown = tuple(p for i, p in enumerate(location) if i == 0 or _in_data(source, at, location, i))
+    name = ".".join(str(part) for part in shown) or "(whole)"
+    where = source.where((*at, *shown))
+    if item["type"] == "extra_forbidden":
+        fields = _fields(model, location[:-1])
+        return f"{where}: unknown key {name!r}.{nearest(str(location[-1]), fields)}"
+    if item["type"] == "missing":
+        return f"{where}: the key {name!r} is missing."
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{where}: {name}: {message[:1].lower()}{message[1:]}, got {_shown(item['input'])}."
+
+
+def _in_data(source: YamlSource, at: Location, location: Location, index: int) -> bool:
+    known = (*source.prefix, *at, *location[: index + 1]) in source.lines
+    return known or isinstance(location[index], str)
+
+
+def _fields(model: type[BaseModel], location: Location) -> list[str]:
+    """Return the valid keys of the (sub)model at a location."""
+    current: Any = model
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = current.model_fields[part].annotation if part in current.model_fields else None
+        current = _model_in(annotation) or current
+    return list(current.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in get_args(annotation):
+        found = _model_in(argument)
+        if found:
+            return found
+    return None
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"

@@ -1,0 +1,1 @@
+"""The zoo: cards, and the sources, architectures and tasks they name."""

@@ -1,0 +1,91 @@
+"""Modules built by a Python function that the user's card names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoopress.card import Card
+from zoopress.errors import ArtifactError, CardError, SourceError
+from zoopress.source import Architecture, SourceFiles, load_callable
+from zoopress.store import file_digest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Factory(Architecture):
+    """A factory's module.
+
+    An artifact tells the factory's name for people to read. It is never imported from there: who
+    loads the artifact hands the function over.
+    """
+
+    name = "factory"
+    factory: Callable[..., nn.Module] | None = None
+    _file: Path | None = None
+
+    @classmethod
+    def detect(cls, card: Card, files: SourceFiles) -> Factory | None:
+        """Take every card that names a factory."""
+        if not card.factory:
+            return None
+        found = cls(files.folder, {"factory": card.factory, "arguments": card.factory_arguments})
+        location = card.root / card.factory.rpartition(":")[0]
+        found._file = location if location.suffix == ".py" else None
+        reference, root = card.factory, card.root
+
+        def build(**arguments: Any) -> nn.Module:
+            made: nn.Module = load_callable(reference, root)(**arguments)
+            return made
+
+        found.factory = build
+        if found._file is not None and not found._file.is_file():
+            raise CardError(f"Card {card.name!r}: 'factory': there is no file {found._file}.")
+        return found
+
+    def code(self) -> str:
+        """Return the digest of the factory's file."""
+        return file_digest(self._file) if self._file else ""
+
+    def use_factory(self, factory: Callable[..., nn.Module]) -> None:
+        """Take the function that builds the module."""
+        self.factory = factory
+
+    def build(self) -> nn.Module:
+        """Call the factory."""
+        from torch import nn
+
+        if self.factory is None:
+            raise ArtifactError(
+                f"{self.folder}: this model is built by the Python function "
+                f"{self.arguments.get('factory')!r}. An artifact is never trusted to name code: "
+                "pass the function yourself, as factory=… or --factory file.py:function."
+            )
+        arguments = self.arguments.get("arguments", {})
+        try:
+            module = self.factory(**arguments)
+        except TypeError as error:
+            raise SourceError(
+                f"The factory {self.arguments.get('factory')!r} cannot be called with "
+                f"{arguments}: {error}. Check 'factory_arguments'."
+            ) from error
+        if not isinstance(module, nn.Module):
+            raise SourceError(
+                f"The factory {self.arguments.get('factory')!r} returned "
+                f"{type(module).__name__}, not a torch.nn.Module."
+            )
+        return module
+
+    def load(self, files: SourceFiles) -> nn.Module:
+        """Build the module and load its state dict."""
+        from zoopress_zoo.state_dict import load_into, read_state_dict
+
+        module = self.build()
+        tensors = {}
+        for name in files.weights:
+            if not name.endswith(".json"):
+                tensors.update(read_state_dict(files.folder / name))
+        load_into(module, tensors, files.folder / files.weights[0])
+        return module

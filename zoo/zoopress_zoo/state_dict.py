@@ -1,0 +1,62 @@
+"""Read state dicts without running what is in them, and put them into modules."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from zoopress.errors import SourceError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Read a state dict: .safetensors, or .pth, .pt and .bin by torch's weights-only loader.
+
+    Raises:
+        SourceError: if the file is damaged, or needs code to be unpickled.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            tensors: dict[str, Tensor] = load_file(path)
+            return tensors
+        data = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise SourceError(
+            f"{path}: holds more than tensors, and opening it could run code. Save it anew as "
+            "`torch.save(model.state_dict(), …)` or, better, with safetensors."
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SourceError(f"{path}: cannot be read: {reason}. Get an undamaged copy.") from error
+    for wrapper in _WRAPPERS:
+        if isinstance(data, dict) and isinstance(data.get(wrapper), dict):
+            data = data[wrapper]
+    if not isinstance(data, dict) or not all(isinstance(v, torch.Tensor) for v in data.values()):
+        raise SourceError(f"{path}: is not a state dict, a mapping of names to tensors.")
+    return data
+
+
+def load_into(module: nn.Module, tensors: dict[str, Tensor], origin: Path) -> None:
+    """Load a state dict into a module, strictly.
+
+    Raises:
+        SourceError: naming what is missing, unexpected or of another shape.
+    """
+    tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    try:
+        module.load_state_dict(tensors, strict=True)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:6]]
+        raise SourceError(
+            f"{origin}: does not fit the module: {' '.join(lines)[:600]} Check the card's "
+            "'factory' and 'factory_arguments'."
+        ) from error
