@@ -114,13 +114,14 @@ def run(
     the_card, the_recipe = load_card(card, plugins), load_recipe(recipe, plugins)
     make_plan(the_card, the_recipe)
     folder = out or Path("out") / the_card.name / the_recipe.name
-    use_prefect = engine is Engine.prefect or (engine is None and "PREFECT_API_URL" in os.environ)
-    work: Any = compress
-    if use_prefect:
-        work = _prefect_flow()
-    result: Result = work(
-        the_card, the_recipe, folder, Store(store), plugins, terminal(quiet=quiet or as_json)
-    )
+    silent = quiet or as_json
+    if engine is Engine.prefect or (engine is None and "PREFECT_API_URL" in os.environ):
+        kept = str(store) if store else None
+        result: Result = _flow_runner()(card, recipe, str(folder), kept, silent)
+    else:
+        result = compress(
+            the_card, the_recipe, folder, Store(store), plugins, terminal(quiet=silent)
+        )
     if as_json:
         print(json.dumps(result.report.metrics()))
     elif not quiet:
@@ -293,8 +294,8 @@ def plugin_list() -> None:
         print(f"{name:<24} blocked")
 
 
-def _prefect_flow() -> Any:
-    """Return the flow that runs like `compress`."""
+def _flow_runner() -> Any:
+    """Return the function that runs the Prefect flow."""
     from importlib import import_module
     from importlib.util import find_spec
 
@@ -304,7 +305,7 @@ def _prefect_flow() -> Any:
             "--engine out."
         )
     # By name: the core imports no flow.
-    return import_module("zoopress_flows.compress").compress_in_flow
+    return import_module("zoopress_flows.compress").run_in_flow
 
 
 def _print_result(result: Result) -> None:

@@ -94,6 +94,32 @@ def hold_packed(module: nn.Module, attribute: str, packed: PackedWeight) -> None
     module._modules[attribute] = packed
 
 
+def unpack(root: nn.Module) -> None:
+    """Turn every packed weight below `root` back into a dense parameter, in place.
+
+    Takes as much memory as the original, and computes at its speed; useful for large batches where
+    no kernel serves the packed weights.
+    """
+    dense: dict[int, nn.Parameter] = {}
+    for module in root.modules():
+        names = getattr(type(module), "_packed_names", ())
+        if not names:
+            continue
+        parameters = {}
+        for name in names:
+            packed = module._modules.pop(name)
+            assert isinstance(packed, PackedWeight)
+            # Tied weights share their packed tensors, and so one dense weight.
+            key = next(packed.buffers()).data_ptr()
+            dense.setdefault(key, nn.Parameter(packed.dense(), requires_grad=False))
+            parameters[name] = dense[key]
+        module.__class__ = type(module)._unpacked_class
+        if isinstance(module, nn.RNNBase):
+            module._flat_weights = [getattr(module, n, None) for n in module._flat_weights_names]
+        for name, parameter in parameters.items():
+            setattr(module, name, parameter)
+
+
 _CLASSES: dict[tuple[type, tuple[str, ...]], type] = {}
 
 

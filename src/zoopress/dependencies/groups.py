@@ -1,0 +1,202 @@
+"""The neurons of a model that can be removed, in groups that shrink the same tensors."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from zoopress.dependencies.nodes import Nodes
+from zoopress.dependencies.trace import Trace
+from zoopress.weights import find_weights
+
+Role = Literal["producer", "consumer", "norm"]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One axis of one tensor that shrinks when neurons of a group are removed.
+
+    Attributes:
+        path: the module.
+        tensor: its parameter or buffer.
+        axis: the axis.
+        role: a producer computes the neurons, a consumer sums over them, and a norm (a batch
+            normalization's vectors, say) acts on each.
+        index: [neurons, indices per neuron]: which indices of the axis each neuron has. One for a
+            linear layer, height × width for the layer after a flattened feature map, three or four
+            for the gates of a recurrent layer.
+    """
+
+    path: str
+    tensor: str
+    axis: int
+    role: Role
+    index: Tensor
+
+
+@dataclass(frozen=True)
+class NeuronGroup:
+    """Neurons (hidden units, channels) each of which can be removed by itself.
+
+    Attributes:
+        name: the path of the module that produces them.
+        size: how many there are.
+        members: everything that shrinks with them.
+        cluster: groups of one cluster must lose equally many neurons.
+    """
+
+    name: str
+    size: int
+    members: tuple[Member, ...]
+    cluster: int
+
+
+@dataclass(frozen=True)
+class Dependencies:
+    """What can be removed from a model, and what cannot.
+
+    Attributes:
+        groups: the removable neurons, in module order.
+        fixed: why the outputs of each other layer must stay, by the layer's path.
+    """
+
+    groups: tuple[NeuronGroup, ...]
+    fixed: dict[str, str]
+
+
+def find_dependencies(module: nn.Module, run: Callable[[], Any]) -> Dependencies:
+    """Find the neurons of a module that can be removed, by running it once.
+
+    Args:
+        module: the model, in evaluation mode.
+        run: runs the module on a small batch. What it returns counts as the model's output.
+
+    Source: Fang et al. 2023, DepGraph, arXiv:2301.12900, carried to single indices of ATen
+        operators instead of layers.
+    """
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one opaque operator a layer
+    try:
+        with torch.no_grad(), Trace(module) as trace:
+            trace.fix(run(), "it reaches the model's output")
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+    groups = _groups(trace)
+    return Dependencies(tuple(groups), _fixed(module, trace.nodes, groups))
+
+
+def _groups(trace: Trace) -> list[NeuronGroup]:
+    nodes = trace.nodes
+    while True:
+        found = _components_alike(nodes)
+        clusters, broken = _clusters(found, trace)
+        if not broken:
+            break
+        for units in broken:
+            nodes.fix(units, "the units of its recurrent module cannot all be removed alike")
+    named = Counter(members[0].path for members in found)
+    taken: Counter[str] = Counter()
+    groups = []
+    for members, cluster in zip(found, clusters, strict=True):
+        first = members[0]
+        several = named[first.path] > 1 or not first.path
+        name = ".".join(part for part in (first.path, first.tensor if several else "") if part)
+        taken[name] += 1
+        name = name if taken[name] == 1 else f"{name}#{taken[name]}"
+        groups.append(NeuronGroup(name, len(first.index), members, cluster))
+    return groups
+
+
+def _components_alike(nodes: Nodes) -> list[tuple[Member, ...]]:
+    """Return the members of each group: components with equally many nodes on the same axes."""
+    components = nodes.components()
+    free = (nodes.fixed(components) == 0).nonzero().flatten()
+    order = free[components[free].argsort(stable=True)]
+    owner = torch.repeat_interleave(
+        torch.arange(len(nodes.axes)), torch.tensor([axis.size for axis in nodes.axes])
+    )
+    neurons: dict[int, list[int]] = defaultdict(list)
+    for component, node in zip(components[order].tolist(), order.tolist(), strict=True):
+        neurons[component].append(node)
+    owners = owner.tolist()
+    alike: dict[tuple[int, ...], list[list[int]]] = defaultdict(list)
+    for members in neurons.values():
+        if len(members) > 1:
+            alike[tuple(owners[node] for node in members)].append(members)
+    contracted = nodes.contracted()
+    found = []
+    for signature, rows in alike.items():
+        table = torch.tensor(rows)
+        roles = {owner: _role(nodes, owner, contracted, table) for owner in sorted(set(signature))}
+        if len(rows) < 2 or not {"producer", "consumer"} <= set(roles.values()):
+            continue
+        members_ = []
+        for owner_, role in roles.items():
+            axis = nodes.axes[owner_]
+            columns = [i for i, own in enumerate(signature) if own == owner_]
+            index = table[:, columns] - axis.start
+            members_.append(Member(axis.path, axis.tensor, axis.axis, role, index))
+        # The producer that stands first in the model gives the group its name.
+        members_.sort(key=lambda member: member.role != "producer")
+        found.append(tuple(members_))
+    return found
+
+
+def _role(nodes: Nodes, owner: int, contracted: Tensor, table: Tensor) -> Role:
+    axis = nodes.axes[owner]
+    on_axis = (table >= axis.start) & (table < axis.start + axis.size)
+    if bool(contracted[table[on_axis]].any()):
+        return "consumer"
+    return "producer" if any(a.path == axis.path and a.axis > 0 for a in nodes.axes) else "norm"
+
+
+def _clusters(found: list[tuple[Member, ...]], trace: Trace) -> tuple[list[int], list[Tensor]]:
+    """Return a cluster for each group, and the units of recurrent modules that must be fixed."""
+    clusters = list(range(len(found)))
+    broken = []
+    whole = {(m.path, m.tensor): i for i, g in enumerate(found) for m in g if m.axis == 1}
+    starts = {(a.path, a.tensor): a for a in trace.nodes.axes if a.axis == 1}
+    components = trace.nodes.components()
+    reasons = trace.nodes.fixed(components)
+    for path, units in trace.units.items():
+        if bool((reasons[units] != 0).all()):
+            continue
+        mine = set()
+        for row in units:
+            name = next(t for (p, t), a in starts.items() if p == path and a.start == int(row[0]))
+            group = whole.get((path, name))
+            if group is None or len(found[group][0].index) != len(row):
+                broken.append(units)
+                break
+            mine.add(group)
+        else:
+            low = min(clusters[group] for group in mine)
+            old = {clusters[group] for group in mine}
+            clusters = [low if cluster in old else cluster for cluster in clusters]
+    return clusters, broken
+
+
+def _fixed(module: nn.Module, nodes: Nodes, groups: list[NeuronGroup]) -> dict[str, str]:
+    """Return why layers keep all their outputs, by path."""
+    reasons = nodes.fixed(nodes.components())
+    axes = {(axis.path, axis.tensor, axis.axis): axis for axis in nodes.axes}
+    shrinking = {
+        member.path for group in groups for member in group.members if member.role == "producer"
+    }
+    fixed = {}
+    for weight in find_weights(module, ("linear", "conv", "recurrent")):
+        axis = axes.get((weight.path, weight.attribute, weight.output_axis))
+        if weight.path in shrinking:
+            continue
+        reason = "it is used in a way that cannot be followed"
+        if axis is not None:
+            mine = reasons[axis.start : axis.start + axis.size]
+            if bool((mine != 0).any()):
+                reason = nodes.reasons[int(mine[mine != 0].mode().values)]
+        fixed[weight.path] = reason
+    return fixed
