@@ -1,0 +1,108 @@
+"""The main path under a real Prefect server."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from small_zoo import CHAIN, write_zoo
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Prefect home of its own, shared since making its database takes a while."""
+    return tmp_path_factory.mktemp("prefect")
+
+
+def run(folder: Path, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")
+    }
+    environment["PREFECT_HOME"] = str(home)
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "zoopress", "run", "card.yaml", "recipe.yaml"),
+            *("--store", "store", "--engine", "prefect", *arguments),
+        ],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+
+
+def ask_prefect(home: Path) -> list[tuple[str, str, str]]:
+    """Return what Prefect's database says of task runs: flow run, task, state."""
+    import sqlite3
+
+    with sqlite3.connect(home / "prefect.db") as database:
+        return list(
+            database.execute(
+                "select flow_run.name, task_run.name, task_run.state_type from task_run "
+                "join flow_run on flow_run.id = task_run.flow_run_id order by task_run.start_time"
+            )
+        )
+
+
+def test_a_flow_runs_each_stage_as_a_task_and_gives_what_an_inline_run_gives(
+    tmp_path: Path, home: Path
+) -> None:
+    write_zoo(tmp_path)
+    done = run(tmp_path, home, "--out", "out")
+    assert done.returncode == 0, done.stderr
+    # Quiet: our own lines, and nothing of Prefect's.
+    assert "prefect" not in done.stderr.lower()
+    assert done.stderr.count("→") == 4
+    tasks = [(task.rpartition("-")[0], state) for _, task, state in ask_prefect(home)]
+    names = ["neuron_pruning", "magnitude_pruning", "weight_quantization", "entropy_coding"]
+    assert tasks == [(name, "COMPLETED") for name in (*names, "evaluate")]
+
+    inline = subprocess.run(
+        [
+            *(sys.executable, "-m", "zoopress", "run", "card.yaml", "recipe.yaml"),
+            *("--store", "store", "--engine", "inline", "--out", "inline"),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert "nothing to compute" in inline.stderr
+    manifests = [
+        (tmp_path / out / "artifact/zoopress.json").read_bytes() for out in ("out", "inline")
+    ]
+    assert manifests[0] == manifests[1]
+
+
+def test_a_mistake_in_a_flow_is_one_line_without_a_traceback(tmp_path: Path, home: Path) -> None:
+    write_zoo(tmp_path, recipe=CHAIN + "targets: {min_cosine: 0.99999}\n")
+    done = run(tmp_path, home, "--out", "out")
+    assert done.returncode == 1
+    assert "did not pass the gate 'fidelity_kept'" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_server_that_is_not_there_does_not_stop_the_work(tmp_path: Path, home: Path) -> None:
+    write_zoo(tmp_path)
+    environment = {**os.environ, "PREFECT_HOME": str(home), "PREFECT_CLIENT_MAX_RETRIES": "0"}
+    environment["PREFECT_API_URL"] = "http://127.0.0.1:9/api"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "zoopress", "run", "card.yaml", "recipe.yaml"),
+            *("--store", "store", "--out", "out", "--json"),
+        ],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["compression_ratio"] > 3
+    assert (tmp_path / "out" / "artifact" / "zoopress.json").is_file()
