@@ -30,12 +30,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from zoopress.bounds import memory_bytes
 from zoopress.coding.zpz import StoredTensor, ZpzReader, write_zpz
 from zoopress.edits import Edit, apply_edit, set_tensor, submodule
-from zoopress.encoding import Alias, Expected, TensorEntry, decode, encode
-from zoopress.errors import ArtifactError, PluginError, nearest
+from zoopress.encoding import KEPT, Alias, Expected, TensorEntry, decode, encode
+from zoopress.errors import ArtifactError, PluginError, SourceError, nearest
 from zoopress.model import Model
-from zoopress.packing import packed_weights
 from zoopress.source import Architecture, build_on_meta
 from zoopress.store import file_digest, write_atomic
 
@@ -184,7 +184,7 @@ def read_manifest(folder: Path, verify: bool = True) -> Manifest:
             )
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise ArtifactError(f"{path}: larger than {MAX_MANIFEST_BYTES} bytes.")
-        data = json.loads(path.read_bytes())
+        data = json.loads(path.read_bytes(), parse_constant=_no_constant)
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, ArtifactError):
             raise
@@ -217,13 +217,24 @@ def load_artifact(
     """
     manifest = read_manifest(folder, verify)
     architecture = _architecture(folder, manifest, plugins, factory)
-    module = build_on_meta(architecture)
+    try:
+        # An edit makes few tensors of one, so a module can have but few that are not listed.
+        module = build_on_meta(architecture, 10_000 + 4 * len(manifest.tensors))
+    except SourceError as error:
+        raise ArtifactError(f"{folder}: {str(error).rstrip('.')}. {_AGAIN}") from error
+    except ArtifactError as error:
+        if str(folder) in str(error):
+            raise
+        raise ArtifactError(f"{folder / MANIFEST}: field 'architecture': {error}") from error
     for i, edit in enumerate(manifest.edits):
         try:
             with torch.device("meta"):
                 apply_edit(module, edit, plugins.layers)
-        except (ValueError, TypeError, PluginError) as error:
-            raise ArtifactError(f"{folder / MANIFEST}: edits[{i}]: {error}.") from error
+        # All that a layer's constructor may raise of arguments that it did not expect.
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+            raise ArtifactError(_bad_edit(folder, i, error)) from error
+        except (RuntimeError, AssertionError, PluginError) as error:
+            raise ArtifactError(_bad_edit(folder, i, error)) from error
     model = Model(module.eval(), plugins.layers, list(manifest.edits), {}, manifest.storage)
     try:
         _fill(folder, model, manifest, progress)
@@ -238,6 +249,15 @@ def size_bytes(folder: Path, manifest: Manifest) -> int:
 
 
 _AGAIN = "Download or build it again."
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number in JSON")
+
+
+def _bad_edit(folder: Path, position: int, error: Exception) -> str:
+    reason = str(error).rstrip(".") or type(error).__name__
+    return f"{folder / MANIFEST}: edits[{position}]: {reason}. {_AGAIN}"
 
 
 def _parse_manifest(path: Path, data: Any) -> Manifest:
@@ -260,6 +280,11 @@ def _parse_manifest(path: Path, data: Any) -> Manifest:
 def _check_files(folder: Path, manifest: Manifest, verify: bool) -> None:
     root = folder.resolve()
     for stray in folder.rglob("*"):
+        if stray.is_symlink() and not _stays(stray, root):
+            raise ArtifactError(
+                f"{stray}: is a link out of the artifact; nothing was opened. Copy the file that "
+                "it should be into its place."
+            )
         if stray.suffix.lower() in _PICKLES:
             raise ArtifactError(
                 f"{stray}: may hold a pickle, which can run code when it is opened. zoopress "
@@ -275,9 +300,6 @@ def _check_files(folder: Path, manifest: Manifest, verify: bool) -> None:
         path = folder / name
         if not path.is_file():
             raise ArtifactError(f"{path}: is missing. {_AGAIN}")
-        # The Hub's cache links into its own folder of blobs, never upwards out of the cache.
-        if not path.is_symlink() and not path.resolve().is_relative_to(root):
-            raise ArtifactError(f"{path}: lies outside the artifact.")
         size = path.stat().st_size
         if size != record.bytes:
             raise ArtifactError(
@@ -285,6 +307,19 @@ def _check_files(folder: Path, manifest: Manifest, verify: bool) -> None:
             )
         if verify and file_digest(path) != record.sha256:
             raise ArtifactError(f"{path}: its SHA-256 differs; it was changed. {_AGAIN}")
+
+
+def _stays(link: Path, root: Path) -> bool:
+    """Tell whether a link leads to a place inside the artifact, or is one of the Hub's cache.
+
+    There SNAPSHOT/model.safetensors leads to ../../blobs/DIGEST.
+    """
+    try:
+        target = link.resolve()
+    except (OSError, RuntimeError):  # it leads to itself
+        return False
+    cached = root.parent.name == "snapshots" and target.parent == root.parent.parent / "blobs"
+    return cached or target.is_relative_to(root)
 
 
 def _architecture(
@@ -301,12 +336,16 @@ def _architecture(
     arguments = dict(record.arguments)
     architecture: Architecture = builder(folder, arguments)
     if factory is not None:
-        architecture.use_factory(factory)
+        try:
+            architecture.use_factory(factory)
+        except SourceError as error:
+            raise ArtifactError(f"{folder}: {error}") from error
     return architecture
 
 
 class _Reader(Protocol):
     def names(self) -> list[str]: ...
+    def itemsize(self, name: str) -> int: ...
     def read(self, name: str) -> Tensor: ...
 
 
@@ -325,6 +364,10 @@ class _Safetensors:
     def names(self) -> list[str]:
         return list(self._file.keys())
 
+    def itemsize(self, name: str) -> int:
+        bits = re.match("[A-Z]+(\\d+)", self._file.get_slice(name).get_dtype())
+        return max(1, int(bits[1]) // 8) if bits else 1
+
     def read(self, name: str) -> Tensor:
         try:
             # A copy: what safetensors gives lies in the mapped file, unaligned, which crashes
@@ -335,6 +378,17 @@ class _Safetensors:
         return tensor
 
 
+class _Zpz:
+    def __init__(self, reader: ZpzReader) -> None:
+        self._reader = reader
+        self.names = reader.names
+        self.read = reader.read
+
+    def itemsize(self, name: str) -> int:
+        dtype: torch.dtype = getattr(torch, self._reader.info(name)[0])
+        return dtype.itemsize
+
+
 @contextmanager
 def _open_weights(folder: Path, manifest: Manifest) -> Iterator[dict[str, _Reader]]:
     """Open every tensor file; gives the reader of each stored tensor."""
@@ -343,7 +397,7 @@ def _open_weights(folder: Path, manifest: Manifest) -> Iterator[dict[str, _Reade
         for name in manifest.weights:
             reader: _Reader
             if manifest.storage == "zpz":
-                reader = stack.enter_context(ZpzReader(folder / name))
+                reader = _Zpz(stack.enter_context(ZpzReader(folder / name)))
             else:
                 reader = _Safetensors(folder / name)
             for tensor in reader.names():
@@ -365,10 +419,10 @@ def _fill(folder: Path, model: Model, manifest: Manifest, progress: Callable[[st
             f"the manifest has a tensor {unknown[0]!r} that the architecture has not."
             f"{nearest(unknown[0], missing or expected)}"
         )
-    _check_memory(expected)
     layouts = model.code_layouts()
     done: dict[str, Tensor] = {}
     with _open_weights(folder, manifest) as readers:
+        _check_memory(expected, readers)
 
         def read(name: str) -> Tensor:
             if name not in readers:
@@ -379,17 +433,17 @@ def _fill(folder: Path, model: Model, manifest: Manifest, progress: Callable[[st
             if name in done:
                 return done[name]
             entry = manifest.tensors.get(name)
-            if entry is None or depth > 2:
+            if entry is None or depth > 3:
                 raise ArtifactError(f"tensor {name!r} is referred to, but not stored")
             if isinstance(entry, Alias):
                 tensor = get(entry.of, depth + 1)
-                if tensor.shape != expected[name].shape or tensor.dtype != expected[name].dtype:
+                if not expected[name].fits(tensor):
                     raise ArtifactError(f"tensor {name!r} cannot be the same as {entry.of!r}")
                 if entry.tied:
                     _set(model.module, name, _get(model.module, entry.of))
                 else:
                     _set(model.module, name, tensor.clone())
-                if entry.of in model.masks:
+                if entry.of in model.masks and not entry.tied:  # tied weights share one mask
                     model.masks[name] = model.masks[entry.of]
             else:
                 tensor, mask = decode(
@@ -411,13 +465,16 @@ def _fill(folder: Path, model: Model, manifest: Manifest, progress: Callable[[st
             get(name)
 
 
-def _check_memory(expected: Mapping[str, Expected]) -> None:
+def _check_memory(expected: Mapping[str, Expected], readers: Mapping[str, _Reader]) -> None:
     """Refuse a model that this machine cannot hold, before anything is allocated."""
-    needed = sum(item.shape.numel() * item.dtype.itemsize for item in expected.values())
-    try:
-        available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not on every platform
-        return
+    needed = 0
+    for name, item in expected.items():
+        # A float may be stored in a smaller type than the one that its architecture is built in.
+        stored = name + KEPT if name + KEPT in readers else name
+        small = item.dtype.is_floating_point and stored in readers
+        itemsize = readers[stored].itemsize(stored) if small else item.dtype.itemsize
+        needed += item.shape.numel() * itemsize
+    available = memory_bytes()
     if needed > available:
         raise ArtifactError(
             f"its tensors would take {needed / 1e9:.1f} GB, more than this machine's "
@@ -460,13 +517,12 @@ def _write_safetensors(
     if count > 1:
         names = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
     for name, shard in zip(names, shards, strict=True):
-        save_file(shard, folder / name, metadata={"format": "pt"})
+        try:
+            save_file(shard, folder / name, metadata={"format": "pt"})
+        except SafetensorError as error:
+            code = re.search(r"os error (\d+)", str(error))
+            if code is None:
+                raise
+            number = int(code[1])
+            raise OSError(number, os.strerror(number), str(folder / name)) from error
     return names
-
-
-def kernels(model: Model) -> dict[str, int]:
-    """Return how many packed weights each kernel computes with on this machine."""
-    counts: dict[str, int] = {}
-    for packed in packed_weights(model.module).values():
-        counts[packed.kernel] = counts.get(packed.kernel, 0) + 1
-    return counts

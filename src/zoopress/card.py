@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -131,7 +132,7 @@ def load_card(name_or_path: str, plugins: Plugins) -> Card:
     path = Path(name_or_path)
     if not path.suffix and name_or_path in plugins.cards:
         path = plugins.cards[name_or_path]
-    elif not path.exists():
+    elif not os.path.exists(path):  # unlike Path.exists, no error for a name that is too long
         raise CardError(
             f"There is no card {name_or_path!r}, neither a file nor a card of the zoo."
             f"{nearest(name_or_path, plugins.cards)}"

@@ -322,8 +322,8 @@ def _print_result(result: Result) -> None:
         table.add_row(*row)
     console = Console()
     console.print(table)
-    for kernel, count in sorted(report.last.kernels.items()):
-        console.print(f"{count} packed weights compute by: {kernel}", highlight=False)
+    for kernel, count in sorted(report.kernels.items()):
+        console.print(f"{count} packed weights: {kernel}", highlight=False)
     console.print(f"artifact  {result.artifact}", highlight=False, soft_wrap=True)
     console.print(f"report    {result.folder / 'report.md'}", highlight=False, soft_wrap=True)
 

@@ -20,6 +20,10 @@ from zoopress.packing import PackedWeight, hold_packed
 from zoopress.weights import kind_of
 
 Argument = bool | int | float | str
+PACKED_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+}
 
 
 class ReplacementLayer(Protocol):
@@ -63,6 +67,10 @@ class Pack(_Edit):
     edit: Literal["pack"] = "pack"
     attribute: str = Field(description="the parameter's name in its module")
     packing: str = Field(description="registered name of the packed weight")
+    dtype: str | None = Field(
+        default=None,
+        description="the parameter's type, if the architecture may be built in another",
+    )
     arguments: dict[str, Argument] = {}
 
 
@@ -100,6 +108,8 @@ def apply_edit(root: nn.Module, edit: Resize | Replace | Pack, layers: Mapping[s
         _resize(module, edit)
     elif isinstance(edit, Replace):
         layer: Any = _registered(layers, edit.layer, nn.Module)
+        if not hasattr(layer, "from_module"):
+            raise ValueError(f"{edit.layer!r} is a packed weight, which cannot replace a module")
         if not edit.module:
             raise ValueError("the root module cannot be replaced")
         replacement = layer.from_module(module, **edit.arguments)
@@ -111,7 +121,10 @@ def apply_edit(root: nn.Module, edit: Resize | Replace | Pack, layers: Mapping[s
         if parameter is None:
             raise ValueError(f"module {edit.module!r} has no parameter {edit.attribute!r}")
         _, axis = kind_of(module, edit.attribute)
-        packed = packing(parameter.shape, parameter.dtype, axis, **edit.arguments)
+        if edit.dtype is not None and edit.dtype not in PACKED_DTYPES:
+            raise ValueError(f"dtype must be one of {list(PACKED_DTYPES)}, not {edit.dtype!r}")
+        dtype = PACKED_DTYPES[edit.dtype] if edit.dtype else parameter.dtype
+        packed = packing(parameter.shape, dtype, axis, **edit.arguments)
         hold_packed(module, edit.attribute, packed)
 
 
@@ -136,6 +149,8 @@ def _registered(layers: Mapping[str, type], name: str, base: type) -> type:
 
 
 def _resize(module: nn.Module, edit: Resize) -> None:
+    if isinstance(module, PackedWeight):
+        raise ValueError(f"{edit.module!r} is a packed weight, whose buffers have fixed sizes")
     for name, shape in edit.shapes.items():
         old = tensor_of(module, name)
         fits = len(shape) == old.ndim and all(

@@ -72,6 +72,13 @@ class Expected:
     shape: torch.Size
     dtype: torch.dtype
 
+    def fits(self, tensor: Tensor) -> bool:
+        """Tell whether a tensor can stand here; a float in any float type can."""
+        same_type = tensor.dtype == self.dtype or (
+            tensor.is_floating_point() and self.dtype.is_floating_point
+        )
+        return same_type and tensor.shape == self.shape
+
 
 def encode(
     tensors: Mapping[str, Tensor],
@@ -93,9 +100,11 @@ def encode(
     seen: dict[tuple[object, ...], str] = {}
     for name, tensor in tensors.items():
         identity = _identity(tensor)
-        if identity in seen:
-            tied = tensor.data_ptr() == tensors[seen[identity]].data_ptr()
-            entries[name] = Alias(of=seen[identity], tied=tied)
+        first = seen.get(identity)
+        tied = first is not None and _same_memory(tensor, tensors[first])
+        # Equal contents under different masks are two things; a tied weight has one mask.
+        if first is not None and (tied or _same_mask(masks.get(name), masks.get(first))):
+            entries[name] = Alias(of=first, tied=tied)
         elif name in masks:
             entries[name] = Masked()
             stored.update(_encode_masked(name, tensor, masks[name], layouts.get(name), tensors))
@@ -140,14 +149,13 @@ def decode(
     """
     if isinstance(entry, Plain):
         tensor = read(name)
-        same_type = tensor.dtype == expected.dtype or (
-            tensor.is_floating_point() and expected.dtype.is_floating_point
-        )
-        if tensor.shape != expected.shape or not same_type:
+        if not expected.fits(tensor):
             raise ArtifactError(
                 f"tensor {name!r}: stored as {tensor.dtype} {tuple(tensor.shape)}, but the "
                 f"architecture has {expected.dtype} {tuple(expected.shape)} there"
             )
+        if tensor.dtype == torch.bool and bool((tensor.view(torch.uint8) > 1).any()):
+            raise ArtifactError(f"tensor {name!r}: stored as bools, but holds other bytes")
         return tensor, None
     if isinstance(entry, Boolean):
         if expected.dtype != torch.bool:
@@ -167,8 +175,7 @@ def _encode_masked(
 ) -> dict[str, StoredTensor]:
     if layout is None:
         kept = StoredTensor(tensor[mask])
-        rebuilt = torch.zeros_like(tensor).masked_scatter_(mask, kept.tensor)
-        exact = torch.equal(rebuilt, tensor)
+        exact = not bool(tensor[~mask].any())
     else:
         codes = unpack_codes(tensor, layout.bits, layout.per_row)
         values = codes[mask]
@@ -190,7 +197,8 @@ def _decode_masked(
     mask = _read_bits(name, name + MASK, read, expected.shape.numel()).view(expected.shape)
     kept = read(name + KEPT)
     count = int(mask.sum())
-    if kept.shape != (count,) or not kept.is_floating_point():
+    floats = kept.is_floating_point() and expected.dtype.is_floating_point
+    if kept.shape != (count,) or not floats:
         raise ArtifactError(
             f"tensor {name!r}: its mask keeps {count} weights, but {kept.dtype} of shape "
             f"{tuple(kept.shape)} is stored"
@@ -217,7 +225,10 @@ def _decode_masked_codes(
         )
     fill = _fill_codes(layout, shape, name, tensor_named)
     codes = fill.masked_scatter(mask, unpack_codes(kept[None], layout.bits, count)[0])
-    return pack_codes(codes, layout.bits), mask
+    try:
+        return pack_codes(codes, layout.bits), mask
+    except ValueError as error:  # the zero points, which are codes too, do not fit
+        raise ArtifactError(f"tensor {name!r}: {error}") from error
 
 
 def _fill_codes(
@@ -243,6 +254,17 @@ def _read_bits(name: str, stored: str, read: Callable[[str], Tensor], count: int
             f"shape {tuple(packed.shape)} is stored"
         )
     return unpack_codes(packed[None], 1, count)[0].bool()
+
+
+def _same_memory(one: Tensor, other: Tensor) -> bool:
+    return one.numel() > 0 and (one.data_ptr(), one.stride()) == (
+        other.data_ptr(),
+        other.stride(),
+    )
+
+
+def _same_mask(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other or (one is not None and other is not None and torch.equal(one, other))
 
 
 def _identity(tensor: Tensor) -> tuple[object, ...]:

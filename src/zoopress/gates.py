@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from zoopress.errors import GateError
+from zoopress.errors import GateError, PluginError
 from zoopress.recipe import Targets
 from zoopress.technique import Claim
 
@@ -55,7 +55,6 @@ class StageResult:
         reload_difference: largest difference of outputs after saving and loading, relative to the
             largest output.
         fidelity: against the original.
-        kernels: how many packed weights compute with which kernel.
         notes: what else the technique had to say.
         seconds: wall time of the technique alone.
     """
@@ -73,7 +72,6 @@ class StageResult:
     finite: bool
     reload_difference: float
     fidelity: Fidelity
-    kernels: dict[str, int] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -219,8 +217,23 @@ def check_targets(given: GateInput, position: int, last: bool, plugins: Plugins)
     if last:
         gates["size_reached"] = size_reached
     for name in plugins.references["gates"]:
-        gates[name] = plugins.resolve("gates", name)
+        gates[name] = _guarded(name, plugins.resolve("gates", name))
     _ask(gates, given, position)
+
+
+def _guarded(name: str, gate: Gate) -> Gate:
+    """Return a plugin's gate that names itself when it fails to judge."""
+
+    def ask(given: GateInput) -> str | None:
+        try:
+            return gate(given)
+        except Exception as error:
+            raise PluginError(
+                f"The gate {name!r} of a plugin failed to judge: {type(error).__name__}: {error}. "
+                "Repair the plugin, or leave it out with ZOOPRESS_BLOCK_PLUGINS."
+            ) from error
+
+    return ask
 
 
 def _ask(gates: Mapping[str, Gate], given: GateInput, position: int) -> None:

@@ -12,11 +12,13 @@ from zoopress.source import load_callable
 if TYPE_CHECKING:
     from torch import nn
 
+    from zoopress.packing import Unpacking
+
 
 def load(
     folder: str | Path,
     factory: Callable[..., Any] | str | None = None,
-    dense: bool = False,
+    unpacking: Unpacking = "auto",
     verify: bool = True,
     progress: Callable[[str], None] = lambda name: None,
 ) -> nn.Module:
@@ -27,8 +29,9 @@ def load(
         factory: for a model whose architecture is a Python function: that function, or
             "file.py:function" or "package.module:function". An artifact is never trusted to name
             code, so this must come from you.
-        dense: whether to unpack quantized weights once and for all: takes the original's memory
-            and runs at its speed, where packed weights save memory and small batches' time.
+        unpacking: which quantized weights become dense once and for all. "auto": those that no
+            low-bit kernel of this machine serves, which would else be rebuilt in every call;
+            "none": the least memory; "all": the original's memory and speed at any batch size.
         verify: whether to compare every file's SHA-256 first.
         progress: called with each tensor's name.
 
@@ -41,6 +44,5 @@ def load(
     if isinstance(factory, str):
         factory = load_callable(factory, Path.cwd())
     model, architecture, _ = load_artifact(Path(folder), load_plugins(), factory, verify, progress)
-    if dense:
-        unpack(model.module)
+    unpack(model.module, unpacking)
     return architecture.finish(model.module)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from zoopress.edits import (
+    PACKED_DTYPES,
     Argument,
     Pack,
     Replace,
@@ -144,18 +145,26 @@ class Model:
             tensors: every buffer of the packed weight, by name.
         """
         mask = self.masks.pop(weight.name, None)
+        dtype = str(weight.parameter.dtype).removeprefix("torch.")
         for place in weight.locations:
             self._apply(
                 Pack(
                     module=place.path,
                     attribute=place.attribute,
                     packing=packing,
+                    # A bfloat16 model's architecture is rebuilt in torch's default type.
+                    dtype=dtype if dtype in PACKED_DTYPES else None,
                     arguments=dict(arguments),
                 )
             )
             self._fill(submodule(self.module, place.name), place.name, tensors)
         if mask is not None:
             packed = packed_weights(self.module)[weight.name]
+            if not packed.code_layouts():
+                raise StageError(
+                    f"{weight.name}: packing {packing!r} would discard the weight's pruning mask; "
+                    "it does not say with `code_layouts` which of its buffers hold the codes."
+                )
             for buffer, layout in packed.code_layouts().items():
                 rows = tensor_of(packed, buffer).shape[0]
                 self.masks[f"{weight.name}.{buffer}"] = (

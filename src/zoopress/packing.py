@@ -10,12 +10,19 @@ embedding) never build the dense weight where a kernel serves.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Product = Literal["linear", "embedding"]
+"""A product of which a packed weight may be a factor: with vectors, or with one-hot indices."""
+
+Unpacking = Literal["auto", "all", "none"]
+"""Which packed weights to turn back into dense ones: those that no kernel serves, all, or none."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +56,12 @@ class PackedWeight(nn.Module, ABC):
     def dense(self) -> Tensor:
         """Return the weight in its own shape and type."""
 
-    @property
-    def kernel(self) -> str:
-        """Name what computes with this weight on this machine."""
-        return "dequantize"
+    def kernel(self, product: Product) -> str | None:
+        """Name what computes a product here without the dense weight, None if nothing does.
+
+        Override it together with `linear` or `embedding`.
+        """
+        return None
 
     def code_layouts(self) -> dict[str, CodeLayout]:
         """Return which buffers hold bit-packed codes, so that storage can see the codes."""
@@ -87,37 +96,62 @@ def hold_packed(module: nn.Module, attribute: str, packed: PackedWeight) -> None
     del module._parameters[attribute]
     if isinstance(module, nn.RNNBase):  # its caches of parameters would keep them alive
         module.__dict__.pop("_flat_weights", None)
-        module.__dict__.pop("_flat_weight_refs", None)
+        module._flat_weight_refs = []  # not removed: copying and pickling look for it
     names = (*getattr(type(module), "_packed_names", ()), attribute)
     module.__class__ = _holding_class(getattr(type(module), "_unpacked_class", type(module)), names)
     # The class's property would refuse a normal assignment, and must win over the child module.
     module._modules[attribute] = packed
 
 
-def unpack(root: nn.Module) -> None:
-    """Turn every packed weight below `root` back into a dense parameter, in place.
+def unpack(root: nn.Module, which: Unpacking = "all") -> dict[str, int]:
+    """Turn packed weights below `root` back into dense parameters, in place.
 
-    Takes as much memory as the original, and computes at its speed; useful for large batches where
-    no kernel serves the packed weights.
+    A dense weight takes as much memory as the original's and computes at its speed. A packed one
+    that no kernel serves would be rebuilt in every call, which is slower: "auto" unpacks these.
+
+    Returns:
+        How many packed weights there were for each way in which they will compute.
     """
+    counts: dict[str, int] = {}
     dense: dict[int, nn.Parameter] = {}
     for module in root.modules():
-        names = getattr(type(module), "_packed_names", ())
+        holding: Any = type(module)
+        names = getattr(holding, "_packed_names", ())
         if not names:
             continue
         parameters = {}
         for name in names:
-            packed = module._modules.pop(name)
+            packed = module._modules[name]
             assert isinstance(packed, PackedWeight)
+            product: Product | None = getattr(holding, "_product", None)
+            kernel = packed.kernel(product) if product else None
+            how = kernel or "rebuilt in every call"
+            if which == "all" or (which == "auto" and kernel is None):
+                how = "dense once loaded"
+            counts[how] = counts.get(how, 0) + 1
+            if how != "dense once loaded":
+                continue
             # Tied weights share their packed tensors, and so one dense weight.
             key = next(packed.buffers()).data_ptr()
             dense.setdefault(key, nn.Parameter(packed.dense(), requires_grad=False))
             parameters[name] = dense[key]
-        module.__class__ = type(module)._unpacked_class
-        if isinstance(module, nn.RNNBase):
-            module._flat_weights = [getattr(module, n, None) for n in module._flat_weights_names]
-        for name, parameter in parameters.items():
-            setattr(module, name, parameter)
+        if parameters:
+            _hold_dense(module, parameters)
+    return counts
+
+
+def _hold_dense(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+    """Put dense parameters in the place of a module's packed weights of the same names."""
+    holding: Any = type(module)
+    packed = tuple(name for name in holding._packed_names if name not in parameters)
+    for name in parameters:
+        del module._modules[name]
+    base = holding._unpacked_class
+    module.__class__ = _holding_class(base, packed) if packed else base
+    for name, parameter in parameters.items():
+        module.register_parameter(name, parameter)
+    if isinstance(module, nn.RNNBase) and not packed:
+        module._init_flat_weights()  # the list that it computes with, and references to check it
 
 
 _CLASSES: dict[tuple[type, tuple[str, ...]], type] = {}
@@ -133,13 +167,17 @@ def _holding_class(base: type, names: tuple[str, ...]) -> type:
             **{name: property(_dense_attribute(name)) for name in names},
         }
         forward = getattr(base, "forward", None)
-        if forward is nn.Linear.forward and "weight" in names:
-            body["forward"] = _linear_forward
+        # nn.MultiheadAttention takes the weight of its output layer and never calls the layer.
+        called = not issubclass(base, nn.modules.linear.NonDynamicallyQuantizableLinear)
+        if called and forward is nn.Linear.forward and "weight" in names:
+            body.update(forward=_linear_forward, _product="linear")
         elif forward is nn.Embedding.forward and "weight" in names:
-            body["forward"] = _embedding_forward
+            body.update(forward=_embedding_forward, _product="embedding")
         elif issubclass(base, nn.RNNBase):
             # nn.RNNBase caches its parameters in this list, which would keep them dense.
             body["_flat_weights"] = property(_flat_weights, _ignore_assignment)
+            # It compares that list with references that a computed weight never equals.
+            body["_update_flat_weights"] = _keep_flat_weights
         _CLASSES[key] = type(f"Packed{base.__name__}", (base,), body)
     return _CLASSES[key]
 
@@ -167,6 +205,10 @@ def _embedding_forward(self: Any, input: Tensor) -> Tensor:
 
 def _flat_weights(self: Any) -> list[Tensor]:
     return [getattr(self, name) for name in self._flat_weights_names]
+
+
+def _keep_flat_weights(self: Any) -> None:
+    return None
 
 
 def _ignore_assignment(self: Any, value: list[Tensor]) -> None:

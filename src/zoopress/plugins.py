@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import pluggy
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 GROUP = "zoopress"
 hookspec = pluggy.HookspecMarker("zoopress")
 hookimpl = pluggy.HookimplMarker("zoopress")
+AnswerT = TypeVar("AnswerT")
 
 _MERGED = ("layers", "sources", "architectures", "tasks", "gates")
 
@@ -128,16 +129,10 @@ class Plugins:
     @cached_property
     def techniques(self) -> dict[str, type[Technique[Any]]]:
         """Techniques by name."""
-        from zoopress.technique import Technique
-
         merged: dict[str, type[Technique[Any]]] = {}
-        for plugin, classes in self._answers("zoopress_techniques"):
+        for plugin, classes in self._answers("zoopress_techniques", _technique_classes):
             for technique in classes:
-                if not (isinstance(technique, type) and issubclass(technique, Technique)):
-                    raise PluginError(
-                        f"Plugin {plugin!r}: {technique!r} is not a subclass of zoopress.Technique."
-                    )
-                self._claim("technique", technique.name, plugin)
+                self._claim("technique", technique.name, plugin, merged)
                 merged[technique.name] = technique
         return merged
 
@@ -151,6 +146,7 @@ class Plugins:
 
     def technique_origin(self, name: str) -> Origin:
         """Return the plugin and distribution a technique comes from."""
+        self.technique(name)
         return self.origins[self._owners["technique", name]]
 
     @cached_property
@@ -158,9 +154,9 @@ class Plugins:
         """What is registered as "module:attribute", by hook ("layers", "tasks", …) and name."""
         merged: dict[str, dict[str, str]] = {hook: {} for hook in _MERGED}
         for hook in _MERGED:
-            for plugin, mapping in self._answers(f"zoopress_{hook}"):
+            for plugin, mapping in self._answers(f"zoopress_{hook}", _references):
                 for name, reference in mapping.items():
-                    self._claim(hook.removesuffix("s"), name, plugin)
+                    self._claim(hook.removesuffix("s"), name, plugin, merged[hook])
                     merged[hook][name] = reference
         return merged
 
@@ -172,8 +168,17 @@ class Plugins:
         Raises:
             PluginError: if nothing is, or it cannot be imported.
         """
-        reference = self._get(hook.removesuffix("s"), name, self.references[hook])
-        return import_reference(reference)
+        kind = hook.removesuffix("s")
+        reference = self._get(kind, name, self.references[hook])
+        try:
+            return import_reference(reference)
+        except Exception as error:  # any import error at all: the plugin is not ours
+            plugin = self._owners[kind, name]
+            raise PluginError(
+                f"The {kind} {name!r} of plugin {plugin!r} of {self.origins[plugin].distribution} "
+                f"cannot be imported from {reference!r}: {_reason(error)}. Repair that "
+                f"distribution, or leave its plugin out with ZOOPRESS_BLOCK_PLUGINS={plugin}."
+            ) from error
 
     @cached_property
     def layers(self) -> Mapping[str, type]:
@@ -202,31 +207,41 @@ class Plugins:
 
     def _files(self, kind: str, hook: str) -> dict[str, Path]:
         merged: dict[str, Path] = {}
-        for plugin, folders in self._answers(hook):
+        for plugin, folders in self._answers(hook, _folders):
             for folder in folders:
                 for path in sorted(folder.glob("*.yaml")):
-                    self._claim(kind, path.stem, plugin)
+                    self._claim(kind, path.stem, plugin, merged)
                     merged[path.stem] = path
         return merged
 
-    def _answers(self, hook: str) -> Iterator[tuple[str, Any]]:
+    def _answers(
+        self, hook: str, checked: Callable[[Any], AnswerT]
+    ) -> Iterator[tuple[str, AnswerT]]:
         for implementation in getattr(self.manager.hook, hook).get_hookimpls():
             try:
-                answer = implementation.function()
+                answer = checked(implementation.function())
             except Exception as error:  # a plugin's bug must not take the others down
-                self.broken.append(_broken(implementation.plugin_name, self.origins, error))
+                problem = _broken(implementation.plugin_name, self.origins, error, hook)
+                if problem not in self.broken:
+                    self.broken.append(problem)
                 continue
             yield implementation.plugin_name, answer
 
-    def _claim(self, kind: str, name: str, plugin: str) -> None:
-        owner = self._owners.setdefault((kind, name), plugin)
-        if owner != plugin:
+    def _claim(self, kind: str, name: str, plugin: str, merged: Mapping[str, Any]) -> None:
+        if name in merged:
+            owner = self._owners[kind, name]
+            if owner == plugin:
+                raise PluginError(
+                    f"Plugin {plugin!r} of {self.origins[plugin].distribution} registers the "
+                    f"{kind} {name!r} twice. Leave it out with ZOOPRESS_BLOCK_PLUGINS={plugin}."
+                )
             raise PluginError(
                 f"Two plugins register the {kind} {name!r}: {owner!r} of "
                 f"{self.origins[owner].distribution} and {plugin!r} of "
                 f"{self.origins[plugin].distribution}. Uninstall one, or leave one out with "
                 f"ZOOPRESS_BLOCK_PLUGINS={plugin}."
             )
+        self._owners[kind, name] = plugin
 
     def _get(self, kind: str, name: str, merged: Mapping[str, Any]) -> Any:
         if name in merged:
@@ -255,18 +270,41 @@ class _LazyLayers(Mapping[str, type]):
 
 
 def import_reference(reference: str) -> Any:
-    """Import "module:attribute", as registered by an installed plugin.
-
-    Raises:
-        PluginError: if it cannot be imported.
-    """
+    """Import "module:attribute", as registered by an installed plugin."""
     module, _, attribute = reference.partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise PluginError(
-            f"{reference!r} is registered but cannot be imported: {error}."
-        ) from error
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _technique_classes(answer: Any) -> list[type[Technique[Any]]]:
+    """Check what a plugin answers to `zoopress_techniques`."""
+    from zoopress.technique import Technique
+
+    classes = list(answer)
+    for item in classes:
+        if not (isinstance(item, type) and issubclass(item, Technique)):
+            raise TypeError(f"{item!r} is not a subclass of zoopress.Technique")
+        missing = [n for n in ("name", "family", "config_type") if not hasattr(item, n)]
+        if missing:
+            raise TypeError(f"technique {item.__qualname__} lacks {', '.join(missing)}")
+    return classes
+
+
+def _references(answer: Any) -> dict[str, str]:
+    """Check what a plugin answers to a hook that wants names with "module:attribute"."""
+    references = dict(answer)
+    for name, reference in references.items():
+        if not isinstance(name, str) or not isinstance(reference, str) or ":" not in reference:
+            raise TypeError(f'expected a name and "module:attribute", got {name!r}: {reference!r}')
+    return references
+
+
+def _folders(answer: Any) -> list[Path]:
+    """Check what a plugin answers to a hook that wants folders."""
+    folders = [Path(folder) for folder in ([answer] if isinstance(answer, str) else answer)]
+    for folder in folders:
+        if not folder.is_dir():
+            raise NotADirectoryError(f"there is no folder {folder}")
+    return folders
 
 
 def load_plugins(blocked: Iterable[str] = (), extra: Mapping[str, object] | None = None) -> Plugins:
@@ -299,7 +337,12 @@ def _entry_points() -> Iterable[EntryPoint]:
 
 
 def _distribution(point: EntryPoint) -> tuple[str, str]:
-    return (point.dist.name, point.dist.version) if point.dist else ("(unknown)", "0")
+    # Of a distribution whose metadata file is damaged or gone these are None, or raise.
+    try:
+        name, version = (point.dist.name, point.dist.version) if point.dist else (None, None)
+    except Exception:
+        name, version = None, None
+    return name or "(unknown)", version or "0"
 
 
 def _register(plugins: Plugins, origin: Origin, source: object) -> None:
@@ -317,12 +360,19 @@ def _register(plugins: Plugins, origin: Origin, source: object) -> None:
         plugins.manager.register(module, name=origin.plugin)
         # pluggy reports a misspelt hook only when asked, and then for all plugins at once.
         plugins.manager.check_pending()
-    except Exception as error:  # any import error at all: the plugin is not ours
+    # Any error at all, be it `sys.exit()` at import: the plugin is not ours.
+    except (Exception, SystemExit) as error:
         if plugins.manager.has_plugin(origin.plugin):
             plugins.manager.unregister(name=origin.plugin)
         plugins.broken.append(_broken(origin.plugin, plugins.origins, error))
 
 
-def _broken(name: str, origins: Mapping[str, Origin], error: Exception) -> BrokenPlugin:
-    reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-    return BrokenPlugin(name, origins[name].distribution, reason)
+def _broken(
+    name: str, origins: Mapping[str, Origin], error: BaseException, hook: str = ""
+) -> BrokenPlugin:
+    where = f"{hook}: " if hook else ""
+    return BrokenPlugin(name, origins[name].distribution, where + _reason(error))
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,7 @@ class Stage:
         return self.technique.name
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the stage as a recipe spells it, defaults included."""
+        """Return the stage as a recipe spells it, defaults included, without its targets."""
         return {"technique": self.name, **self.technique.config.model_dump(mode="json")}
 
 
@@ -76,8 +77,12 @@ class Recipe:
         """Return the recipe as plain data, defaults included."""
         return {
             "name": self.name,
+            "description": self.description,
             "seed": self.seed,
-            "stages": [stage.as_dict() for stage in self.stages],
+            "stages": [
+                {**stage.as_dict(), "targets": stage.targets.model_dump(exclude_none=True)}
+                for stage in self.stages
+            ],
             "targets": self.targets.model_dump(exclude_none=True),
         }
 
@@ -97,7 +102,7 @@ def load_recipe(reference: str, plugins: Plugins) -> Recipe:
     path = Path(file)
     if not path.suffix and reference in plugins.recipes:
         path = plugins.recipes[reference]
-    elif not path.exists():
+    elif not os.path.exists(path):  # unlike Path.exists, no error for a name that is too long
         raise RecipeError(
             f"There is no recipe {reference!r}, neither a file nor a recipe of a plugin."
             f"{nearest(reference, plugins.recipes)}"

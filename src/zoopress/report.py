@@ -37,6 +37,8 @@ class Report:
     stages: list[StageResult]
     latency: list[dict[str, float]]
     machine: dict[str, Any]
+    kernels: dict[str, int] = field(default_factory=dict)
+    """How many packed weights compute in which way, once loaded."""
     base_model: str | None = None
     license: str | None = None
     schema: int = field(default=1)
@@ -205,10 +207,10 @@ def model_readme(report: Report) -> str:
 
 
 def _kernel_line(report: Report) -> list[str]:
-    if not report.last.kernels:
+    if not report.kernels:
         return []
-    used = ", ".join(f"{count} by {name}" for name, count in sorted(report.last.kernels.items()))
-    return ["", f"Packed weights compute: {used}."]
+    used = ", ".join(f"{count} × {name}" for name, count in sorted(report.kernels.items()))
+    return ["", f"How packed weights compute: {used}."]
 
 
 def _stage_table(report: Report) -> list[str]:

@@ -118,31 +118,39 @@ def detect_architecture(card: Card, files: SourceFiles, plugins: Plugins) -> Arc
     )
 
 
-def build_on_meta(architecture: Architecture) -> nn.Module:
+def build_on_meta(architecture: Architecture, most_parts: int = 1_000_000) -> nn.Module:
     """Return the module in evaluation mode, its tensors without memory wherever it allows that.
+
+    Args:
+        architecture: what to build; its sizes need not be trusted.
+        most_parts: modules, parameters and buffers that it may have, all together.
 
     Raises:
         SourceError: if it cannot be built.
     """
     import torch
 
+    from zoopress.bounds import bounded_build
+
     try:
-        with torch.device("meta"):
-            module = architecture.build()
-        stray = _stray_meta_tensor(module)
+        with bounded_build(most_parts):
+            try:
+                with torch.device("meta"):
+                    module = architecture.build()
+                stray = _stray_meta_tensor(module)
+            except (NotImplementedError, RuntimeError) as error:
+                stray = f"{type(error).__name__}: {error}"
+                if "meta" not in stray:
+                    raise
+        if stray:
+            # Some constructors look at values, or keep tensors that no file will fill.
+            with bounded_build(most_parts):
+                module = architecture.build()
     except ZoopressError:
         raise
-    except (NotImplementedError, RuntimeError) as error:
-        stray = f"{type(error).__name__}: {error}"
-        if "meta" not in stray:
-            raise SourceError(f"The architecture cannot be built: {stray}.") from error
     except Exception as error:
-        raise SourceError(
-            f"The architecture cannot be built: {type(error).__name__}: {error}."
-        ) from error
-    if stray:
-        # Some constructors look at values, or keep tensors that no file will fill.
-        module = architecture.build()
+        reason = f"{type(error).__name__}: {error}"
+        raise SourceError(f"The architecture cannot be built: {reason[:400]}.") from error
     return module.eval()
 
 

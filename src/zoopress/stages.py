@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoopress.artifact import Base, Manifest, kernels, load_artifact, save_artifact, size_bytes
+from zoopress.artifact import Base, Manifest, load_artifact, save_artifact, size_bytes
 from zoopress.card import Card
 from zoopress.errors import SourceError, StageError
 from zoopress.evaluation import (
@@ -25,6 +26,7 @@ from zoopress.evaluation import (
 )
 from zoopress.gates import GateInput, StageResult, check_sound
 from zoopress.model import Model
+from zoopress.packing import unpack
 from zoopress.plugins import Plugins
 from zoopress.progress import Reporter
 from zoopress.recipe import Recipe, Stage
@@ -78,8 +80,9 @@ class Workbench:
             title = f"stage {position}/{len(self.recipe.stages)}  {stage.name}"
             with self.reporter.step(title) as progress:
                 model, lineage, bytes_before = self._input(previous)
-                self.plugins.manager.hook.zoopress_before_stage(
-                    technique=stage.name, position=position, key=key
+                hooks = self.plugins.manager.hook
+                self._tell(
+                    hooks.zoopress_before_stage, technique=stage.name, position=position, key=key
                 )
                 torch.manual_seed(self.recipe.seed)
                 start = time.perf_counter()
@@ -96,6 +99,12 @@ class Workbench:
                 except StageError as error:
                     raise StageError(f"Stage {position} ({stage.name}): {error}") from error
                 seconds = time.perf_counter() - start
+                for claim_made in outcome.claims:
+                    if not math.isfinite(claim_made.reached):
+                        raise StageError(
+                            f"Stage {position} ({stage.name}) claims {claim_made.quantity} "
+                            f"{claim_made.reached}; this is a bug in the technique."
+                        )
 
                 progress("evaluating")
                 fidelity, finite = compare_outputs(
@@ -133,13 +142,12 @@ class Workbench:
                     finite=finite,
                     reload_difference=self._reload_difference(artifact, model),
                     fidelity=fidelity,
-                    kernels=kernels(model),
                     notes=outcome.notes,
                     seconds=seconds,
                 )
             given = GateInput(result, stage.targets, self.files.size_bytes())
-            self.plugins.manager.hook.zoopress_after_stage(
-                technique=stage.name, position=position, result=given
+            self._tell(
+                hooks.zoopress_after_stage, technique=stage.name, position=position, result=given
             )
             check_sound(given, position)
             return claim.commit(result.as_dict())
@@ -152,6 +160,7 @@ class Workbench:
                 return Report.from_dict(claim.entry.record)
             with self.reporter.step("measuring latency"):
                 model, _, _ = self._load(last.artifact)
+                kernels = unpack(model.module, "auto")  # as users get it
                 latency = measure_latency(
                     self.task,
                     self.original,
@@ -173,6 +182,7 @@ class Workbench:
                 original_parameters=self._original_parameters,
                 stages=list(results),
                 latency=latency,
+                kernels=kernels,
                 machine=describe_machine(),
             )
             claim.commit(report.as_dict())
@@ -229,6 +239,13 @@ class Workbench:
     def _original_parameters(self) -> int:
         return Model(self.original).parameter_count()
 
+    def _tell(self, hook: Callable[..., Any], **news: Any) -> None:
+        """Call observers; what they do with it is not the run's concern."""
+        try:
+            hook(**news)
+        except Exception as error:
+            self.reporter.line(f"warning: an observer failed: {type(error).__name__}: {error}")
+
     def _others(self) -> dict[str, Path]:
         return {name: self.files.folder / name for name in self.files.others}
 
@@ -282,6 +299,7 @@ def evaluate_artifact(folder: Path, card: Card, plugins: Plugins) -> dict[str, A
         "finite": finite,
         **{name: value for name, value in asdict(fidelity).items() if value is not None},
     }
+    unpack(model.module, "auto")  # as users get it
     sizes = sorted({1, min(32, task.data.batch_size)})
     for row in measure_latency(task, original, model.module, sizes):
         figures[f"speed_up_batch_{int(row['batch_size'])}"] = row["speed_up"]

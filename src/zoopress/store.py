@@ -2,7 +2,8 @@
 
     ROOT/
         entries/ab/abcdef…/         one finished result; appears by one rename, never changes
-            record.json             what was measured, and size and SHA-256 of every other file
+            record.json             what was measured, size and SHA-256 of every other file, and
+                                    the SHA-256 of all that
             artifact/               the model, see artifact.py
         locks/abcdef….lock          held while a result is computed; the kernel frees it on kill -9
         staging/abcdef….XXXX/       being written; worthless once its lock is free
@@ -128,14 +129,15 @@ class Store:
         if not path.is_dir():
             return None
         try:
-            record = json.loads((path / RECORD).read_text(encoding="utf-8"))
-            damage = _damage(path, record["files"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            damage, record = f"{RECORD} cannot be read ({error})", {}
-        if damage:
+            content = json.loads((path / RECORD).read_text(encoding="utf-8"))
+            intact = content.pop("sha256") == digest({"key": key, **content})
+            damaged = not intact or _is_damaged(path, content["files"])
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            damaged = True
+        if damaged:
             self._set_aside(key, path)
             return None
-        return Entry(key, path, record["record"])
+        return Entry(key, path, content["record"])
 
     @contextmanager
     def claim(self, key: str, waiting: Callable[[], None] = lambda: None) -> Iterator[Claim]:
@@ -163,7 +165,9 @@ class Store:
             try:
                 yield claim
             except OSError as error:
-                raise self._explained("write to", error) from error
+                if self._is_ours(error):
+                    raise self._explained("write to", error) from error
+                raise
             finally:
                 if claim._staging is not None:
                     shutil.rmtree(claim._staging, ignore_errors=True)
@@ -206,7 +210,9 @@ class Store:
                 for file in sorted(staging.rglob("*"))
                 if file.is_file()
             }
-            text = json.dumps({"record": record, "files": files}, indent=1, allow_nan=False)
+            content: dict[str, Any] = {"record": record, "files": files}
+            content["sha256"] = digest({"key": key, **content})
+            text = json.dumps(content, indent=1, allow_nan=False)
             (staging / RECORD).write_text(text, encoding="utf-8")
             for item in (*staging.rglob("*"), staging):
                 _sync(item)
@@ -223,7 +229,7 @@ class Store:
             shutil.rmtree(leftover, ignore_errors=True)
 
     def _set_aside(self, key: str, path: Path) -> None:
-        with suppress(OSError):  # read-only store, or another process was faster
+        with suppress(OSError, StoreError):  # read-only store, or another process was faster
             os.rename(path, self._make_folder("quarantine", f"{key[:32]}.") / "entry")
 
     @contextmanager
@@ -232,6 +238,15 @@ class Store:
             yield
         except OSError as error:
             raise self._explained(action, error) from error
+
+    def _is_ours(self, error: OSError) -> bool:
+        """Tell whether an error met while a claim is held is about the store."""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            return True
+        names = [
+            os.fsdecode(n) for n in (error.filename, error.filename2) if isinstance(n, str | bytes)
+        ]
+        return any(Path(name).is_relative_to(self.root) for name in names)
 
     def _explained(self, action: str, error: OSError) -> StoreError:
         remedy = "Choose another folder with --store or ZOOPRESS_STORE."
@@ -260,15 +275,15 @@ def write_atomic(path: Path, text: str) -> None:
         raise
 
 
-def _damage(path: Path, files: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Say how a folder's files differ from their record, or None."""
+def _is_damaged(path: Path, files: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Tell whether a folder's files differ from their record."""
     for name, expected in files.items():
         file = path / name
         if not file.is_file() or file.stat().st_size != expected["bytes"]:
-            return f"{name} is missing or has another size"
+            return True
         if file_digest(file) != expected["sha256"]:
-            return f"{name} has another SHA-256"
-    return None
+            return True
+    return False
 
 
 def _sync(path: Path) -> None:

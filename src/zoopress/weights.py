@@ -120,7 +120,7 @@ def find_weights(
         for attribute, parameter in owner._parameters.items():
             if parameter is None or parameter.ndim < 2 or not parameter.is_floating_point():
                 continue
-            if isinstance(owner, _NORMALIZATION):
+            if isinstance(owner, _NORMALIZATION) or not parameter.numel():
                 continue
             locations.setdefault(id(parameter), []).append(Location(path, attribute))
             first.setdefault(id(parameter), (parameter, owner))

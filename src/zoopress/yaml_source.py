@@ -15,6 +15,9 @@ from zoopress.errors import InputError, nearest
 Location = tuple[str | int, ...]
 ModelT = TypeVar("ModelT", bound=BaseModel)
 MAX_BYTES = 1 << 20
+_YAML = "tag:yaml.org,2002:"
+_COLLECTIONS = (f"{_YAML}map", f"{_YAML}seq")
+_NUMBERS = (f"{_YAML}int", f"{_YAML}float")
 
 
 @dataclass
@@ -53,9 +56,11 @@ def read_yaml(path: Path, error: type[InputError]) -> YamlSource:
         InputError: of the given class, if the file is missing, too large or not YAML.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
+        with path.open("rb") as stream:  # sizes are unknown of what is no plain file
+            content = stream.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
             raise error(f"{path}: larger than {MAX_BYTES} bytes, which no card or recipe is.")
-        text = path.read_text(encoding="utf-8")
+        text = content.decode("utf-8")
     except OSError as problem:
         raise error(f"{path}: cannot be read: {problem.strerror}.") from problem
     except UnicodeDecodeError as problem:
@@ -87,18 +92,24 @@ def _construct(
     line = node.start_mark.line + 1
     source.lines.setdefault(location, line)
     if depth > 50 or len(source.lines) > 100_000:  # also stops aliases that refer to themselves
-        raise error(f"{source.path}:{line}: is nested too deeply.")
+        raise error(f"{source.path}:{line}: is nested too deeply, or repeats itself too often.")
+    if not isinstance(node, yaml.ScalarNode) and node.tag not in _COLLECTIONS:
+        raise error(
+            f"{source.path}:{line}: the tag {_shown(node.tag)} is not understood; leave it out."
+        )
     if isinstance(node, yaml.MappingNode):
         mapping: dict[Any, Any] = {}
         for key_node, value_node in node.value:
-            key = _scalar(key_node)
+            at = key_node.start_mark.line + 1
+            # Looked at only if plain: a hostile key could be an alias that grows when printed.
+            key = _scalar(key_node) if isinstance(key_node, yaml.ScalarNode) else None
             if not isinstance(key, str):
-                raise error(f"{source.path}:{line}: the key {key!r} must be text; quote it.")
+                text = _shown(key_node.value) if isinstance(key_node, yaml.ScalarNode) else "here"
+                raise error(f"{source.path}:{at}: the key {text} must be text; quote it.")
             if key in mapping:
-                at = key_node.start_mark.line + 1
-                raise error(f"{source.path}:{at}: the key {key!r} stands here twice.")
+                raise error(f"{source.path}:{at}: the key {_shown(key)} stands here twice.")
             place = (*location, key)
-            source.lines[place] = key_node.start_mark.line + 1
+            source.lines[place] = at
             mapping[key] = _construct(value_node, place, source, error, depth + 1)
         return mapping
     if isinstance(node, yaml.SequenceNode):
@@ -106,17 +117,30 @@ def _construct(
             _construct(item, (*location, i), source, error, depth + 1)
             for i, item in enumerate(node.value)
         ]
+    assert isinstance(node, yaml.ScalarNode)
     return _scalar(node)
 
 
-def _scalar(node: yaml.Node) -> Any:
+def _scalar(node: yaml.ScalarNode) -> Any:
+    # YAML 1.1 takes 2:4 for 124, counted in sixties, and 2024-01-01 for a date. Nobody means that.
+    if (node.tag in _NUMBERS and ":" in node.value) or node.tag == f"{_YAML}timestamp":
+        return node.value
+    if node.tag in _NUMBERS and len(node.value) > 1000:
+        raise _unreadable(node, "a number of more than 1000 digits")
     loader = yaml.SafeLoader("")
     try:
-        return loader.construct_object(node, deep=True)
-    except ValueError as problem:  # "2024-13-45" looks like a date to YAML
-        raise yaml.YAMLError(str(problem)) from problem
+        return loader.construct_object(node)
+    # What PyYAML raises of values that do not fit their tag, such as "!!int ''".
+    except (ValueError, LookupError, AttributeError, TypeError, OverflowError) as problem:
+        raise _unreadable(node, f"{_shown(node.value)} is no {node.tag.removeprefix(_YAML)}") from (
+            problem
+        )
     finally:
         loader.dispose()
+
+
+def _unreadable(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
 
 
 def validate(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zoopress.card import Card
 from zoopress.errors import ArtifactError, SourceError
@@ -36,6 +36,16 @@ class SentenceEncoderArchitecture(Architecture):
         """
         if "modules.json" not in files.others:
             return None
+        try:
+            return cls(files.folder, cls._arguments(files))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise SourceError(
+                f"{files.folder}: modules.json, or a file it names, is not in the layout of "
+                f"sentence-transformers ({type(error).__name__}: {error})."
+            ) from error
+
+    @staticmethod
+    def _arguments(files: SourceFiles) -> dict[str, Any]:
         modules = json.loads((files.folder / "modules.json").read_text(encoding="utf-8"))
         kinds = [module["type"].rpartition(".")[2] for module in modules]
         if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
@@ -51,15 +61,12 @@ class SentenceEncoderArchitecture(Architecture):
         if "sentence_bert_config.json" in files.others:
             text = (files.folder / "sentence_bert_config.json").read_text(encoding="utf-8")
             limit = json.loads(text).get("max_seq_length") or limit
-        return cls(
-            files.folder,
-            {
-                "class": read_config(files.folder)["architectures"][0],
-                "pooling": chosen[0],
-                "normalize": kinds[-1] == "Normalize",
-                "max_tokens": limit,
-            },
-        )
+        return {
+            "class": read_config(files.folder)["architectures"][0],
+            "pooling": chosen[0],
+            "normalize": kinds[-1] == "Normalize",
+            "max_tokens": limit,
+        }
 
     def build(self) -> nn.Module:
         """Build the transformer from its config, and pooling on top."""

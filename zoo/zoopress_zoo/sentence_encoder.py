@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from zoopress.errors import SourceError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -64,10 +66,18 @@ class SentenceEncoder(nn.Module):
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """Return the folder's tokenizer, never running code from it."""
+    """Return the folder's tokenizer, never running code from it.
+
+    Raises:
+        SourceError: if it cannot be read.
+    """
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises bare exceptions
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:400]
+        raise SourceError(f"{folder}: its tokenizer cannot be loaded: {reason}.") from error
 
 
 def tokenize(tokenizer: Any, sentences: Sequence[str], max_tokens: int) -> dict[str, Tensor]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,28 @@ from zoopress.source import Architecture, SourceFiles
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+# `attn_implementation: org/name` downloads a kernel and runs it; a backbone brings its weights.
+_FETCHING = frozenset(
+    {
+        "auto_map",
+        "quantization_config",
+        "attn_implementation",
+        "_attn_implementation",
+        "_attn_implementation_internal",
+        "_attn_implementation_autoset",
+        "experts_implementation",
+        "_experts_implementation",
+        "_experts_implementation_internal",
+        "use_kernels",
+        "use_pretrained_backbone",
+    }
+)
+_COUNTED = re.compile(
+    "(^|_)(layers?|labels?|depths?|blocks?|stages?|experts?|heads?|levels?|repeats?)$|^(n|num)_(?!ctx|pos)"
+)
+_MOST_COUNTED = 1 << 20
 
 
 def _library() -> Any:
@@ -35,7 +59,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SourceError(f"{path}: cannot be read: {error}.") from error
     if not isinstance(config, dict):
         raise SourceError(f"{path}: is not a JSON object.")
@@ -49,8 +73,16 @@ def model_class(name: Any) -> Any:
         ArtifactError: if it is anything else; names come from files that are not trusted.
     """
     library = _library()
-    found = getattr(library, name, None) if isinstance(name, str) and name.isidentifier() else None
-    if not (isinstance(found, type) and issubclass(found, library.PreTrainedModel)):
+    found: Any = None
+    if isinstance(name, str) and name.isidentifier():
+        # Transformers imports a class when it is asked for, and says so if that needs more.
+        with suppress(ImportError, RuntimeError):
+            found = getattr(library, name, None)
+    if not (
+        isinstance(found, type)
+        and issubclass(found, library.PreTrainedModel)
+        and getattr(found, "config_class", None) is not None
+    ):
         raise ArtifactError(
             f"'class': {name!r} is not a model class of transformers {library.__version__}. "
             "Update transformers if it is a newer one."
@@ -78,11 +110,9 @@ class Transformers(Architecture):
 
     def build(self) -> nn.Module:
         """Build the class from the folder's config."""
-        library = _library()
         chosen = model_class(self.arguments.get("class"))
-        config = chosen.config_class.from_dict(_without_code(read_config(self.folder)))
-        del library
-        made: nn.Module = chosen(config)
+        found = _checked(read_config(self.folder), self.folder / "config.json")
+        made: nn.Module = chosen(chosen.config_class.from_dict(found))
         return made
 
     def load(self, files: SourceFiles) -> nn.Module:
@@ -109,6 +139,27 @@ def load_pretrained(files: SourceFiles, name: Any) -> nn.Module:
     return model
 
 
-def _without_code(config: dict[str, Any]) -> dict[str, Any]:
-    """Drop what could make transformers look for code or another quantizer."""
-    return {k: v for k, v in config.items() if k not in ("auto_map", "quantization_config")}
+def _checked(config: Any, path: Path) -> Any:
+    """Drop what could make transformers fetch code or weights, at any depth, and check counts.
+
+    Raises:
+        SourceError: if there are more layers, labels or the like than any model has: transformers
+            makes lists of them before anything could stop it.
+    """
+    if isinstance(config, list):
+        return [_checked(item, path) for item in config]
+    if not isinstance(config, dict):
+        return config
+    for key, value in config.items():
+        counts = value if isinstance(value, list) else [value]
+        largest = max((n for n in counts if isinstance(n, int)), default=0)
+        if _COUNTED.search(key) and largest > _MOST_COUNTED:
+            raise SourceError(
+                f"{path}: {key!r} is {_shown(largest)}, which is more than {_MOST_COUNTED:,}. No "
+                "model has so many; the file is damaged or hostile."
+            )
+    return {key: _checked(value, path) for key, value in config.items() if key not in _FETCHING}
+
+
+def _shown(number: int) -> str:
+    return f"{number:,}" if number < 10**30 else "a number of more than 30 digits"

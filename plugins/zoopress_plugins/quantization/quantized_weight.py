@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoopress.coding.bits import packed_size, unpack_codes
-from zoopress.packing import CodeLayout, PackedWeight
+from zoopress.packing import CodeLayout, PackedWeight, Product
 from zoopress.weights import as_matrix, from_matrix
 
 INT8_KERNEL_ROWS = 64
@@ -45,13 +45,17 @@ class QuantizedWeight(PackedWeight):
         super().__init__(shape, dtype, output_axis)
         if type(bits) is not int or not 2 <= bits <= 8:
             raise ValueError(f"bits must be 2 to 8, not {bits!r}")
+        if type(symmetric) is not bool:
+            raise ValueError(f"symmetric must be true or false, not {symmetric!r}")
+        if not shape.numel():
+            raise ValueError(f"a weight of shape {tuple(shape)} has nothing to quantize")
         rows = shape[output_axis]
         columns = shape.numel() // rows
         if type(group_size) is not int or not 1 <= group_size <= columns:
             raise ValueError(f"group_size must be 1 to {columns}, not {group_size!r}")
         self.bits = bits
         self.group_size = group_size
-        self.symmetric = bool(symmetric)
+        self.symmetric = symmetric
         self.rows, self.columns = rows, columns
         groups = -(-columns // group_size)
         self.register_buffer(
@@ -75,14 +79,15 @@ class QuantizedWeight(PackedWeight):
         fill = 0 if self.symmetric else "zero_point"
         return {"codes": CodeLayout(self.bits, self.columns, fill, self.group_size)}
 
-    @property
-    def kernel(self) -> str:
-        """Name what computes with this weight on this machine."""
+    def kernel(self, product: Product) -> str | None:
+        """Name what computes a product here without the dense weight, None if nothing does."""
+        if product == "embedding":
+            return "only the rows looked up are dequantized"
         if self._has_int8_kernel():
-            return f"torch int8 kernel up to {INT8_KERNEL_ROWS} rows, then dequantize"
+            return f"torch int8 kernel up to {INT8_KERNEL_ROWS} rows, dequantized for more"
         if self._has_int4_kernel():
-            return f"torch int4 kernel up to {INT4_KERNEL_ROWS} rows, then dequantize"
-        return "dequantize"
+            return f"torch int4 kernel up to {INT4_KERNEL_ROWS} rows, dequantized for more"
+        return None
 
     def linear(self, input: Tensor, bias: Tensor | None) -> Tensor:
         """Compute input [..., in] times the weight [out, in] transposed, plus bias [out]."""

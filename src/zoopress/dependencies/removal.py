@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from zoopress.dependencies.groups import NeuronGroup
 from zoopress.edits import set_tensor, submodule, tensor_of
+from zoopress.errors import StageError
 from zoopress.model import Model
 
 Chosen = Mapping[str, Tensor]
@@ -171,7 +172,10 @@ def check(module: nn.Module, removal: Removal, run: Callable[[], Tensor]) -> str
     try:
         with removal.tried():
             actual = _seeded(run)
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, KeyError) as error:
+    except (
+        *(StageError, RuntimeError, ValueError, TypeError, IndexError, AssertionError),
+        *(KeyError, AttributeError),
+    ) as error:
         return f"the forward pass fails without them ({str(error).strip().splitlines()[0]})"
     if actual.shape != expected.shape:
         return f"the output's shape turns from {tuple(expected.shape)} to {tuple(actual.shape)}"

@@ -1,0 +1,1 @@
+"""Weight sharing by k-means, a plugin for zoopress."""

@@ -1,0 +1,96 @@
+"""Bounds on what building a module may ask for, since its sizes may come from a stranger."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.modules import module as registration
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from zoopress.errors import SourceError
+
+
+def memory_bytes() -> int:
+    """Return the memory that this process may use at most, as far as the system tells."""
+    bounds = [1 << 62]
+    with suppress(AttributeError, ValueError, OSError):  # not on every platform
+        bounds.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    with suppress(OSError, ValueError):  # no container, or one without a bound
+        bounds.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii")))
+    return min(bounds)
+
+
+@contextmanager
+def bounded_build(most_parts: int) -> Iterator[None]:
+    """Stop a module's constructor that makes too many parts or fills more than all memory.
+
+    Args:
+        most_parts: modules, parameters and buffers, all together.
+
+    Raises:
+        SourceError: from within the constructor.
+    """
+    thread, parts = threading.get_ident(), 0
+
+    def count(*_: Any) -> None:
+        nonlocal parts
+        if threading.get_ident() != thread:  # the hooks see every thread's modules
+            return
+        parts += 1
+        if parts > most_parts:
+            raise SourceError(
+                f"its architecture has more than {most_parts:,} modules and tensors, far more "
+                "than its files can hold"
+            )
+
+    with ExitStack() as stack:
+        for register in (
+            registration.register_module_module_registration_hook,
+            registration.register_module_parameter_registration_hook,
+            registration.register_module_buffer_registration_hook,
+        ):
+            stack.callback(register(count).remove)
+        stack.enter_context(_BoundedMemory(memory_bytes()))
+        yield
+
+
+class _BoundedMemory(TorchDispatchMode):
+    """Refuses to make tensors, off the meta device, of more bytes in sum than the bound."""
+
+    def __init__(self, most_bytes: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._most = most_bytes
+        self._made = 0
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        given = dict(kwargs or {})
+        makes = any(argument.name == "device" for argument in func._schema.arguments)
+        if makes and not _is_meta(given.get("device"), args):
+            made = func(*args, **{**given, "device": torch.device("meta"), "pin_memory": None})
+            if isinstance(made, Tensor):
+                self._made += made.numel() * made.itemsize
+            if self._made > self._most:
+                raise SourceError(
+                    f"building its architecture would take {self._made / 1e9:.1f} GB, more than "
+                    f"this machine's {self._most / 1e9:.1f} GB of memory; it was not allocated"
+                )
+        return func(*args, **given)
+
+
+def _is_meta(device: Any, args: Sequence[Any]) -> bool:
+    if device is not None:
+        return torch.device(device).type == "meta"
+    return bool(args) and isinstance(args[0], Tensor) and args[0].is_meta

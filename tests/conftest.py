@@ -1,0 +1,153 @@
+"""Tiny models and isolated folders that tests share."""
+
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from zoopress.card import Card, load_card
+from zoopress.plugins import Plugins, load_plugins
+
+settings.register_profile("zoopress", deadline=None)
+settings.load_profile("zoopress")
+
+VOCABULARY, WIDTH, CLASSES = 19, 16, 5
+
+
+class TinyCnn(nn.Module):
+    """A grouped, a plain and a transposed convolution; images [n, 4, 8, 8] to [n, 5]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(4, 8, 3, padding=1, groups=2)
+        self.norm = nn.BatchNorm2d(8)
+        self.second = nn.Conv2d(8, 12, (3, 2), stride=2, padding_mode="circular", padding=1)
+        self.third = nn.ConvTranspose2d(12, 6, 2)
+        self.head = nn.Linear(6, CLASSES)
+
+    def forward(self, input: Tensor) -> Tensor:
+        hidden = self.norm(self.first(input)).relu()
+        hidden = self.third(self.second(hidden).relu()).relu()
+        result: Tensor = self.head(hidden.mean((2, 3)))
+        return result
+
+
+class TinyLstm(nn.Module):
+    """Token ids [n, length] to [n, 5], through two directions and two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(VOCABULARY, WIDTH)
+        self.lstm = nn.LSTM(WIDTH, 7, num_layers=2, bidirectional=True, batch_first=True)
+        self.head = nn.Linear(14, CLASSES)
+
+    def forward(self, input: Tensor) -> Tensor:
+        result: Tensor = self.head(self.lstm(self.embedding(input))[0][:, -1])
+        return result
+
+
+class TinyTransformer(nn.Module):
+    """Token ids [n, length] to logits [n, length, vocabulary], output tied to the embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(VOCABULARY, WIDTH)
+        self.block = nn.TransformerEncoderLayer(WIDTH, 2, 24, batch_first=True)
+        self.output = nn.Linear(WIDTH, VOCABULARY, bias=False)
+        self.output.weight = self.embedding.weight
+        self.register_buffer("used", torch.ones(VOCABULARY, dtype=torch.bool))
+        self.register_buffer("scratch", torch.zeros(3), persistent=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        result: Tensor = self.output(self.block(self.embedding(input)))
+        return result
+
+
+FACTORIES: dict[str, type[nn.Module]] = {
+    "cnn": TinyCnn,
+    "lstm": TinyLstm,
+    "transformer": TinyTransformer,
+}
+
+
+@pytest.fixture(autouse=True)
+def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep every test off the user's store and settings."""
+    monkeypatch.setenv("ZOOPRESS_STORE", str(tmp_path / "default-store"))
+    monkeypatch.delenv("ZOOPRESS_BLOCK_PLUGINS", raising=False)
+
+
+@pytest.fixture(scope="session")
+def plugins() -> Plugins:
+    """All that is installed."""
+    return load_plugins()
+
+
+@pytest.fixture(scope="session")
+def factories() -> dict[str, type[nn.Module]]:
+    """Classes of tiny models by name."""
+    return FACTORIES
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., nn.Module]:
+    """Return a function that builds a seeded tiny model in evaluation mode."""
+
+    def build(name: str, seed: int = 0) -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return FACTORIES[name]().eval()
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def tiny_input() -> Callable[[str], Tensor]:
+    """Return a function that gives inputs for a tiny model."""
+
+    def make(name: str) -> Tensor:
+        generator = torch.Generator().manual_seed(1)
+        if name == "cnn":
+            return torch.randn(3, 4, 8, 8, generator=generator)
+        return torch.randint(0, VOCABULARY, (3, 6), generator=generator)
+
+    return make
+
+
+@pytest.fixture
+def tiny_card(tmp_path: Path, tiny: Callable[..., nn.Module], plugins: Plugins) -> Card:
+    """A card, in `tmp_path`, of a small multi-layer perceptron with random inputs."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    save_file(module.state_dict(), tmp_path / "tiny.safetensors")
+    (tmp_path / "tiny_factory.py").write_text(
+        textwrap.dedent(
+            """
+            from torch import nn
+
+
+            def build():
+                return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+            """
+        )
+    )
+    path = tmp_path / "tiny.yaml"
+    path.write_text(
+        textwrap.dedent(
+            """
+            name: tiny
+            source: path:tiny.safetensors
+            factory: tiny_factory.py:build
+            data:
+              random: {input: {shape: [8]}}
+              evaluation_samples: 16
+              calibration_samples: 4
+            """
+        )
+    )
+    return load_card(str(path), plugins)

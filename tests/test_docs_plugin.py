@@ -1,0 +1,93 @@
+"""What docs/write-a-plugin.md shows works as it stands there."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from zoopress.plugins import HookSpecs
+from zoopress.testing import tiny_card
+
+PAGE = Path(__file__).parents[1] / "docs" / "write-a-plugin.md"
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.M | re.S)
+FILES = {
+    match[1]: content
+    for _, content in BLOCKS
+    if (match := re.match(r"# file: (\S+)\n", content)) is not None
+}
+
+
+def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run this Python in a folder, with what is installed in its folder `site`."""
+    environment = {**os.environ, "PYTHONPATH": str(folder / "site"), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the page's files and install them like anyone would, but without a network."""
+    folder = tmp_path_factory.mktemp("page")
+    (folder / "source").mkdir()
+    for name, content in FILES.items():
+        (folder / "source" / name).write_text(content, encoding="utf-8")
+    options = ("--no-index", "--no-deps", "--no-build-isolation", "--quiet")
+    done = python(folder, "-m", "pip", "install", *options, "--target", "site", "./source")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_every_python_block_is_a_file_of_the_package() -> None:
+    blocks = [content for language, content in BLOCKS if language == "python"]
+    assert len(blocks) == sum(name.endswith(".py") for name in FILES) == 7
+    assert all(content.startswith("# file: ") for content in blocks)
+
+
+def test_the_pages_own_tests_pass(installed: Path) -> None:
+    options = ("-q", "-W", "error", "-p", "no:cacheprovider", "--import-mode=importlib")
+    done = python(installed, "-m", "pytest", *options, "source/test_tutorial.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 passed" in done.stdout
+
+
+def test_its_techniques_gate_source_and_observer_run_from_the_command_line(
+    installed: Path, tmp_path: Path
+) -> None:
+    card = tiny_card("cnn", tmp_path / "shelf").model_dump(exclude_none=True)
+    card["source"] = "shelf:cnn"
+    (tmp_path / "card.yaml").write_text(json.dumps(card))
+    stages = ["input_norm_pruning", "ternary_weights", "entropy_coding"]
+    recipe = {"stages": [{"technique": name} for name in stages]}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    files = str(tmp_path / "card.yaml"), str(tmp_path / "recipe.yaml")
+    out = str(tmp_path / "out")
+    done = python(installed, "-m", "zoopress", "run", *files, "--out", out, "--json")
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[1] for line in done.stderr.splitlines() if "observed" in line] == stages
+    assert json.loads(done.stdout)["compression_ratio"] > 8
+
+
+def test_a_plugin_is_left_out_when_it_is_blocked(
+    installed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZOOPRESS_BLOCK_PLUGINS", "more_hooks")
+    listed = python(installed, "-m", "zoopress", "plugin", "list").stdout
+    assert re.search(r"^more_hooks +blocked$", listed, re.M)
+    assert re.search(r"^ternary_weights +zoopress-tutorial 0\.1\.0 +loaded$", listed, re.M)
+
+
+def test_every_hook_is_on_the_page() -> None:
+    hooks = [name for name in vars(HookSpecs) if name.startswith("zoopress_")]
+    text = PAGE.read_text(encoding="utf-8")
+    assert hooks
+    assert [name for name in hooks if f"`{name}" not in text] == []

@@ -1,0 +1,77 @@
+"""The example plugin, installed like a stranger's, works from the command line."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from zoopress.testing import tiny_card
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "zoopress-weight-sharing"
+RECIPE = """\
+stages:
+  - technique: magnitude_pruning
+    sparsity: 0.6
+  - technique: weight_sharing
+    bits: 4
+  - technique: entropy_coding
+"""
+
+
+def python(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run this Python with what is installed in `site`, too."""
+    environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Install the example into a folder, with the setuptools that torch brings."""
+    folder = tmp_path_factory.mktemp("example")
+    # A copy: setuptools builds in the source folder.
+    shutil.copytree(EXAMPLE, folder / "source")
+    options = ("--no-index", "--no-deps", "--no-build-isolation", "--quiet")
+    source, target = str(folder / "source"), str(folder / "site")
+    done = python(folder, "-m", "pip", "install", *options, "--target", target, source)
+    assert done.returncode == 0, done.stderr
+    return folder / "site"
+
+
+def test_its_own_tests_pass_where_it_is_installed(site: Path) -> None:
+    test = EXAMPLE / "test_weight_sharing.py"
+    options = ("-q", "-W", "error", "-p", "no:cacheprovider", "--import-mode=importlib")
+    done = python(site, "-m", "pytest", *options, str(test))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_recipe_with_it_runs_from_the_command_line(site: Path, tmp_path: Path) -> None:
+    card = tiny_card("transformer", tmp_path)
+    (tmp_path / "card.yaml").write_text(card.model_dump_json(exclude_none=True))
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    files = str(tmp_path / "card.yaml"), str(tmp_path / "recipe.yaml")
+    out = tmp_path / "out"
+    done = python(site, "-m", "zoopress", "run", *files, "--json", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["compression_ratio"] > 4
+
+    manifest = json.loads((out / "artifact" / "zoopress.json").read_text())
+    packed = {edit["packing"] for edit in manifest["edits"] if edit["edit"] == "pack"}
+    assert packed == {"weight_sharing"}
+    assert manifest["lineage"][1]["distribution"] == "zoopress-weight-sharing"
+
+
+def test_without_it_the_recipe_is_refused_and_its_absence_named(tmp_path: Path) -> None:
+    card = tiny_card("transformer", tmp_path)
+    (tmp_path / "card.yaml").write_text(card.model_dump_json(exclude_none=True))
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    files = str(tmp_path / "card.yaml"), str(tmp_path / "recipe.yaml")
+    done = python(tmp_path, "-m", "zoopress", "plan", *files)
+    assert done.returncode == 1
+    assert "There is no technique 'weight_sharing'" in done.stderr
+    assert "Traceback" not in done.stderr

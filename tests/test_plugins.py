@@ -1,0 +1,237 @@
+"""Plugins: broken ones are named and left out, clashes are refused, any can be blocked."""
+
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from zoopress.errors import PluginError
+from zoopress.plugins import Plugins, hookimpl, load_plugins
+
+Install = Callable[..., None]
+TECHNIQUE = """
+from zoopress.plugins import hookimpl
+from zoopress.technique import Config, Effects, Outcome, Technique
+
+
+class Mine(Technique[Config]):
+    name = "{name}"
+    family = "pruning"
+    config_type = Config
+
+    def effects(self):
+        return Effects()
+
+    def apply(self, model, context):
+        return Outcome(touched=[])
+
+
+@hookimpl
+def zoopress_techniques():
+    return [Mine]
+"""
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    """Give a function that installs a distribution with one plugin module."""
+    site = tmp_path / "site"
+    site.mkdir()
+    monkeypatch.syspath_prepend(str(site))
+    modules: list[str] = []
+
+    def write(distribution: str, plugin: str, code: str, metadata: bool = True) -> None:
+        module = distribution.replace("-", "_") + "_module"
+        modules.append(module)
+        (site / f"{module}.py").write_text(textwrap.dedent(code))
+        info = site / f"{distribution.replace('-', '_')}-1.2.dist-info"
+        info.mkdir()
+        if metadata:
+            (info / "METADATA").write_text(
+                f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.2\n"
+            )
+        (info / "entry_points.txt").write_text(f"[zoopress]\n{plugin} = {module}\n")
+
+    yield write
+    for module in modules:
+        sys.modules.pop(module, None)
+
+
+def names(plugins: Plugins) -> set[str]:
+    plugins.check()
+    return {item.name for item in plugins.broken}
+
+
+def assert_rest_works(plugins: Plugins) -> None:
+    assert {"magnitude_pruning", "entropy_coding"} <= plugins.techniques.keys()
+    assert plugins.cards
+    assert "fidelity" in plugins.references["tasks"]
+
+
+def test_nothing_that_is_installed_is_broken_or_clashes() -> None:
+    assert names(load_plugins()) == set()
+
+
+def test_an_installed_distribution_adds_its_technique(install: Install) -> None:
+    install("third-party", "third", TECHNIQUE.format(name="third_technique"))
+    plugins = load_plugins()
+    assert plugins.technique("third_technique").name == "third_technique"
+    origin = plugins.technique_origin("third_technique")
+    assert (origin.plugin, origin.distribution, origin.version) == ("third", "third-party", "1.2")
+
+
+HOOKED = "from zoopress.plugins import hookimpl\n@hookimpl\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("import no_such_module_anywhere", "ModuleNotFoundError.*no_such_module_anywhere"),
+        ("def (", "SyntaxError"),
+        ("raise RuntimeError('bad day')", "RuntimeError: bad day"),
+        ("import sys\nsys.exit(3)", "SystemExit: 3"),
+        (HOOKED + "def zoopress_tehcniques():\n    return []", "zoopress_tehcniques"),
+        (HOOKED + "def zoopress_techniques(wrong):\n    return []", "wrong"),
+        (HOOKED + "def zoopress_techniques():\n    raise OSError('gone')", "OSError: gone"),
+        (HOOKED + "def zoopress_techniques():\n    pass", "zoopress_techniques: TypeError"),
+        (HOOKED + "def zoopress_techniques():\n    yield 1 / 0", "ZeroDivisionError"),
+        (HOOKED + "def zoopress_techniques():\n    return [int]", "not a subclass"),
+        (
+            "from zoopress.technique import Technique\n"
+            + HOOKED
+            + "def zoopress_techniques():\n    return [Technique]",
+            "lacks name, family, config_type",
+        ),
+        (HOOKED + "def zoopress_layers():\n    return {'a': int}", "module:attribute"),
+        (HOOKED + "def zoopress_tasks():\n    return ['a']", "zoopress_tasks"),
+        (HOOKED + "def zoopress_gates():\n    return {'a': 'no colon'}", "module:attribute"),
+        (HOOKED + "def zoopress_cards():\n    return ['/no/such/folder']", "/no/such/folder"),
+        (HOOKED + "def zoopress_recipes():\n    return None", "zoopress_recipes: TypeError"),
+    ],
+)
+def test_a_broken_plugin_is_named_with_its_distribution_and_the_rest_works(
+    code: str, reason: str, install: Install
+) -> None:
+    install("bad-luck", "unlucky", code)
+    install("good-luck", "lucky", TECHNIQUE.format(name="lucky_technique"))
+    plugins = load_plugins()
+    plugins.check()
+    plugins.check()
+    (broken,) = plugins.broken
+    assert (broken.name, broken.distribution) == ("unlucky", "bad-luck")
+    with pytest.raises(PluginError, match=r"plugin 'unlucky' of bad-luck is broken.*" + reason):
+        plugins.technique("unlucky_technique")
+    assert "lucky_technique" in plugins.techniques
+    assert_rest_works(plugins)
+
+
+def test_a_distribution_without_metadata_does_not_take_the_others_down(install: Install) -> None:
+    install("no-metadata", "bare", TECHNIQUE.format(name="bare_technique"), metadata=False)
+    plugins = load_plugins()
+    assert_rest_works(plugins)
+    assert "bare_technique" in plugins.techniques
+
+
+def test_two_plugins_of_one_name_are_refused_with_both_distributions(install: Install) -> None:
+    install("dist-one", "same", TECHNIQUE.format(name="one"))
+    install("dist-two", "same", TECHNIQUE.format(name="two"))
+    with pytest.raises(PluginError, match=r"Two plugins are called 'same'.*dist-\w+.*dist-\w+"):
+        load_plugins()
+
+
+def test_one_distribution_found_twice_counts_once(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("dist-one", "one", TECHNIQUE.format(name="one"))
+    link = tmp_path / "again"
+    link.symlink_to(tmp_path / "site")
+    monkeypatch.syspath_prepend(str(link))
+    assert "one" in load_plugins().techniques
+
+
+def folder_hook(kind: str, folder: Path) -> SimpleNamespace:
+    hook = hookimpl(lambda: [folder], specname=f"zoopress_{kind}")
+    return SimpleNamespace(hook=hook)
+
+
+def mapping_hook(kind: str) -> SimpleNamespace:
+    return SimpleNamespace(
+        hook=hookimpl(lambda: {"taken": "json:loads"}, specname=f"zoopress_{kind}")
+    )
+
+
+@pytest.mark.parametrize("kind", ["layers", "sources", "architectures", "tasks", "gates"])
+def test_a_name_that_two_plugins_register_is_refused(kind: str) -> None:
+    plugins = load_plugins(extra={"first": mapping_hook(kind), "second": mapping_hook(kind)})
+    for _ in range(2):  # the second time must not be taken for a plugin's clash with itself
+        with pytest.raises(
+            PluginError, match=rf"the {kind[:-1]} 'taken'.*'first'.*'second'.*BLOCK"
+        ):
+            plugins.check()
+    remedied = load_plugins(["second"], {"first": mapping_hook(kind), "second": mapping_hook(kind)})
+    remedied.check()
+
+
+@pytest.mark.parametrize("kind", ["cards", "recipes"])
+def test_a_file_name_that_two_plugins_bring_is_refused(kind: str, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "taken.yaml").touch()
+    both = {name: folder_hook(kind, tmp_path / name) for name in ("one", "two")}
+    with pytest.raises(PluginError, match=rf"the {kind[:-1]} 'taken'.*'one'.*'two'"):
+        load_plugins(extra=both).check()
+
+
+def test_a_technique_name_that_is_taken_is_refused(install: Install) -> None:
+    install("copy-cat", "copycat", TECHNIQUE.format(name="magnitude_pruning"))
+    with pytest.raises(PluginError, match=r"the technique 'magnitude_pruning'.*copy-cat"):
+        _ = load_plugins().techniques
+
+
+def test_a_plugin_that_registers_a_technique_twice_is_refused(install: Install) -> None:
+    code = TECHNIQUE.format(name="double").replace("[Mine]", "[Mine, Mine]")
+    install("double-dist", "double", code)
+    with pytest.raises(PluginError, match=r"'double' of double-dist .* 'double' twice"):
+        load_plugins().check()
+
+
+def test_any_plugin_can_be_blocked(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    install("third-party", "third", "raise AssertionError('a blocked plugin is never imported')")
+    assert names(load_plugins(["third"])) == set()
+    monkeypatch.setenv("ZOOPRESS_BLOCK_PLUGINS", " third , magnitude_pruning,,")
+    plugins = load_plugins()
+    assert names(plugins) == set()
+    assert plugins.blocked == {"third", "magnitude_pruning"}
+    with pytest.raises(PluginError, match="plugin 'magnitude_pruning' is blocked"):
+        plugins.technique("magnitude_pruning")
+
+
+@pytest.mark.parametrize(
+    ("reference", "reason"),
+    [
+        ("no_such_module_anywhere:x", "No module named 'no_such_module_anywhere'"),
+        ("json:no_such_attribute", "no_such_attribute"),
+        ("json:", "has no attribute"),
+        ("crashing_module:x", "ZeroDivisionError"),
+    ],
+)
+def test_a_reference_that_cannot_be_imported_names_its_plugin(
+    reference: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "crashing_module.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    hook = hookimpl(lambda: {"mine": reference}, specname="zoopress_layers")
+    plugins = load_plugins(extra={"extra": SimpleNamespace(hook=hook)})
+    with pytest.raises(PluginError, match=rf"'mine' of plugin 'extra' of \(not inst.*{reason}"):
+        plugins.resolve("layers", "mine")
+    with pytest.raises(PluginError, match="Did you mean 'mine'"):
+        plugins.resolve("layers", "mien")
+
+
+def test_every_registered_reference_can_be_imported(plugins: Plugins) -> None:
+    for kind, mapping in plugins.references.items():
+        for name in mapping:
+            assert callable(plugins.resolve(kind, name))  # type: ignore[arg-type]
