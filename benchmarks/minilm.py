@@ -1,9 +1,11 @@
 """Run recipes on the card minilm through the main path, and compare what comes out.
 
 Bytes and fidelity are exact; stages that are in the store are not computed again. Latencies are
-measured anew: original and compressed model take turns in one process, the speed-up is the ratio of
-their medians. That is done in several rounds over all recipes, since the machine may be busy with
-other work in one of them; the median round is reported, with the smallest and the largest.
+measured anew, of the model as `zoopress.load` returns it: original and compressed model take turns
+in one process, the speed-up is the ratio of their medians. That is done in several rounds over all
+recipes, since the machine may be busy with other work in one of them; the median round is reported,
+with the smallest and the largest. One thread is the default because on a busy machine threads spend
+most of their time waiting for each other.
 """
 
 from __future__ import annotations
@@ -14,12 +16,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from results_files import table, write
 
 from zoopress.artifact import load_artifact
 from zoopress.card import load_card
 from zoopress.compress import compress
-from zoopress.evaluation import measure_latency
+from zoopress.evaluation import describe_machine, measure_latency
+from zoopress.packing import unpack
 from zoopress.plugins import load_plugins
 from zoopress.progress import terminal
 from zoopress.recipe import load_recipe
@@ -57,6 +61,7 @@ def measure_speed_ups(
     for _ in range(rounds):
         for name, folder in artifacts.items():
             module = load_artifact(folder, plugins)[0].module
+            unpack(module, "auto")
             for row in measure_latency(task, original, module, BATCH_SIZES, seconds=2.0):
                 found[name][int(row["batch_size"])].append(row["speed_up"])
     return found
@@ -72,7 +77,9 @@ def main() -> None:
     parser.add_argument("--card", default="minilm", help="a card's name or file (%(default)s)")
     parser.add_argument("--store", type=Path, help="where stage results are kept")
     parser.add_argument("--rounds", type=int, default=3, help="of latency (%(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="of torch (%(default)s)")
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
 
     plugins, store, reporter = load_plugins(), Store(options.store), terminal()
     card = load_card(options.card, plugins)
@@ -131,7 +138,7 @@ def main() -> None:
         lines,
         {
             "command": "python benchmarks/minilm.py",
-            "machine": report.machine,
+            "machine": describe_machine(),
             "card": card.name,
             "evaluation_samples": samples,
             "original_size_bytes": report.original_size_bytes,

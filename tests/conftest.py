@@ -1,5 +1,10 @@
 """Tiny models and isolated folders that tests share."""
 
+import os
+
+# Tiny models gain nothing from threads, and lose much where others use the machine as well.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import textwrap
 from collections.abc import Callable
 from pathlib import Path

@@ -117,7 +117,13 @@ MAGNITUDE = {"technique": "magnitude_pruning", "sparsity": 0.6}
 QUANTIZE = {"technique": "weight_quantization", "bits": 4, "group_size": 32}
 SVD = {"technique": "truncated_svd", "parameters": 0.6}
 CODE = {"technique": "entropy_coding"}
-STEPS = {"neuron": NEURON, "magnitude": MAGNITUDE, "quantize": QUANTIZE, "svd": SVD, "code": CODE}
+STEPS: dict[str, dict[str, Any]] = {
+    "neuron": NEURON,
+    "magnitude": MAGNITUDE,
+    "quantize": QUANTIZE,
+    "svd": SVD,
+    "code": CODE,
+}
 
 MODELS = ("cnn", "lstm", "gru", "encoder", "bert", "gpt2")
 CHAINS = (
@@ -208,26 +214,18 @@ def make_data(model: str, folder: Path) -> dict[str, Any]:
 
 
 def save_transformer(model: str, folder: Path) -> None:
-    def build() -> nn.Module:
-        if model == "bert":
-            config = transformers.BertConfig(
-                vocab_size=60,
-                hidden_size=32,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                intermediate_size=64,
-                max_position_embeddings=32,
-                num_labels=5,
-            )
-            return transformers.BertForSequenceClassification(config)
-        return transformers.GPT2LMHeadModel(
-            transformers.GPT2Config(
-                vocab_size=60, n_embd=32, n_layer=2, n_head=4, n_positions=32,
-                bos_token_id=1, eos_token_id=2,
-            )
-        )  # fmt: skip
-
-    seeded(build).save_pretrained(folder)  # type: ignore[operator]
+    sizes = {"vocab_size": 60, "bos_token_id": 1, "eos_token_id": 2}
+    build: Any
+    if model == "bert":
+        sizes |= {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+        sizes |= {"intermediate_size": 64, "max_position_embeddings": 32, "num_labels": 5}
+        config = transformers.BertConfig(**sizes)
+        build = partial(transformers.BertForSequenceClassification, config)
+    else:
+        sizes |= {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32}
+        build = partial(transformers.GPT2LMHeadModel, transformers.GPT2Config(**sizes))
+    made: Any = seeded(build)
+    made.save_pretrained(folder)
 
 
 def run(chain: str, card: Card, folder: Path) -> Result:
@@ -274,8 +272,8 @@ def test_chain_runs_shrinks_and_reloads(model: str, chain: str, tmp_path: Path) 
     assert report.compression_ratio > (3 if "quantize" in steps and len(steps) > 2 else 2)
     assert result.artifact.joinpath("model.zpz").exists() == ("code" in steps)
     for stage in report.stages:
-        figures = stage.fidelity
-        for figure in (figures.cosine, figures.label_loyalty, figures.probability_loyalty):
+        fidelity = stage.fidelity
+        for figure in (fidelity.cosine, fidelity.label_loyalty, fidelity.probability_loyalty):
             assert figure is not None
             assert math.isfinite(figure)
         assert stage.reload_difference == 0

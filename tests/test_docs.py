@@ -340,6 +340,7 @@ def make_desk(folder: Path, store: Path, slow: bool) -> Desk:
         "HF_HUB_OFFLINE": "1",
         "GIT_CEILING_DIRECTORIES": str(folder.parent),
         "COLUMNS": "100",
+        "OMP_NUM_THREADS": "1",  # several would wait for each other on a busy machine
     }
     return Desk(folder, env, slow)
 

@@ -248,6 +248,23 @@ def size_bytes(folder: Path, manifest: Manifest) -> int:
     return (folder / MANIFEST).stat().st_size + sum(f.bytes for f in manifest.files.values())
 
 
+def plain_bytes(tensors: Mapping[str, Tensor]) -> int:
+    """Return the bytes of a safetensors file of these tensors, tied ones once, header included."""
+    offset = 0
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    seen: set[tuple[int, torch.Size]] = set()
+    for name, tensor in tensors.items():
+        if (tensor.data_ptr(), tensor.shape) in seen:
+            continue
+        seen.add((tensor.data_ptr(), tensor.shape))
+        end = offset + tensor.numel() * tensor.itemsize
+        offsets = [offset, end]
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": offsets}
+        offset = end
+    length = len(json.dumps(header, separators=(",", ":")))
+    return 8 + -(-length // 8) * 8 + offset
+
+
 _AGAIN = "Download or build it again."
 
 

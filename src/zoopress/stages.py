@@ -13,7 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoopress.artifact import Base, Manifest, load_artifact, save_artifact, size_bytes
+from zoopress.artifact import (
+    Base,
+    Manifest,
+    load_artifact,
+    plain_bytes,
+    save_artifact,
+    size_bytes,
+)
 from zoopress.card import Card
 from zoopress.errors import SourceError, StageError
 from zoopress.evaluation import (
@@ -256,8 +263,7 @@ class Workbench:
             return model, manifest.lineage, weight_bytes(manifest)
         _ = self.reference  # before the techniques change anything, and to fail early
         model = Model(self.architecture.load(self.files).eval(), self.plugins.layers)
-        unique = {(t.data_ptr(), t.shape): t for t in model.tensors().values()}
-        return model, [], sum(t.numel() * t.itemsize for t in unique.values())
+        return model, [], plain_bytes(model.tensors())
 
     def _load(self, artifact: Path) -> tuple[Model, Architecture, Manifest]:
         factory = getattr(self.architecture, "factory", None)

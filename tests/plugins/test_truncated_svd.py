@@ -41,7 +41,8 @@ def factor(module: nn.Module, **config: Any) -> tuple[Model, Outcome]:
 def closest(matrix: Tensor, rank: int) -> Tensor:
     u, s, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
     s[rank:] = 0
-    return ((u * s) @ vh).float()
+    nearest: Tensor = ((u * s) @ vh).float()
+    return nearest
 
 
 @given(
@@ -125,8 +126,8 @@ def test_factors_can_be_quantized() -> None:
     torch.manual_seed(0)
     model, _ = factor(nn.Conv2d(16, 32, 3), parameters=0.5)
     before = {weight.name: weight.parameter.detach().clone() for weight in model.weights()}
-    quantization = PLUGINS.technique("weight_quantization")
-    quantization(quantization.config_type(bits=8)).apply(model, Tracking())  # type: ignore[arg-type]
+    quantization: Any = PLUGINS.technique("weight_quantization")
+    quantization(quantization.config_type(bits=8)).apply(model, Tracking())
     packed = packed_weights(model.module)
     assert set(packed) == set(before) == {"0.down.weight", "0.up.weight"}
     for name, weight in packed.items():
