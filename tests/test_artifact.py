@@ -20,17 +20,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from zoopress.artifact import (
-    MANIFEST,
-    MAX_MANIFEST_BYTES,
-    Base,
-    load_artifact,
-    read_manifest,
-    save_artifact,
-)
+from zoopress.artifact import load_artifact, save_artifact
 from zoopress.coding.bits import pack_codes
 from zoopress.coding.zpz import HEADER
 from zoopress.errors import ArtifactError, StageError, StoreError
+from zoopress.manifest import MANIFEST, MAX_MANIFEST_BYTES, Base, read_manifest
 from zoopress.model import Model
 from zoopress.packing import packed_weights
 from zoopress.plugins import Plugins
@@ -224,7 +218,7 @@ def test_a_full_disk_while_saving_is_reported_as_such(plugins: Plugins, tmp_path
         raise SafetensorError("Error while serializing: I/O error: No space left (os error 28)")
 
     with pytest.MonkeyPatch.context() as patch, Store(tmp_path).claim(digest("k")) as claim:
-        patch.setattr("zoopress.artifact.save_file", full)
+        patch.setattr("zoopress.tensor_files.save_file", full)
         with pytest.raises(OSError, match="No space left") as failed:
             save(claim.staging, Model(everything(), plugins.layers))
         assert isinstance(claim.store._explained("write to", failed.value), StoreError)

@@ -22,12 +22,12 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from zoopress.artifact import ArchitectureRecord, Base, FileRecord, Manifest
 from zoopress.card import Card, Data, RandomInput
 from zoopress.cli import app
 from zoopress.edits import Pack, Replace, Resize
 from zoopress.errors import RecipeError
 from zoopress.gates import BUILT_IN
+from zoopress.manifest import ArchitectureRecord, Base, FileRecord, Manifest
 from zoopress.plugins import HookSpecs, load_plugins
 from zoopress.recipe import Targets, _RecipeFile, parse_recipe
 from zoopress.yaml_source import parse_yaml
@@ -229,7 +229,7 @@ def test_internal_links_resolve(page: Path) -> None:
     broken = []
     for path, anchor in _targets(page):
         target = (page.parent / path).resolve() if path else page
-        if not target.is_file() or (anchor and anchor not in _anchors(target)):
+        if not target.exists() or (anchor and anchor not in _anchors(target)):
             broken.append(f"{path}#{anchor}")
     assert broken == []
 

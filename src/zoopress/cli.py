@@ -115,13 +115,17 @@ def run(
     make_plan(the_card, the_recipe)
     folder = out or Path("out") / the_card.name / the_recipe.name
     silent = quiet or as_json
-    if engine is Engine.prefect or (engine is None and "PREFECT_API_URL" in os.environ):
-        kept = str(store) if store else None
-        result: Result = _flow_runner()(card, recipe, str(folder), kept, silent)
-    else:
-        result = compress(
-            the_card, the_recipe, folder, Store(store), plugins, terminal(quiet=silent)
-        )
+    try:
+        if engine is Engine.prefect or (engine is None and "PREFECT_API_URL" in os.environ):
+            kept = str(store) if store else None
+            result: Result = _flow_runner()(card, recipe, str(folder), kept, silent)
+        else:
+            result = compress(
+                the_card, the_recipe, folder, Store(store), plugins, terminal(quiet=silent)
+            )
+    except KeyboardInterrupt:
+        _note("Interrupted. Finished stages are in the store; the same command goes on from there.")
+        raise typer.Exit(130) from None
     if as_json:
         print(json.dumps(result.report.metrics()))
     elif not quiet:
@@ -179,7 +183,7 @@ def inspect(
     from rich.console import Console
     from rich.table import Table
 
-    from zoopress.artifact import read_manifest, size_bytes
+    from zoopress.manifest import read_manifest, size_bytes
 
     manifest = read_manifest(artifact)
     console = Console()
@@ -335,6 +339,3 @@ def main() -> None:
     except ZoopressError as error:
         _note(f"error: {error}")
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        _note("interrupted; finished stages are in the store, the same command goes on from there")
-        raise SystemExit(130) from None

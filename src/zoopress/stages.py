@@ -13,14 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoopress.artifact import (
-    Base,
-    Manifest,
-    load_artifact,
-    plain_bytes,
-    save_artifact,
-    size_bytes,
-)
+from zoopress.artifact import load_artifact, save_artifact
 from zoopress.card import Card
 from zoopress.errors import SourceError, StageError
 from zoopress.evaluation import (
@@ -32,6 +25,7 @@ from zoopress.evaluation import (
     run_all,
 )
 from zoopress.gates import GateInput, StageResult, check_sound
+from zoopress.manifest import Base, Manifest, size_bytes
 from zoopress.model import Model
 from zoopress.packing import unpack
 from zoopress.plugins import Plugins
@@ -42,6 +36,7 @@ from zoopress.source import Architecture, SourceFiles, detect_architecture, pull
 from zoopress.store import Entry, Store, digest
 from zoopress.task import Task
 from zoopress.technique import Context
+from zoopress.tensor_files import plain_bytes
 
 
 class Workbench:

@@ -24,11 +24,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from zoopress import testing_models
-from zoopress.artifact import Base, load_artifact, save_artifact
+from zoopress.artifact import load_artifact, save_artifact
 from zoopress.card import Card
 from zoopress.compress import Result, compress
 from zoopress.errors import GateError, SourceError, StageError
 from zoopress.evaluation import call
+from zoopress.manifest import Base
 from zoopress.model import Model
 from zoopress.plugins import Plugins, load_plugins
 from zoopress.recipe import Recipe, Stage

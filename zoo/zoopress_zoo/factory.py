@@ -61,7 +61,7 @@ class Factory(Architecture):
             raise ArtifactError(
                 f"{self.folder}: this model is built by the Python function "
                 f"{self.arguments.get('factory')!r}. An artifact is never trusted to name code: "
-                "pass the function yourself, as factory=… or --factory file.py:function."
+                "pass the function yourself, as zoopress.load(folder, factory=…)."
             )
         arguments = self.arguments.get("arguments", {})
         try:

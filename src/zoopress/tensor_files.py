@@ -1,0 +1,146 @@
+"""The files that hold an artifact's tensors: safetensors, in shards when large, or zpz."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from zoopress.coding.zpz import StoredTensor, ZpzReader, write_zpz
+from zoopress.errors import ArtifactError
+
+MAX_SHARD_BYTES = 5_000_000_000
+
+
+class Reader(Protocol):
+    """An open file of tensors."""
+
+    def names(self) -> list[str]: ...
+    def itemsize(self, name: str) -> int: ...
+    def read(self, name: str) -> Tensor: ...
+
+
+class _Safetensors:
+    def __init__(self, path: Path) -> None:
+        try:
+            self._file = safe_open(path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            with path.open("rb") as stream:
+                start = stream.read(2)
+            what = f"is not a safetensors file ({error})"
+            if start == b"PK" or start[:1] == b"\x80":
+                what = "is a pickle under another name; it was not opened"
+            raise ArtifactError(f"{path.name}: {what}") from error
+
+    def names(self) -> list[str]:
+        return list(self._file.keys())
+
+    def itemsize(self, name: str) -> int:
+        bits = re.match("[A-Z]+(\\d+)", self._file.get_slice(name).get_dtype())
+        return max(1, int(bits[1]) // 8) if bits else 1
+
+    def read(self, name: str) -> Tensor:
+        try:
+            # A copy: what safetensors gives lies in the mapped file, unaligned, which crashes
+            # some of torch's kernels, and would vanish with the file.
+            tensor: Tensor = self._file.get_tensor(name).clone()
+        except (SafetensorError, OSError, RuntimeError) as error:
+            raise ArtifactError(f"tensor {name!r}: {error}") from error
+        return tensor
+
+
+class _Zpz:
+    def __init__(self, reader: ZpzReader) -> None:
+        self._reader = reader
+        self.names = reader.names
+        self.read = reader.read
+
+    def itemsize(self, name: str) -> int:
+        dtype: torch.dtype = getattr(torch, self._reader.info(name)[0])
+        return dtype.itemsize
+
+
+@contextmanager
+def open_tensors(folder: Path, storage: str, files: list[str]) -> Iterator[dict[str, Reader]]:
+    """Open every tensor file; gives the reader of each stored tensor."""
+    with ExitStack() as stack:
+        readers: dict[str, Reader] = {}
+        for name in files:
+            reader: Reader
+            if storage == "zpz":
+                reader = _Zpz(stack.enter_context(ZpzReader(folder / name)))
+            else:
+                reader = _Safetensors(folder / name)
+            for tensor in reader.names():
+                if tensor in readers:
+                    raise ArtifactError(f"tensor {tensor!r} is stored twice")
+                readers[tensor] = reader
+        yield readers
+
+
+def write_tensors(
+    folder: Path, storage: str, stored: Mapping[str, StoredTensor], max_shard_bytes: int
+) -> list[str]:
+    """Write tensors into a folder and return the names of the files."""
+    if storage == "zpz":
+        write_zpz(folder / "model.zpz", stored)
+        return ["model.zpz"]
+    return _write_safetensors(folder, stored, max_shard_bytes)
+
+
+def plain_bytes(tensors: Mapping[str, Tensor]) -> int:
+    """Return the bytes of a safetensors file of these tensors, tied ones once, header included."""
+    offset = 0
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    seen: set[tuple[int, torch.Size]] = set()
+    for name, tensor in tensors.items():
+        if (tensor.data_ptr(), tensor.shape) in seen:
+            continue
+        seen.add((tensor.data_ptr(), tensor.shape))
+        end = offset + tensor.numel() * tensor.itemsize
+        offsets = [offset, end]
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": offsets}
+        offset = end
+    length = len(json.dumps(header, separators=(",", ":")))
+    return 8 + -(-length // 8) * 8 + offset
+
+
+def _write_safetensors(
+    folder: Path, stored: Mapping[str, StoredTensor], max_shard_bytes: int
+) -> list[str]:
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, item in stored.items():
+        # safetensors refuses tensors that share memory; those that do here are equal in content
+        # and were made aliases, so what is left is views, which are copied.
+        tensor = item.tensor.detach().contiguous()
+        if tensor.untyped_storage().nbytes() != tensor.numel() * tensor.itemsize:
+            tensor = tensor.clone()
+        if shards[-1] and size + tensor.numel() * tensor.itemsize > max_shard_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.numel() * tensor.itemsize
+    count = len(shards)
+    names = ["model.safetensors"]
+    if count > 1:
+        names = [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
+    for name, shard in zip(names, shards, strict=True):
+        try:
+            save_file(shard, folder / name, metadata={"format": "pt"})
+        except SafetensorError as error:
+            code = re.search(r"os error (\d+)", str(error))
+            if code is None:
+                raise
+            number = int(code[1])
+            raise OSError(number, os.strerror(number), str(folder / name)) from error
+    return names
