@@ -410,9 +410,8 @@ def test_dvc_tutorial_runs(classifier: Desk, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @needs_minilm
+@pytest.mark.parametrize("minilm", [True], indirect=True)
 def test_slow_commands_of_tutorials_run(minilm: Desk, tmp_path: Path) -> None:
-    if not minilm.slow:
-        pytest.skip("runs with the slow fixture")
     desk = make_desk(tmp_path / "desk", Path(minilm.env["ZOOPRESS_STORE"]), slow=True)
     desk._run(["git", "init", "--quiet"], "git")
     desk._run(["dvc", "init", "--quiet"], "dvc")

@@ -157,3 +157,10 @@ def test_a_technique_that_needs_data_is_refused_on_a_card_without() -> None:
     assert make_plan(CARD, chain)
     with pytest.raises(PlanError, match=r"stage 1 \(hungry\) needs calibration data.*Give the"):
         make_plan(Card(name="a", source="path:a"), chain)
+
+
+def test_a_technique_that_stands_twice_is_told_apart_by_its_position(plugins: Plugins) -> None:
+    embedding, linear = ({**QUANTIZE, "kinds": [kind]} for kind in ("embedding", "linear"))
+    made = recipe(plugins, linear, embedding, PRUNE_LINEAR)
+    with pytest.raises(PlanError, match=r"\(now stage 2\), magnitude_.*n \(now stage 1\)"):
+        make_plan(CARD, made)

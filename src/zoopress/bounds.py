@@ -69,6 +69,11 @@ class _BoundedMemory(TorchDispatchMode):
         self._most = most_bytes
         self._made = 0
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Nothing is compiled here, and to tell the compiler so would import it: two seconds.
+        return False
+
     def __torch_dispatch__(
         self,
         func: Any,

@@ -244,7 +244,9 @@ def techniques() -> None:
 
 @app.command()
 def technique(
-    name: Annotated[str, typer.Argument(autocompletion=_complete("techniques"))],
+    name: Annotated[
+        str, typer.Argument(help="The technique's name.", autocompletion=_complete("techniques"))
+    ],
 ) -> None:
     """Show what a technique can be told in a recipe.
 
@@ -253,17 +255,33 @@ def technique(
         zoopress technique magnitude_pruning
     """
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     chosen = _plugins().technique(name)
+    if not chosen.config_type.model_fields:
+        Console().print(f"{name} has nothing to choose.")
+        return
     table = Table("key", "type", "default", "meaning")
     for key, info in chosen.config_type.model_fields.items():
         default = "(required)" if info.is_required() else repr(info.default)
         kind = str(info.annotation).replace("typing.", "")
         if isinstance(info.annotation, type):
             kind = info.annotation.__name__
-        table.add_row(key, kind, default, info.description or "")
+        table.add_row(key, escape(kind), escape(default), escape(info.description or ""))
     Console().print(table)
+
+
+@app.command()
+def cards() -> None:
+    """List the cards that can be given by name."""
+    _print_described(_plugins().cards)
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes that can be given by name."""
+    _print_described(_plugins().recipes)
 
 
 @plugin_app.command("new")
@@ -296,6 +314,33 @@ def plugin_list() -> None:
         print(f"{name:<24} {origin.distribution} {origin.version:<12} {state}")
     for name in sorted(plugins.blocked):
         print(f"{name:<24} blocked")
+
+
+def _print_described(files: dict[str, Path]) -> None:
+    from zoopress.errors import InputError
+    from zoopress.yaml_source import read_yaml
+
+    for name, path in sorted(files.items()):
+        data = read_yaml(path, InputError).data
+        print(f"{name:<20} {data.get('description', '')}")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"zoopress {version('zoopress')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    pass
 
 
 def _flow_runner() -> Any:

@@ -1,4 +1,4 @@
-"""The manifest of an artifact, zoopress.json: what it says, and what is checked before it is used."""
+"""The manifest of an artifact, zoopress.json: what it says, and its checks before it is used."""
 
 from __future__ import annotations
 

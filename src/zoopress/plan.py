@@ -42,7 +42,7 @@ def make_plan(card: Card, recipe: Recipe) -> Plan:
     if problem:
         working = _working_order(recipe.stages)
         advice = (
-            f"This order works: {', '.join(stage.name for stage in working)}."
+            f"This order works: {', '.join(working)}."
             if working
             else "No order of these stages works; leave one out, or narrow what they select with "
             "'kinds', 'include' and 'exclude'."
@@ -75,8 +75,8 @@ def _order_problem(stages: tuple[Stage, ...]) -> str | None:
     return None
 
 
-def _working_order(stages: tuple[Stage, ...]) -> tuple[Stage, ...] | None:
-    """Return the order closest to the given one in which the stages can run, if there is one."""
+def _working_order(stages: tuple[Stage, ...]) -> list[str] | None:
+    """Name the stages in the closest order in which they can run, if there is one."""
     if len(stages) > _MOST_STAGES_TO_REORDER:
         return None
     possible = [
@@ -87,7 +87,11 @@ def _working_order(stages: tuple[Stage, ...]) -> tuple[Stage, ...] | None:
     if not possible:
         return None
     best = min(possible, key=lambda order: (_inversions(order), order))
-    return tuple(stages[i] for i in best)
+    names = [stage.name for stage in stages]
+    # A technique that stands there twice is told apart by its present position.
+    return [
+        f"{names[i]} (now stage {i + 1})" if names.count(names[i]) > 1 else names[i] for i in best
+    ]
 
 
 def _inversions(order: tuple[int, ...]) -> int:

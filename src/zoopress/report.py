@@ -41,6 +41,7 @@ class Report:
     """How many packed weights compute in which way, once loaded."""
     base_model: str | None = None
     license: str | None = None
+    factory: str | None = None
     schema: int = field(default=1)
 
     @property
@@ -177,6 +178,8 @@ def markdown(report: Report) -> str:
 def model_readme(report: Report) -> str:
     """Return the README.md of an artifact; it holds only what every machine measures alike."""
     base = report.base_model or report.card
+    # Only the user can name code, so the factory is a hint here.
+    factory = f", factory=...)  # {report.factory}" if report.factory else ")"
     front = ["---", *([f"license: {report.license}"] if report.license else [])]
     if report.base_model:
         front.append(f"base_model: {report.base_model}")
@@ -195,7 +198,7 @@ def model_readme(report: Report) -> str:
             "```python",
             "import zoopress",
             "",
-            'model = zoopress.load("PATH/TO/THIS/FOLDER")',
+            f'model = zoopress.load("PATH/TO/THIS/FOLDER"{factory}',
             "```",
             "",
             "## How it was made",

@@ -176,6 +176,7 @@ class Workbench:
                 source=self.card.source,
                 revision=self.files.revision,
                 license=self.card.license,
+                factory=self.card.factory,
                 task=self.card.task,
                 original_size_bytes=self.files.size_bytes(),
                 original_weight_bytes=sum(
