@@ -21,6 +21,7 @@ from small_zoo import CHAIN, FACTORY, read_zoo, write_zoo
 from zoopress.compress import Result, compress
 from zoopress.errors import GateError, SourceError, StageError
 from zoopress.plugins import load_plugins
+from zoopress.recipe import load_recipe
 from zoopress.store import Store
 
 
@@ -264,3 +265,14 @@ def test_a_full_disk_ends_in_an_explanation_and_leaves_no_half_result(tmp_path: 
     finally:
         if mounted.returncode == 0:
             subprocess.run(["umount", str(small)], check=True)
+
+
+def test_recipes_with_the_same_stages_share_results_under_their_own_names(zoo: Path) -> None:
+    run(zoo)
+    (zoo / "other.yaml").write_text((zoo / "recipe.yaml").read_text())
+    card, _ = read_zoo(zoo)
+    other = load_recipe(str(zoo / "other.yaml"), load_plugins())
+    result = compress(card, other, zoo / "other-out", Store(zoo / "store"))
+    assert result.computed == ()
+    assert result.report.recipe == "other"
+    assert "compressed by other" in (result.artifact / "README.md").read_text()

@@ -9,26 +9,21 @@ run that was interrupted gives the same bytes as one that was not.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from zoopress.card import Card
+from zoopress.cell import Cell, open_cell
 from zoopress.gates import GateInput, StageResult, check_targets
-from zoopress.plan import make_plan
 from zoopress.plugins import Plugins, load_plugins
 from zoopress.progress import Reporter
-from zoopress.recipe import Recipe, Stage, Targets
+from zoopress.recipe import Recipe, Targets
 from zoopress.report import Report, publish, stage_line
-from zoopress.source import Architecture, SourceFiles, detect_architecture, pull
-from zoopress.store import Entry, Store, digest
-from zoopress.task import Task
+from zoopress.store import Entry, Store
 
 T = TypeVar("T")
 Execute = Callable[[str, Callable[[], T]], T]
-SCHEMA = 1
-"""Raise it when stored results of older versions can no longer be used."""
 
 
 @dataclass(frozen=True)
@@ -73,48 +68,41 @@ def compress(
     Raises:
         ZoopressError: whatever goes wrong; finished stages stay in the store.
     """
-    store, plugins = store or Store(), plugins or load_plugins()
-    reporter = reporter or Reporter()
+    plugins, reporter = plugins or load_plugins(), reporter or Reporter()
+    cell = open_cell(card, recipe, store or Store(), plugins)
 
-    plan = make_plan(card, recipe)
-    files = pull(card, plugins)
-    architecture = detect_architecture(card, files, plugins)
-    task: Task = plugins.resolve("tasks", card.task)(card, files.folder)
-    keys = _keys(card, recipe, files, architecture, task, plugins, store)
-
-    entry = store.find(digest([keys[-1], "report"]))
-    if entry is not None and _targets_met(entry, plan.stages, recipe, plugins):
-        stored = store.find(keys[-1])
-        if stored is not None:
-            reporter.line(f"nothing to compute: {card.name} × {recipe.name} is in the store")
-            report = Report.from_dict(entry.record)
-            publish(report, stored, folder, store)
-            return Result(report, folder, ())
+    last, reported = cell.store.find(cell.keys[-1]), cell.store.find(cell.report_key)
+    if last is not None and reported is not None:
+        # The name of a recipe is no part of a key: another may have the same stages.
+        report = replace(Report.from_dict(reported.record), recipe=recipe.name)
+        for position, result in enumerate(report.stages, start=1):
+            _check_targets(cell, position, result)
+        reporter.line(f"nothing to compute: {card.name} × {recipe.name} is in the store")
+        publish(report, last, folder, cell.store)
+        return Result(report, folder, ())
 
     # Only from here on is torch imported.
     from zoopress.stages import Workbench
 
-    bench = Workbench(card, recipe, files, architecture, task, plugins, store, reporter)
+    bench = Workbench(cell, reporter)
     results: list[StageResult] = []
     computed: list[str] = []
     previous: Entry | None = None
-    for position, (stage, key) in enumerate(zip(plan.stages, keys[1:], strict=True), start=1):
-        found = store.find(key)
+    for position, stage in enumerate(recipe.stages, start=1):
+        found = cell.store.find(cell.keys[position - 1])
         before = previous
-        previous = found or execute(
-            stage.name,
-            lambda: bench.run_stage(position, stage, key, before),  # noqa: B023
-        )
+        previous = found or execute(stage.name, lambda: bench.run_stage(position, before))  # noqa: B023
         if found is None:
             computed.append(stage.name)
         result = StageResult.from_dict(previous.record)
         results.append(result)
-        reporter.line(stage_line(position, len(plan.stages), result, from_store=found is not None))
-        _check_targets(result, position, plan.stages, recipe, files.size_bytes(), plugins)
+        count = len(recipe.stages)
+        reporter.line(stage_line(position, count, result, from_store=found is not None))
+        _check_targets(cell, position, result)
 
     assert previous is not None
-    report = execute("evaluate", lambda: bench.evaluate(keys[-1], previous, results))
-    publish(report, previous, folder, store)
+    report = execute("evaluate", lambda: bench.evaluate(previous, results))
+    publish(report, previous, folder, cell.store)
     return Result(report, folder, tuple(computed))
 
 
@@ -138,91 +126,15 @@ def preview(card: Card, recipe: Recipe, store: Store, plugins: Plugins) -> Previ
     Raises:
         ZoopressError: if the two do not fit together.
     """
-    make_plan(card, recipe)
-    files = pull(card, plugins)
-    architecture = detect_architecture(card, files, plugins)
-    task: Task = plugins.resolve("tasks", card.task)(card, files.folder)
-    keys = _keys(card, recipe, files, architecture, task, plugins, store)
-    stored = tuple(store.find(key) is not None for key in keys[1:])
-    size = files.size_bytes()
+    cell = open_cell(card, recipe, store, plugins)
+    stored = tuple(store.find(key) is not None for key in cell.keys)
+    size = cell.original.files.size_bytes()
     return Preview(stored, size, 4 * size, size * stored.count(False))
 
 
-def _keys(
-    card: Card,
-    recipe: Recipe,
-    files: SourceFiles,
-    architecture: Architecture,
-    task: Task,
-    plugins: Plugins,
-    store: Store,
-) -> list[str]:
-    """Return the key of the source, and of the result of each stage."""
-    keys = [
-        digest(
-            {
-                "schema": SCHEMA,
-                "versions": {
-                    name: _version(name) for name in ("zoopress", "torch", "transformers")
-                },
-                "source": card.source,
-                "revision": files.revision,
-                "files": {name: store.hash_file(files.folder / name) for name in files.all},
-                "architecture": [architecture.name, architecture.arguments, architecture.code()],
-                "task": card.task,
-                "data": [card.data and card.data.model_dump(mode="json"), task.fingerprint()],
-                "card": [card.name, card.base_model, card.license],
-                "seed": recipe.seed,
-            }
-        )
-    ]
-    for stage in recipe.stages:
-        origin = plugins.technique_origin(stage.name)
-        keys.append(
-            digest(
-                {
-                    "input": keys[-1],
-                    "stage": stage.as_dict(),
-                    "from": [origin.distribution, origin.version],
-                    "code": _code_digest(type(stage.technique)),
-                }
-            )
-        )
-    return keys
-
-
-def _code_digest(technique: type) -> str:
-    """Return the digest of the file a technique is in: versions stand still while one develops."""
-    import sys
-
-    file = getattr(sys.modules.get(technique.__module__), "__file__", None)
-    return digest(Path(file).read_text(encoding="utf-8")) if file else ""
-
-
-def _version(distribution: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return ""
-
-
-def _targets_met(entry: Entry, stages: tuple[Stage, ...], recipe: Recipe, plugins: Plugins) -> bool:
-    """Check a stored report against the targets, which are no part of its key."""
-    report = Report.from_dict(entry.record)
-    for position, result in enumerate(report.stages, start=1):
-        _check_targets(result, position, stages, recipe, report.original_size_bytes, plugins)
-    return True
-
-
-def _check_targets(
-    result: StageResult,
-    position: int,
-    stages: tuple[Stage, ...],
-    recipe: Recipe,
-    original_size_bytes: int,
-    plugins: Plugins,
-) -> None:
+def _check_targets(cell: Cell, position: int, result: StageResult) -> None:
+    """Hold a stage's result to its own targets, and to the recipe's where it has none."""
+    stages, shared = cell.recipe.stages, cell.recipe.targets.model_dump(exclude_none=True)
     own = stages[position - 1].targets.model_dump(exclude_none=True)
-    targets = Targets(**{**recipe.targets.model_dump(exclude_none=True), **own})
-    last = position == len(stages)
-    check_targets(GateInput(result, targets, original_size_bytes), position, last, plugins)
+    given = GateInput(result, Targets(**{**shared, **own}), cell.original.files.size_bytes())
+    check_targets(given, position, position == len(stages), cell.plugins)

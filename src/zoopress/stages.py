@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from zoopress.artifact import load_artifact, save_artifact
 from zoopress.card import Card
+from zoopress.cell import Cell, open_original
 from zoopress.errors import SourceError, StageError
 from zoopress.evaluation import (
     call,
@@ -30,11 +31,9 @@ from zoopress.model import Model
 from zoopress.packing import unpack
 from zoopress.plugins import Plugins
 from zoopress.progress import Reporter
-from zoopress.recipe import Recipe, Stage
 from zoopress.report import Report
-from zoopress.source import Architecture, SourceFiles, detect_architecture, pull
-from zoopress.store import Entry, Store, digest
-from zoopress.task import Task
+from zoopress.source import Architecture
+from zoopress.store import Entry
 from zoopress.technique import Context
 from zoopress.tensor_files import plain_bytes
 
@@ -42,39 +41,25 @@ from zoopress.tensor_files import plain_bytes
 class Workbench:
     """Holds what the stages of one run share, each made when first needed."""
 
-    def __init__(
-        self,
-        card: Card,
-        recipe: Recipe,
-        files: SourceFiles,
-        architecture: Architecture,
-        task: Task,
-        plugins: Plugins,
-        store: Store,
-        reporter: Reporter,
-    ) -> None:
-        self.card = card
-        self.recipe = recipe
-        self.files = files
-        self.architecture = architecture
-        self.task = task
-        self.plugins = plugins
-        self.store = store
+    def __init__(self, cell: Cell, reporter: Reporter) -> None:
+        self.cell = cell
+        self.recipe, self.plugins, self.store = cell.recipe, cell.plugins, cell.store
+        self.card, self.files = cell.original.card, cell.original.files
+        self.architecture, self.task = cell.original.architecture, cell.original.task
         self.reporter = reporter
 
-    def run_stage(self, position: int, stage: Stage, key: str, previous: Entry | None) -> Entry:
+    def run_stage(self, position: int, previous: Entry | None) -> Entry:
         """Apply a technique to the previous result and store what comes out.
 
         Args:
-            position: 1 for the first stage.
-            stage: the technique with its config.
-            key: where the result belongs in the store.
+            position: which stage; 1 for the first.
             previous: the stored result of the stage before, None for the first.
 
         Raises:
             StageError: if the technique cannot do its work.
             GateError: if the result is not sound; it is not stored then.
         """
+        stage, key = self.recipe.stages[position - 1], self.cell.keys[position - 1]
         waiting = f"{stage.name}: another run is computing this stage; waiting for it"
         with self.store.claim(key, lambda: self.reporter.line(waiting)) as claim:
             if claim.entry is not None:
@@ -154,12 +139,11 @@ class Workbench:
             check_sound(given, position)
             return claim.commit(result.as_dict())
 
-    def evaluate(self, last_key: str, last: Entry, results: Sequence[StageResult]) -> Report:
+    def evaluate(self, last: Entry, results: Sequence[StageResult]) -> Report:
         """Compare the final model with the original, and store the report."""
-        key = digest([last_key, "report"])
-        with self.store.claim(key) as claim:
+        with self.store.claim(self.cell.report_key) as claim:
             if claim.entry is not None:
-                return Report.from_dict(claim.entry.record)
+                return replace(Report.from_dict(claim.entry.record), recipe=self.recipe.name)
             with self.reporter.step("measuring latency"):
                 model, _, _ = self._load(last.artifact)
                 kernels = unpack(model.module, "auto")  # as users get it
@@ -289,9 +273,8 @@ def evaluate_artifact(folder: Path, card: Card, plugins: Plugins) -> dict[str, A
     Raises:
         ZoopressError: if either cannot be loaded, or they do not fit the card's data.
     """
-    files = pull(card, plugins)
-    architecture = detect_architecture(card, files, plugins)
-    task: Task = plugins.resolve("tasks", card.task)(card, files.folder)
+    opened = open_original(card, plugins)
+    files, architecture, task = opened.files, opened.architecture, opened.task
     model, _, manifest = load_artifact(folder, plugins, getattr(architecture, "factory", None))
     original = architecture.load(files).eval()
     fidelity, finite = compare_outputs(task, run_all(task, original), run_all(task, model.module))

@@ -1,0 +1,122 @@
+"""A cell of the zoo, one card × one recipe: what it starts from, and the keys of its results.
+
+Nothing here imports torch: whether a cell has been computed is known before that is needed.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from zoopress.card import Card
+from zoopress.plan import make_plan
+from zoopress.plugins import Plugins
+from zoopress.recipe import Recipe
+from zoopress.source import Architecture, SourceFiles, detect_architecture, pull
+from zoopress.store import Store, digest
+from zoopress.task import Task
+
+SCHEMA = 1
+"""Raise it when stored results of older versions can no longer be used."""
+
+
+@dataclass(frozen=True)
+class Original:
+    """A card's model as it comes: its files on disk, how to build it, and how to run it."""
+
+    card: Card
+    files: SourceFiles
+    architecture: Architecture
+    task: Task
+
+
+def open_original(card: Card, plugins: Plugins) -> Original:
+    """Find a card's files and what can build and run them.
+
+    Raises:
+        ZoopressError: if something is missing.
+    """
+    files = pull(card, plugins)
+    architecture = detect_architecture(card, files, plugins)
+    task: Task = plugins.resolve("tasks", card.task)(card, files.folder)
+    return Original(card, files, architecture, task)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A card's model and the recipe it goes through."""
+
+    original: Original
+    recipe: Recipe
+    plugins: Plugins
+    store: Store
+
+    @cached_property
+    def source_key(self) -> str:
+        """The key of all that the first stage depends on."""
+        card, files = self.original.card, self.original.files
+        architecture, task = self.original.architecture, self.original.task
+        libraries = ("zoopress", "torch", "transformers")
+        return digest(
+            {
+                "schema": SCHEMA,
+                "versions": {name: _version(name) for name in libraries},
+                "source": card.source,
+                "revision": files.revision,
+                "files": {name: self.store.hash_file(files.folder / name) for name in files.all},
+                "architecture": [architecture.name, architecture.arguments, architecture.code()],
+                "task": card.task,
+                "data": [card.data and card.data.model_dump(mode="json"), task.fingerprint()],
+                "card": [card.name, card.base_model, card.license],
+                "seed": self.recipe.seed,
+            }
+        )
+
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """The key of each stage's result: of its input, its config and its technique's code."""
+        keys = [self.source_key]
+        for stage in self.recipe.stages:
+            origin = self.plugins.technique_origin(stage.name)
+            keys.append(
+                digest(
+                    {
+                        "input": keys[-1],
+                        "stage": stage.as_dict(),
+                        "from": [origin.distribution, origin.version],
+                        "code": _code_digest(type(stage.technique)),
+                    }
+                )
+            )
+        return tuple(keys[1:])
+
+    @property
+    def report_key(self) -> str:
+        """The key of the final comparison with the original."""
+        return digest([self.keys[-1], "report"])
+
+
+def open_cell(card: Card, recipe: Recipe, store: Store, plugins: Plugins) -> Cell:
+    """Check that a card and a recipe fit together, and find what they start from.
+
+    Raises:
+        ZoopressError: if they do not, or something is missing.
+    """
+    make_plan(card, recipe)
+    return Cell(open_original(card, plugins), recipe, plugins, store)
+
+
+def _code_digest(technique: type) -> str:
+    """Return the digest of the file a technique is in: versions stand still while one develops."""
+    file = getattr(sys.modules.get(technique.__module__), "__file__", None)
+    return digest(Path(file).read_text(encoding="utf-8")) if file else ""
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return ""
