@@ -276,3 +276,13 @@ def test_recipes_with_the_same_stages_share_results_under_their_own_names(zoo: P
     assert result.computed == ()
     assert result.report.recipe == "other"
     assert "compressed by other" in (result.artifact / "README.md").read_text()
+
+
+def test_a_folder_that_is_no_artifact_is_not_overwritten(zoo: Path) -> None:
+    precious = zoo / "out" / "artifact" / "precious.txt"
+    precious.parent.mkdir(parents=True)
+    precious.write_text("mine")
+    with pytest.raises(zoopress.ZoopressError, match=r"no artifact of zoopress.*--out"):
+        run(zoo)
+    assert precious.read_text() == "mine"
+    assert run(zoo, "elsewhere").computed == ()

@@ -275,6 +275,12 @@ def publish(report: Report, entry: Entry, folder: Path, store: Store) -> None:
 
 def _replace_artifact(entry: Entry, folder: Path, readme: str) -> None:
     target = folder / "artifact"
+    is_ours = (target / "zoopress.json").is_file()
+    if target.exists() and not is_ours and not (target.is_dir() and not any(target.iterdir())):
+        raise StoreError(
+            f"{target} is there already and is no artifact of zoopress; nothing was overwritten. "
+            "Move it away, or choose another --out."
+        )
     for leftover in folder.glob(".artifact.*"):  # of a killed run; we hold the lock
         shutil.rmtree(leftover, ignore_errors=True)
     new = Path(tempfile.mkdtemp(prefix=".artifact.", dir=folder))
