@@ -48,7 +48,7 @@ check: $(VENV)/.dev  ## Format, lint, types, import layers, tests.
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(MAKE) test
+	$(MAKE) --no-print-directory test
 
 format: $(VENV)/.dev  ## Format the code.
 	$(BIN)/ruff format .
