@@ -18,6 +18,7 @@ from torch import nn
 
 import zoopress
 from small_zoo import CHAIN, FACTORY, read_zoo, write_zoo
+from zoopress.cell import open_cell
 from zoopress.compress import Result, compress
 from zoopress.errors import GateError, SourceError, StageError
 from zoopress.plugins import load_plugins
@@ -286,3 +287,39 @@ def test_a_folder_that_is_no_artifact_is_not_overwritten(zoo: Path) -> None:
         run(zoo)
     assert precious.read_text() == "mine"
     assert run(zoo, "elsewhere").computed == ()
+
+
+def test_a_changed_module_that_the_card_names_by_its_dotted_name_computes_anew(zoo: Path) -> None:
+    package = zoo / "dotted_networks"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "made.py").write_text(FACTORY)
+    card = (zoo / "card.yaml").read_text().replace("networks.py:", "dotted_networks.made:")
+    (zoo / "card.yaml").write_text(card)
+    before = open_cell(*read_zoo(zoo), Store(zoo / "store"), load_plugins()).keys
+    again = open_cell(*read_zoo(zoo), Store(zoo / "store"), load_plugins()).keys
+    (package / "made.py").write_text(FACTORY.replace("nn.ReLU()", "nn.GELU()"))
+    after = open_cell(*read_zoo(zoo), Store(zoo / "store"), load_plugins()).keys
+    assert before == again
+    assert not set(before) & set(after)
+
+
+def test_a_changed_helper_file_of_a_techniques_package_gives_another_key(tmp_path: Path) -> None:
+    package = tmp_path / "helped_technique"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "helper.py").write_text("SHARE = 0.5")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "import helped_technique; from zoopress.cell import _package_digest\n"
+        "print(_package_digest('helped_technique'))"
+    )
+
+    def key() -> str:
+        return subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+
+    before, again = key(), key()
+    (package / "helper.py").write_text("SHARE = 0.6")
+    assert before == again != key()

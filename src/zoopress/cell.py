@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from zoopress.plan import make_plan
 from zoopress.plugins import Plugins
 from zoopress.recipe import Recipe
 from zoopress.source import Architecture, SourceFiles, detect_architecture, pull
-from zoopress.store import Store, digest
+from zoopress.store import Store, digest, file_digest
 from zoopress.task import Task
 
 SCHEMA = 1
@@ -110,9 +110,21 @@ def open_cell(card: Card, recipe: Recipe, store: Store, plugins: Plugins) -> Cel
 
 
 def _code_digest(technique: type) -> str:
-    """Return the digest of the file a technique is in: versions stand still while one develops."""
-    file = getattr(sys.modules.get(technique.__module__), "__file__", None)
-    return digest(Path(file).read_text(encoding="utf-8")) if file else ""
+    """Return the digest of the code a technique comes with: versions stand still in development.
+
+    That is every module of its top-level package, since it may use any of them.
+    """
+    return _package_digest(technique.__module__.partition(".")[0])
+
+
+@lru_cache(maxsize=64)
+def _package_digest(name: str) -> str:
+    module = sys.modules.get(name)
+    folders = [Path(folder) for folder in getattr(module, "__path__", ())]
+    files = sorted(file for folder in folders for file in folder.rglob("*.py"))
+    if not folders and getattr(module, "__file__", None):
+        files = [Path(str(getattr(module, "__file__", "")))]
+    return digest([[file.name, file_digest(file)] for file in files])
 
 
 def _version(distribution: str) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoopress.errors import CardError, SourceError, ZoopressError
+from zoopress.store import file_digest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -192,6 +193,24 @@ def load_callable(reference: str, root: Path) -> Callable[..., Any]:
     if not callable(found):
         raise CardError(f"{reference!r}: {location} has no function {attribute!r}.")
     return found  # type: ignore[no-any-return]
+
+
+def callable_code(reference: str, root: Path) -> str:
+    """Return the digest of the file that `load_callable` would take a function from.
+
+    "" if there is none, which `load_callable` reports. Files that it imports are not looked at.
+    """
+    location = reference.rpartition(":")[0]
+    if location.endswith(".py"):
+        file = root / location
+        return file_digest(file) if file.is_file() else ""
+    with _importable(root):
+        try:
+            spec = importlib.util.find_spec(location)
+        except (ImportError, ValueError):
+            return ""
+    found = Path(spec.origin) if spec is not None and spec.has_location and spec.origin else None
+    return file_digest(found) if found is not None and found.is_file() else ""
 
 
 def _import_file(path: Path) -> Any:

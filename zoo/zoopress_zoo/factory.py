@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoopress.card import Card
 from zoopress.errors import ArtifactError, CardError, SourceError
-from zoopress.source import Architecture, SourceFiles, load_callable
-from zoopress.store import file_digest
+from zoopress.source import Architecture, SourceFiles, callable_code, load_callable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,7 +22,7 @@ class Factory(Architecture):
 
     name = "factory"
     factory: Callable[..., nn.Module] | None = None
-    _file: Path | None = None
+    _code: str = ""
 
     @classmethod
     def detect(cls, card: Card, files: SourceFiles) -> Factory | None:
@@ -32,22 +30,22 @@ class Factory(Architecture):
         if not card.factory:
             return None
         found = cls(files.folder, {"factory": card.factory, "arguments": card.factory_arguments})
-        location = card.root / card.factory.rpartition(":")[0]
-        found._file = location if location.suffix == ".py" else None
         reference, root = card.factory, card.root
+        file = root / reference.rpartition(":")[0]
+        if file.suffix == ".py" and not file.is_file():
+            raise CardError(f"Card {card.name!r}: 'factory': there is no file {file}.")
+        found._code = callable_code(reference, root)
 
         def build(**arguments: Any) -> nn.Module:
             made: nn.Module = load_callable(reference, root)(**arguments)
             return made
 
         found.factory = build
-        if found._file is not None and not found._file.is_file():
-            raise CardError(f"Card {card.name!r}: 'factory': there is no file {found._file}.")
         return found
 
     def code(self) -> str:
         """Return the digest of the factory's file."""
-        return file_digest(self._file) if self._file else ""
+        return self._code
 
     def use_factory(self, factory: Callable[..., nn.Module]) -> None:
         """Take the function that builds the module."""

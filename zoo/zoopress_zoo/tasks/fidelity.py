@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoopress.errors import CardError
-from zoopress.source import load_callable
+from zoopress.source import callable_code, load_callable
 from zoopress.store import digest, file_digest
 from zoopress.task import Split, Task
 
@@ -69,8 +69,7 @@ class FidelityTask(Task):
 
             return digest(list(read_sentences(self.data.text, self.card.root)))
         if self.data.inputs is not None:
-            location = self.card.root / self.data.inputs.rpartition(":")[0]
-            return file_digest(location) if location.is_file() else self.data.inputs
+            return callable_code(self.data.inputs, self.card.root)
         return "random"
 
     @cached_property
