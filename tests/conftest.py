@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from zoopress.card import Card, load_card
 from zoopress.plugins import Plugins, load_plugins
 
+# The Hub's client reads its endpoint when it is imported, so the test server starts before that.
+pytest_plugins = ["hub_server.fixtures"]
+
 settings.register_profile("zoopress", deadline=None)
 settings.load_profile("zoopress")
 

@@ -275,7 +275,7 @@ def test_recipes_with_the_same_stages_share_results_under_their_own_names(zoo: P
     other = load_recipe(str(zoo / "other.yaml"), load_plugins())
     result = compress(card, other, zoo / "other-out", Store(zoo / "store"))
     assert result.computed == ()
-    assert result.report.recipe == "other"
+    assert result.report.recipe["name"] == "other"
     assert "compressed by other" in (result.artifact / "README.md").read_text()
 
 

@@ -94,10 +94,28 @@ class Card(BaseModel):
         "state dict `source` holds",
     )
     factory_arguments: dict[str, Any] = Field(default={}, description="keyword arguments for it")
+    model_class: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z][A-Za-z0-9_]*$",
+        description="class of transformers, such as AutoModelForSequenceClassification; by default "
+        "the one that config.json names, else the one that `pipeline_tag` asks for",
+    )
     task: str = Field(default="fidelity", description="registered task that runs and compares it")
     data: Data | None = Field(default=None, description="inputs to calibrate and compare on")
-    license: str | None = Field(default=None, description="SPDX identifier, as the Hub spells it")
     base_model: str | None = Field(default=None, description="the model's repo id on the Hub")
+    license: str | None = Field(
+        default=None, description="identifier as the Hub spells it: apache-2.0, mit, other"
+    )
+    license_name: str | None = Field(default=None, description="name of a licence that is `other`")
+    license_link: str | None = Field(default=None, description="where that licence can be read")
+    pipeline_tag: str | None = Field(
+        default=None, description="the Hub's name of what the model does: text-classification"
+    )
+    library_name: str | None = Field(default=None, description="library that the original is for")
+    language: tuple[str, ...] = Field(default=(), description="ISO 639 codes")
+    tags: tuple[str, ...] = Field(default=(), description="the Hub's tags, passed on")
+    datasets: tuple[str, ...] = Field(default=(), description="the Hub's ids of its training data")
+    metrics: tuple[str, ...] = Field(default=(), description="metrics that its task is judged by")
     description: str = ""
 
     _root: Path = PrivateAttr(default_factory=Path.cwd)
@@ -105,6 +123,10 @@ class Card(BaseModel):
     @property
     def root(self) -> Path:
         return self._root
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the card as a file spells it, without what is left at its default."""
+        return self.model_dump(mode="json", exclude_defaults=True)
 
     @property
     def scheme(self) -> str:

@@ -23,6 +23,10 @@ SCHEMA = 1
 """Raise it when stored results of older versions can no longer be used."""
 
 
+LIBRARIES = ("zoopress", "torch", "transformers")
+"""What results depend on besides a technique's own distribution."""
+
+
 @dataclass(frozen=True)
 class Original:
     """A card's model as it comes: its files on disk, how to build it, and how to run it."""
@@ -59,18 +63,17 @@ class Cell:
         """The key of all that the first stage depends on."""
         card, files = self.original.card, self.original.files
         architecture, task = self.original.architecture, self.original.task
-        libraries = ("zoopress", "torch", "transformers")
         return digest(
             {
                 "schema": SCHEMA,
-                "versions": {name: _version(name) for name in libraries},
+                "versions": {name: installed_version(name) for name in LIBRARIES},
                 "source": card.source,
                 "revision": files.revision,
                 "files": {name: self.store.hash_file(files.folder / name) for name in files.all},
                 "architecture": [architecture.name, architecture.arguments, architecture.code()],
                 "task": card.task,
                 "data": [card.data and card.data.model_dump(mode="json"), task.fingerprint()],
-                "card": [card.name, card.base_model, card.license],
+                "card": [card.name, card.model_class, card.base_model, card.license],
                 "seed": self.recipe.seed,
             }
         )
@@ -127,7 +130,8 @@ def _package_digest(name: str) -> str:
     return digest([[file.name, file_digest(file)] for file in files])
 
 
-def _version(distribution: str) -> str:
+def installed_version(distribution: str) -> str:
+    """Return the version of an installed distribution, "" of one that is not."""
     try:
         return version(distribution)
     except PackageNotFoundError:

@@ -364,7 +364,7 @@ def _print_result(result: Result) -> None:
     from zoopress.report import comparison_rows
 
     report = result.report
-    table = Table(title=f"{report.card} × {report.recipe}", title_justify="left")
+    table = Table(title=report.name, title_justify="left")
     for header in ("", "original", "compressed", ""):
         table.add_column(header, justify="left" if not header else "right")
     for row in comparison_rows(report):

@@ -18,6 +18,7 @@ from zoopress.cell import Cell, open_cell
 from zoopress.gates import GateInput, StageResult, check_targets
 from zoopress.plugins import Plugins, load_plugins
 from zoopress.progress import Reporter
+from zoopress.provenance import git_state
 from zoopress.recipe import Recipe, Targets
 from zoopress.report import Report, publish, stage_line
 from zoopress.store import Entry, Store
@@ -73,8 +74,7 @@ def compress(
 
     last, reported = cell.store.find(cell.keys[-1]), cell.store.find(cell.report_key)
     if last is not None and reported is not None:
-        # The name of a recipe is no part of a key: another may have the same stages.
-        report = replace(Report.from_dict(reported.record), recipe=recipe.name)
+        report = _of_this_run(Report.from_dict(reported.record), cell)
         for position, result in enumerate(report.stages, start=1):
             _check_targets(cell, position, result)
         reporter.line(f"nothing to compute: {card.name} × {recipe.name} is in the store")
@@ -101,9 +101,19 @@ def compress(
         _check_targets(cell, position, result)
 
     assert previous is not None
-    report = execute("evaluate", lambda: bench.evaluate(previous, results))
+    report = _of_this_run(execute("evaluate", lambda: bench.evaluate(previous, results)), cell)
     publish(report, previous, folder, cell.store)
     return Result(report, folder, tuple(computed))
+
+
+def _of_this_run(report: Report, cell: Cell) -> Report:
+    """Name this run's card, recipe and commit: they are no part of a key, so may be another's."""
+    return replace(
+        report,
+        card=cell.original.card.as_dict(),
+        recipe=cell.recipe.as_dict(),
+        made_with={**report.made_with, **git_state(Path.cwd())},
+    )
 
 
 @dataclass(frozen=True)

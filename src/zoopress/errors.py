@@ -7,6 +7,7 @@
     │   └── PlanError                a card and a recipe that do not fit together
     ├── PluginError                  a plugin is broken, clashes or is missing
     ├── SourceError                  a model's files cannot be found or read
+    ├── HubError                     the Hub cannot be reached, or does not let us
     ├── StageError                   a technique could not do its work on this model
     ├── GateError                    a stage did its work, and the result is not good enough
     ├── ArtifactError (ValueError)   a saved model is damaged, hostile or of an unknown version
@@ -48,6 +49,10 @@ class PluginError(ZoopressError):
 
 class SourceError(ZoopressError):
     """A model's files cannot be found or read."""
+
+
+class HubError(ZoopressError):
+    """The Hub cannot be reached, does not have what was asked for, or does not allow it."""
 
 
 class StageError(ZoopressError):

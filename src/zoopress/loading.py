@@ -1,4 +1,4 @@
-"""Open a compressed model."""
+"""Open a compressed model, from a folder or from the Hub."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def load(
-    folder: str | Path,
+    place: str | Path,
+    revision: str | None = None,
+    *,
     factory: Callable[..., Any] | str | None = None,
     unpacking: Unpacking = "auto",
     verify: bool = True,
@@ -25,7 +27,9 @@ def load(
     """Load a compressed model, ready to run, in evaluation mode.
 
     Args:
-        folder: the artifact.
+        place: the artifact: a folder, or a repository on the Hub as "org/name". A folder that
+            exists comes first.
+        revision: branch, tag or commit in that repository; its main branch by default.
         factory: for a model whose architecture is a Python function: that function, or
             "file.py:function" or "package.module:function". An artifact is never trusted to name
             code, so this must come from you.
@@ -37,12 +41,15 @@ def load(
 
     Raises:
         ArtifactError: if the artifact is damaged, hostile, or needs a plugin or factory.
+        HubError: if it cannot be fetched.
     """
     from zoopress.artifact import load_artifact
+    from zoopress.hub.artifacts import find_artifact
     from zoopress.packing import unpack
 
     if isinstance(factory, str):
         factory = load_callable(factory, Path.cwd())
-    model, architecture, _ = load_artifact(Path(folder), load_plugins(), factory, verify, progress)
+    folder = find_artifact(place, revision)
+    model, architecture, _ = load_artifact(folder, load_plugins(), factory, verify, progress)
     unpack(model.module, unpacking)
     return architecture.finish(model.module)

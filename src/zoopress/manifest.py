@@ -83,6 +83,16 @@ class Manifest(_Part):
     edits: list[Edit] = []
     tensors: dict[str, TensorEntry]
     files: dict[FileName, FileRecord] = Field(description="every file but this and README.md")
+    native: bool = Field(
+        default=False,
+        description="whether the library that the model comes from loads it without zoopress",
+    )
+
+    def loads_as(self) -> dict[str, Any]:
+        """Return what people need to know to load the model."""
+        name = self.architecture.arguments.get("class")
+        known = {"class": name} if isinstance(name, str) else {}
+        return {"architecture": self.architecture.name, **known, "native": self.native}
 
 
 def read_manifest(folder: Path, verify: bool = True) -> Manifest:
@@ -96,14 +106,25 @@ def read_manifest(folder: Path, verify: bool = True) -> Manifest:
         ArtifactError: naming file, field and remedy.
     """
     path = folder / MANIFEST
+    if not folder.is_dir():
+        raise ArtifactError(f"{folder}: there is no such folder.")
+    if not path.is_file():
+        raise ArtifactError(
+            f"{folder}: has no {MANIFEST}, so it is not a zoopress artifact, or one whose "
+            "writing was cut off. Run the recipe again, or download the whole folder."
+        )
+    manifest = parse_manifest(path)
+    _check_files(folder, manifest, verify)
+    return manifest
+
+
+def parse_manifest(path: Path) -> Manifest:
+    """Read and check a manifest alone.
+
+    Raises:
+        ArtifactError: naming file, field and remedy.
+    """
     try:
-        if not folder.is_dir():
-            raise ArtifactError(f"{folder}: there is no such folder.")
-        if not path.is_file():
-            raise ArtifactError(
-                f"{folder}: has no {MANIFEST}, so it is not a zoopress artifact, or one whose "
-                "writing was cut off. Run the recipe again, or download the whole folder."
-            )
         if path.stat().st_size > MAX_MANIFEST_BYTES:
             raise ArtifactError(f"{path}: larger than {MAX_MANIFEST_BYTES} bytes.")
         data = json.loads(path.read_bytes(), parse_constant=_no_constant)
@@ -113,9 +134,7 @@ def read_manifest(folder: Path, verify: bool = True) -> Manifest:
         raise ArtifactError(
             f"{path}: is not JSON ({error}); it was damaged or cut off. {AGAIN}"
         ) from error
-    manifest = _parse_manifest(path, data)
-    _check_files(folder, manifest, verify)
-    return manifest
+    return _validate(path, data)
 
 
 def size_bytes(folder: Path, manifest: Manifest) -> int:
@@ -127,7 +146,7 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no number in JSON")
 
 
-def _parse_manifest(path: Path, data: Any) -> Manifest:
+def _validate(path: Path, data: Any) -> Manifest:
     if not isinstance(data, dict) or data.get("format") != "zoopress":
         raise ArtifactError(f"{path}: field 'format' is not 'zoopress'; this is another's file.")
     if data.get("version") != 1:

@@ -26,11 +26,11 @@ class Report:
     Latencies are medians and 95th percentiles in milliseconds, measured in turns in one process.
     """
 
-    card: str
-    recipe: str
-    source: str
+    card: dict[str, Any]
+    """The card, as its file says."""
+    recipe: dict[str, Any]
+    """The recipe with its targets, defaults included."""
     revision: str
-    task: str
     original_size_bytes: int
     original_weight_bytes: int
     original_parameters: int
@@ -39,10 +39,16 @@ class Report:
     machine: dict[str, Any]
     kernels: dict[str, int] = field(default_factory=dict)
     """How many packed weights compute in which way, once loaded."""
-    base_model: str | None = None
-    license: str | None = None
-    factory: str | None = None
-    schema: int = field(default=1)
+    loads_as: dict[str, Any] = field(default_factory=dict)
+    """The `architecture`, its `class` if it has one, and whether it is `native`: loaded by the
+    library that it comes from, without zoopress."""
+    made_with: dict[str, str] = field(default_factory=dict)
+    """Versions of what computed it; `commit` and `repository` of the folder it ran in, if known."""
+    schema: int = field(default=2)
+
+    @property
+    def name(self) -> str:
+        return f"{self.card['name']} × {self.recipe['name']}"
 
     @property
     def last(self) -> StageResult:
@@ -159,7 +165,7 @@ def markdown(report: Report) -> str:
     machine = report.machine
     return "\n".join(
         [
-            f"# {report.card} × {report.recipe}",
+            f"# {report.name}",
             "",
             *_table(("", "original", "compressed", ""), comparison_rows(report)),
             "",
@@ -177,19 +183,18 @@ def markdown(report: Report) -> str:
 
 def model_readme(report: Report) -> str:
     """Return the README.md of an artifact; it holds only what every machine measures alike."""
-    base = report.base_model or report.card
+    card = report.card
+    base = card.get("base_model") or card["name"]
     # Only the user can name code, so the factory is a hint here.
-    factory = f", factory=...)  # {report.factory}" if report.factory else ")"
-    front = ["---", *([f"license: {report.license}"] if report.license else [])]
-    if report.base_model:
-        front.append(f"base_model: {report.base_model}")
+    factory = f", factory=...)  # {card['factory']}" if "factory" in card else ")"
+    front = ["---", *(f"{key}: {card[key]}" for key in ("license", "base_model") if key in card)]
     return "\n".join(
         [
             *front,
             "library_name: zoopress",
             "---",
             "",
-            f"# {report.card}, compressed by {report.recipe}",
+            f"# {card['name']}, compressed by {report.recipe['name']}",
             "",
             f"Made from `{base}` (revision `{report.revision}`) by zoopress.",
             "",

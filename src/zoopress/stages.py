@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from zoopress.artifact import load_artifact, save_artifact
 from zoopress.card import Card
-from zoopress.cell import Cell, open_original
+from zoopress.cell import LIBRARIES, Cell, installed_version, open_original
 from zoopress.errors import SourceError, StageError
 from zoopress.evaluation import (
     call,
@@ -143,9 +143,9 @@ class Workbench:
         """Compare the final model with the original, and store the report."""
         with self.store.claim(self.cell.report_key) as claim:
             if claim.entry is not None:
-                return replace(Report.from_dict(claim.entry.record), recipe=self.recipe.name)
+                return Report.from_dict(claim.entry.record)
             with self.reporter.step("measuring latency"):
-                model, _, _ = self._load(last.artifact)
+                model, _, manifest = self._load(last.artifact)
                 kernels = unpack(model.module, "auto")  # as users get it
                 latency = measure_latency(
                     self.task,
@@ -154,14 +154,9 @@ class Workbench:
                     sorted({1, min(32, self.task.data.batch_size)}),
                 )
             report = Report(
-                card=self.card.name,
-                recipe=self.recipe.name,
-                base_model=self.card.base_model,
-                source=self.card.source,
+                card=self.card.as_dict(),
+                recipe=self.recipe.as_dict(),
                 revision=self.files.revision,
-                license=self.card.license,
-                factory=self.card.factory,
-                task=self.card.task,
                 original_size_bytes=self.files.size_bytes(),
                 original_weight_bytes=sum(
                     (self.files.folder / name).stat().st_size for name in self.files.weights
@@ -170,7 +165,9 @@ class Workbench:
                 stages=list(results),
                 latency=latency,
                 kernels=kernels,
+                loads_as=manifest.loads_as(),
                 machine=describe_machine(),
+                made_with={name: installed_version(name) for name in LIBRARIES},
             )
             claim.commit(report.as_dict())
             return report

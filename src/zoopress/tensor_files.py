@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -29,7 +31,36 @@ class Reader(Protocol):
     def read(self, name: str) -> Tensor: ...
 
 
+# What safetensors calls the types that are read here; rarer ones it reads itself.
+_DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "U16": torch.uint16,
+    "I16": torch.int16,
+    "U32": torch.uint32,
+    "I32": torch.int32,
+    "U64": torch.uint64,
+    "I64": torch.int64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "C64": torch.complex64,
+}
+
+
 class _Safetensors:
+    """A file of which safetensors checks the header, and whose data is read, not mapped.
+
+    The pages of a mapped file count as memory beside the tensors that are copied from them, and
+    what lies in them is unaligned, which crashes some of torch's kernels, and vanishes with the
+    file. The reading backend of safetensors 0.8 aligns to 32 bytes; torch's kernels ask for 64,
+    which torch gives what it allocates itself.
+    """
+
     def __init__(self, path: Path) -> None:
         try:
             self._file = safe_open(path, framework="pt")
@@ -40,22 +71,57 @@ class _Safetensors:
             if start == b"PK" or start[:1] == b"\x80":
                 what = "is a pickle under another name; it was not opened"
             raise ArtifactError(f"{path.name}: {what}") from error
+        self._stream = path.open("rb", buffering=0)
+        self._starts = self._find_starts()
+
+    def __enter__(self) -> _Safetensors:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()
 
     def names(self) -> list[str]:
         return list(self._file.keys())
 
     def itemsize(self, name: str) -> int:
-        bits = re.match("[A-Z]+(\\d+)", self._file.get_slice(name).get_dtype())
-        return max(1, int(bits[1]) // 8) if bits else 1
+        return max(1, self._bits(name) // 8)
+
+    def _bits(self, name: str) -> int:
+        found = re.match("[A-Z]+(\\d+)", self._file.get_slice(name).get_dtype())
+        return int(found[1]) if found else 8
+
+    def _find_starts(self) -> dict[str, int]:
+        """Return where each tensor's bytes begin: safetensors let no gap between them pass."""
+        at = 8 + int.from_bytes(self._stream.read(8), "little")
+        starts: dict[str, int] = {}
+        for name in self._file.offset_keys():
+            starts[name] = at
+            at += math.prod(self._file.get_slice(name).get_shape()) * self._bits(name) // 8
+        return starts
 
     def read(self, name: str) -> Tensor:
         try:
-            # A copy: what safetensors gives lies in the mapped file, unaligned, which crashes
-            # some of torch's kernels, and would vanish with the file.
-            tensor: Tensor = self._file.get_tensor(name).clone()
+            described = self._file.get_slice(name)
+            dtype = _DTYPES.get(described.get_dtype())
+            if dtype is None or sys.byteorder == "big":
+                rare: Tensor = self._file.get_tensor(name).clone()
+                return rare
+            tensor = torch.empty(described.get_shape(), dtype=dtype)
+            self._read_into(tensor, self._starts[name])
         except (SafetensorError, OSError, RuntimeError) as error:
             raise ArtifactError(f"tensor {name!r}: {error}") from error
         return tensor
+
+    def _read_into(self, tensor: Tensor, start: int) -> None:
+        if not tensor.numel():  # torch cannot view it as bytes
+            return
+        left = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+        self._stream.seek(start)
+        while left:
+            count = self._stream.readinto(left)  # at most 2 GiB in one go
+            if not count:
+                raise OSError("the file became shorter while it was read")
+            left = left[count:]
 
 
 class _Zpz:
@@ -79,7 +145,7 @@ def open_tensors(folder: Path, storage: str, files: list[str]) -> Iterator[dict[
             if storage == "zpz":
                 reader = _Zpz(stack.enter_context(ZpzReader(folder / name)))
             else:
-                reader = _Safetensors(folder / name)
+                reader = stack.enter_context(_Safetensors(folder / name))
             for tensor in reader.names():
                 if tensor in readers:
                     raise ArtifactError(f"tensor {tensor!r} is stored twice")

@@ -11,6 +11,7 @@ from zoopress.plugins import hookimpl
 def zoopress_sources() -> dict[str, str]:
     """Register where models come from."""
     return {
+        "hub": "zoopress_zoo.hub_source:hub",
         "package": "zoopress_zoo.sources:package",
         "path": "zoopress_zoo.sources:path",
     }

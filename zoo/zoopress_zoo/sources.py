@@ -9,30 +9,7 @@ from pathlib import Path
 from zoopress.card import Card
 from zoopress.errors import SourceError
 from zoopress.source import SourceFiles
-
-_WEIGHTS = (".safetensors", ".bin", ".pth", ".pt")
-_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_OTHERS = (
-    "config.json",
-    "generation_config.json",
-    "modules.json",
-    "config_sentence_transformers.json",
-    "sentence_bert_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "*_Pooling/config.json",
-)
+from zoopress_zoo.selection import FORMATS, Selection, select
 
 
 def package(card: Card) -> SourceFiles:
@@ -59,43 +36,44 @@ def package(card: Card) -> SourceFiles:
 
 
 def path(card: Card) -> SourceFiles:
-    """Find `path:FILE_OR_FOLDER`, relative to the card: a transformers folder, or a state dict.
+    """Find `path:FILE_OR_FOLDER`, relative to the card: a model's folder, or a file of weights.
 
     Raises:
         SourceError: if it is missing or holds no weights.
     """
     target = (card.root / Path(card.location).expanduser()).resolve()
-    if target.is_file():
-        if target.suffix not in _WEIGHTS:
-            raise SourceError(
-                f"Card {card.name!r}: {target} must be a state dict in one of {list(_WEIGHTS)}."
-            )
-        if not card.factory:
-            raise SourceError(
-                f"Card {card.name!r}: {target.name} is a state dict, so the card needs a 'factory' "
-                "that builds the module, as 'file.py:function'."
-            )
+    if not target.is_file():
+        return _folder(card, target, "local")
+    if target.suffix not in (*FORMATS, ".gguf"):
+        raise SourceError(
+            f"Card {card.name!r}: {target} must hold weights in one of {[*FORMATS, '.gguf']}."
+        )
+    if card.factory:
         return SourceFiles(target.parent, "local", (target.name,))
-    return _folder(card, target, "local")
+    if target.suffix != ".gguf" and not (target.parent / "config.json").is_file():
+        raise SourceError(
+            f"Card {card.name!r}: {target.name} is a state dict, so the card needs a 'factory' "
+            "that builds the module, as 'file.py:function'."
+        )
+    return _files(card, target.parent, "local", target.name)
 
 
 def _folder(card: Card, folder: Path, revision: str) -> SourceFiles:
     if not folder.is_dir():
         raise SourceError(f"Card {card.name!r}: there is nothing at {folder}.")
-    found = {p.name for p in folder.iterdir() if p.is_file()}
-    # One format is enough, and safetensors cannot hide code.
-    weights: list[str] = []
-    for suffix in _WEIGHTS:
-        weights = sorted(n for n in found if n.endswith(suffix) and not n.startswith("training_"))
-        if weights:
-            break
-    if not weights:
-        raise SourceError(
-            f"Card {card.name!r}: {folder} holds no weights; expected a file in one of "
-            f"{list(_WEIGHTS)}."
-        )
-    weights += [name for name in _INDEXES if name in found and weights[0].split(".")[-1] in name]
-    others = sorted(
-        p.relative_to(folder).as_posix() for pattern in _OTHERS for p in folder.glob(pattern)
-    )
-    return SourceFiles(folder, revision, tuple(weights), tuple(others))
+    return _files(card, folder, revision)
+
+
+def _files(card: Card, folder: Path, revision: str, chosen: str = "") -> SourceFiles:
+    # No model has files that matter further down, and a user's folder can be large.
+    names = {
+        found.relative_to(folder).as_posix()
+        for pattern in ("*", "*/*")
+        for found in folder.glob(pattern)
+        if found.is_file()
+    }
+    try:
+        selected: Selection = select(names, chosen)
+    except SourceError as error:
+        raise SourceError(f"Card {card.name!r}: {folder}: {error}") from error
+    return SourceFiles(folder, revision, selected.weights, selected.others)

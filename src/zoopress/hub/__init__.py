@@ -1,0 +1,1 @@
+"""The Hugging Face Hub: fetch models, verify them, publish compressed ones."""

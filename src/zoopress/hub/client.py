@@ -1,0 +1,261 @@
+"""Talk to the Hub through huggingface_hub: again after failures that pass, in plain words after
+those that last, and never with a token in what is said."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from functools import cached_property
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from zoopress.errors import HubError, ZoopressError
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+log = logging.getLogger("zoopress.hub")
+T = TypeVar("T")
+WAITS_S = (1.0, 2.0, 4.0, 8.0)
+"""Pauses before another attempt. The client itself has tried some requests several times by then."""
+LONGEST_WAIT_S = 300.0
+_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+_TOKEN = re.compile(r"\b(?:hf|api)_[A-Za-z0-9_]{6,}|(?<=[Bb]earer )[^\s'\"]+")
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """What the Hub says of a file.
+
+    Attributes:
+        size: bytes.
+        digest: "sha256:…" of files in large file storage, else "git:…", git's SHA-1 of a blob.
+    """
+
+    size: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class RemoteModel:
+    """What the Hub says of a model at a revision.
+
+    Attributes:
+        repo_id: its name; another than was asked for if it has been renamed.
+        commit: the revision, resolved.
+        files: every file by path.
+        card: the metadata of its README.
+        config: the Hub's excerpt of its config.json.
+    """
+
+    repo_id: str
+    commit: str
+    files: dict[str, RemoteFile]
+    private: bool = False
+    gated: bool = False
+    card: Mapping[str, Any] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
+    pipeline_tag: str | None = None
+    library_name: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Hub:
+    """The Hub, as the environment names it: HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE."""
+
+    @cached_property
+    def api(self) -> HfApi:
+        from huggingface_hub import HfApi
+
+        return HfApi(library_name="zoopress", library_version=version("zoopress"))
+
+    @property
+    def offline(self) -> bool:
+        """Whether HF_HUB_OFFLINE forbids every request."""
+        from huggingface_hub import constants
+
+        return bool(constants.HF_HUB_OFFLINE)
+
+    def model(self, repo_id: str, revision: str | None = None) -> RemoteModel:
+        """Ask for a model.
+
+        Raises:
+            HubError: if there is none, or it cannot be had.
+        """
+        info = self.call(
+            f"asking for {repo_id}",
+            lambda: self.api.model_info(repo_id, revision=revision, files_metadata=True),
+            repo_id,
+            revision,
+        )
+        if not info.sha:
+            raise HubError(f"{self.api.endpoint} does not say which commit of {repo_id} it has.")
+        return RemoteModel(
+            repo_id=info.id,
+            commit=info.sha,
+            files={item.rfilename: _remote_file(item) for item in info.siblings or ()},
+            private=bool(info.private),
+            gated=bool(info.gated),
+            card=info.card_data.to_dict() if info.card_data else {},
+            tags=tuple(info.tags or ()),
+            pipeline_tag=info.pipeline_tag,
+            library_name=info.library_name,
+            config=info.config or {},
+        )
+
+    def call(
+        self, what: str, work: Callable[[], T], repo_id: str = "", revision: str | None = None
+    ) -> T:
+        """Do something on the Hub, again if it fails in a way that passes.
+
+        Args:
+            what: what is being done, for messages.
+            work: does it; safe to do twice.
+            repo_id: the repository it is about.
+            revision: and its revision.
+
+        Raises:
+            HubError: in words that say what to do.
+        """
+        for attempt, wait in enumerate((*WAITS_S, None), start=1):
+            try:
+                return work()
+            except ZoopressError:
+                raise
+            except Exception as error:
+                asked = _retry_after(error)
+                if wait is None or not _passes(error) or (asked or 0) > LONGEST_WAIT_S:
+                    # Not "from error": its text or its request may hold the token.
+                    message = explain(error, self.api.endpoint, repo_id, revision)
+                    tried = f" It was tried {attempt} times." if attempt > 1 else ""
+                    raise HubError(f"{what}: {message}{tried}") from None
+                pause = max(wait, asked or 0)
+                log.warning("%s: %s; trying again in %.0f s", what, _short(error), pause)
+                time.sleep(pause)
+        raise AssertionError("the last attempt returns or raises")
+
+
+def without_tokens(text: str) -> str:
+    """Return a text with every token in it blotted out."""
+    from huggingface_hub import get_token
+
+    token = get_token()
+    if token:
+        text = text.replace(token, "[token]")
+    return _TOKEN.sub("[token]", text)
+
+
+def explain(error: BaseException, endpoint: str, repo_id: str, revision: str | None) -> str:
+    """Say what an error of the client means and what to do about it."""
+    from huggingface_hub import errors, get_token
+
+    error = _root(error)
+    login = "log in with `hf auth login`, or set HF_TOKEN"
+    status = status_of(error)
+    server = without_tokens(str(getattr(error, "server_message", None) or "")).strip()
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return (
+            "HF_HUB_OFFLINE forbids requests, and the cache does not have it. Run it once with "
+            "HF_HUB_OFFLINE unset."
+        )
+    if isinstance(error, errors.GatedRepoError):
+        return (
+            f"{repo_id} is gated: its owner wants to be asked first. Ask for access on "
+            f"{endpoint}/{repo_id}, then {login}."
+        )
+    # Without a token the Hub answers 401 to what does not exist, too; with one, only to a bad one.
+    if status == 401 and get_token():
+        return f"the Hub does not accept the token ({server}). To have a valid one, {login}."
+    if isinstance(error, errors.RevisionNotFoundError):
+        return (
+            f"{repo_id} has no branch, tag or commit {revision!r}. {endpoint}/{repo_id}/commits "
+            "lists what it has."
+        )
+    if isinstance(error, errors.EntryNotFoundError) and status == 404:
+        return f"{repo_id} at {revision or 'main'} lacks a file: {_short(error)}."
+    if isinstance(error, errors.RepositoryNotFoundError) or status == 401:
+        return (
+            f"there is no model {repo_id!r} on {endpoint}, or it is private and needs a token. "
+            f"Check the name, or {login}."
+        )
+    if status == 403:
+        return (
+            f"the token may not do this: {server or 'forbidden'}. Use one with write access to "
+            f"{repo_id}, and {login}."
+        )
+    if status == 429:
+        return "the Hub limits how often it may be asked (429). Try again later, with a token."
+    if status is not None and status >= 500:
+        return f"the Hub fails ({status}{', ' + server if server else ''}). Try again later."
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full ({_short(error)}). Free some space, or set HF_HOME to another."
+    if _passes(error):
+        return (
+            f"{endpoint} cannot be reached ({_short(error)}). Check the network; with "
+            "HF_HUB_OFFLINE=1, what is in the cache works without."
+        )
+    return f"{_short(error)}."
+
+
+def status_of(error: BaseException) -> int | None:
+    """Return the HTTP status that an error of the client tells of."""
+    response = getattr(error, "response", None)
+    status = getattr(response, "status_code", None)
+    return status if isinstance(status, int) else None
+
+
+def _root(error: BaseException) -> BaseException:
+    """Return what is behind the client's "not in the cache, and something happened"."""
+    from huggingface_hub import errors
+
+    while isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _passes(error: BaseException) -> bool:
+    """Tell whether a failure may be gone at the next attempt."""
+    from huggingface_hub import errors
+
+    error = _root(error)
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return False
+    status = status_of(error)
+    if status is not None:
+        return status in _PASSING
+    network: type[BaseException] = errors.HTTPError  # type: ignore[attr-defined]
+    broken = isinstance(error, OSError) and "Consistency check failed" in str(error)
+    return broken or isinstance(error, (network, ConnectionError, TimeoutError))
+
+
+def _retry_after(error: BaseException) -> float | None:
+    """Return the seconds that the Hub asks to wait."""
+    headers = getattr(getattr(_root(error), "response", None), "headers", None) or {}
+    value = headers.get("Retry-After")
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return None
+
+
+def _short(error: BaseException) -> str:
+    text = " ".join(without_tokens(str(_root(error))).split())
+    return f"{type(_root(error)).__name__}: {text}"[:300].rstrip(". ")
+
+
+def _remote_file(item: Any) -> RemoteFile:
+    lfs = getattr(item, "lfs", None)
+    if lfs is not None:
+        return RemoteFile(int(lfs.size), f"sha256:{lfs.sha256}")
+    return RemoteFile(int(item.size or 0), f"git:{item.blob_id}")

@@ -1,0 +1,40 @@
+"""The source `hub:`, models on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from zoopress.card import Card
+from zoopress.errors import SourceError
+from zoopress.hub.address import parse_address
+from zoopress.hub.client import Hub
+from zoopress.hub.download import fetch
+from zoopress.source import SourceFiles
+from zoopress_zoo.selection import Selection, select
+
+
+def hub(card: Card) -> SourceFiles:
+    """Fetch `hub:org/name`, `hub:org/name@revision` or `hub:org/name/FILE_OR_FOLDER@revision`.
+
+    Only what a user of the model needs is fetched, safetensors rather than pickles. A branch or
+    tag is resolved to the commit that it is now.
+
+    Raises:
+        HubError: if it cannot be had.
+        SourceError: if the repository does not hold a model that can be told.
+    """
+    address = parse_address(card.location)
+    selected = Selection((), ())
+
+    def choose(names: Collection[str]) -> list[str]:
+        nonlocal selected
+        try:
+            selected = select(names, address.inside)
+        except SourceError as error:
+            raise SourceError(f"Card {card.name!r}: {card.source}: {error}") from error
+        start = f"{selected.folder}/" if selected.folder else ""
+        return [start + name for name in (*selected.weights, *selected.others)]
+
+    snapshot = fetch(Hub(), address, choose)
+    folder = snapshot.folder / selected.folder
+    return SourceFiles(folder, snapshot.commit, selected.weights, selected.others)
