@@ -1,12 +1,17 @@
 """The artifact: a compressed model as a folder that anyone can load without trusting it.
 
     FOLDER/
-        zoopress.json        manifest: schema version, base model, lineage of stages, structure
-                             edits, the form of every tensor, size and SHA-256 of every file
-        model.safetensors    tensors; model-00001-of-00002.safetensors … when large
-          or model.zpz       the same, entropy coded
-        config.json, …       what the architecture and its tokenizer need
-        README.md            for people; not listed in the manifest, not needed to load
+        zoopress.json            manifest: schema version, base model, lineage of stages, structure
+                                 edits, the form of every tensor, size and SHA-256 of every file
+        compressed.safetensors   tensors; compressed-00001-of-00002.safetensors … when large
+          or model.zpz           the same, entropy coded
+          or model.safetensors   where the library that the model comes from can load it as it is;
+                                 buffers that this library makes itself are in buffers.safetensors
+        config.json, …           what the architecture and its tokenizer need
+        README.md                for people; not listed in the manifest, not needed to load
+
+A file called model.safetensors would be loaded by that library, packed weights replaced by random
+ones, so only what it can load has that name.
 
 Loading rebuilds the architecture on the meta device, replays the edits with registered layers, and
 fills in one tensor after the other. Nothing in the folder is ever executed or unpickled, and every
@@ -16,6 +21,7 @@ name, size and shape is checked before it is used.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -41,10 +47,13 @@ from zoopress.manifest import (
 from zoopress.model import Model
 from zoopress.source import Architecture, build_on_meta
 from zoopress.store import file_digest, write_atomic
+from zoopress.coding.zpz import StoredTensor
 from zoopress.tensor_files import MAX_SHARD_BYTES, Reader, open_tensors, write_tensors
 
 if TYPE_CHECKING:
     from zoopress.plugins import Plugins
+
+INDEX = "model.safetensors.index.json"
 
 
 def save_artifact(
@@ -70,32 +79,89 @@ def save_artifact(
     Raises:
         StageError: if a weight that is pruned by a mask is not zero.
     """
-    entries, stored = encode(model.tensors(), model.masks, model.code_layouts())
-    weights = write_tensors(folder, model.storage, stored, max_shard_bytes)
-    for name, path in others.items():
+    beside = architecture.companions(model, others)
+    native = beside.native and model.storage == "safetensors" and not model.masks
+    entries, stored = encode(model.tensors(), model.masks, model.code_layouts(), share=not native)
+    files: dict[str, Path | bytes] = dict(beside.files)
+    if native:
+        weights = _write_native(folder, model, architecture, stored, max_shard_bytes, files)
+    else:
+        renamed = {architecture.stored_name(name): item for name, item in stored.items()}
+        assert len(renamed) == len(stored), "two tensors have one name in the file"
+        weights = write_tensors(folder, model.storage, renamed, max_shard_bytes)
+        if model.storage == "safetensors":
+            weights = [_rename(folder, name, "model", "compressed") for name in weights]
+    for name, content in files.items():
         target = folder / safe_name(name)
         target.parent.mkdir(parents=True, exist_ok=True)
-        if path.resolve() != target.resolve():
-            shutil.copyfile(path, target)
+        if isinstance(content, bytes):
+            target.write_bytes(content)
+        elif content.resolve() != target.resolve():
+            shutil.copyfile(content, target)
     manifest = Manifest(
         base=base,
-        architecture=ArchitectureRecord(name=architecture.name, arguments=architecture.arguments),
+        architecture=ArchitectureRecord(
+            name=architecture.name,
+            arguments=architecture.arguments if beside.arguments is None else beside.arguments,
+        ),
         lineage=lineage or [],
         storage="zpz" if model.storage == "zpz" else "safetensors",
         weights=weights,
-        edits=list(model.edits),
+        edits=list(beside.edits),
         tensors=entries,
         files={
             name: FileRecord(
                 bytes=(folder / name).stat().st_size, sha256=file_digest(folder / name)
             )
-            for name in sorted({*weights, *others})
+            for name in sorted({*weights, *files})
         },
+        native=native,
     )
-    content = manifest.model_dump(mode="json", exclude_none=True)
-    text = json.dumps(content, separators=(",", ":"), allow_nan=False)
+    data = manifest.model_dump(mode="json", exclude_none=True)
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     write_atomic(folder / MANIFEST, text)
     return manifest
+
+
+def _write_native(
+    folder: Path,
+    model: Model,
+    architecture: Architecture,
+    stored: Mapping[str, StoredTensor],
+    max_shard_bytes: int,
+    files: dict[str, Path | bytes],
+) -> list[str]:
+    """Write tensors as the library that the model comes from expects them.
+
+    What it makes itself goes to a file of its own, so that it finds nothing that it does not know.
+    """
+    made = model.non_persistent()
+    kept = {architecture.stored_name(n): item for n, item in stored.items() if n not in made}
+    weights = write_tensors(folder, "safetensors", kept, max_shard_bytes)
+    files.pop(INDEX, None)
+    if len(weights) > 1:
+        where = {}
+        for file in weights:
+            with open_tensors(folder, "safetensors", [file]) as readers:
+                where.update(dict.fromkeys(readers, file))
+        total = sum(item.tensor.numel() * item.tensor.itemsize for item in kept.values())
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        files[INDEX] = (json.dumps(index, indent=2) + "\n").encode()
+    rest = {architecture.stored_name(n): item for n, item in stored.items() if n in made}
+    if rest:
+        beside = folder / ".buffers"
+        beside.mkdir()
+        write_tensors(beside, "safetensors", rest, 1 << 62)
+        os.replace(beside / "model.safetensors", folder / "buffers.safetensors")
+        beside.rmdir()
+        weights.append("buffers.safetensors")
+    return weights
+
+
+def _rename(folder: Path, name: str, old: str, new: str) -> str:
+    renamed = new + name.removeprefix(old)
+    os.replace(folder / name, folder / renamed)
+    return renamed
 
 
 def load_artifact(
@@ -128,6 +194,17 @@ def load_artifact(
         if str(folder) in str(error):
             raise
         raise ArtifactError(f"{folder / MANIFEST}: field 'architecture': {error}") from error
+    model = replay_edits(folder, manifest, module, plugins)
+    fill_tensors(folder, manifest, model, architecture.stored_name, progress)
+    return model, architecture, manifest
+
+
+def replay_edits(folder: Path, manifest: Manifest, module: nn.Module, plugins: Plugins) -> Model:
+    """Change an architecture that was built anew as the compressed one was, still without values.
+
+    Raises:
+        ArtifactError: if an edit does not fit.
+    """
     for i, edit in enumerate(manifest.edits):
         try:
             with torch.device("meta"):
@@ -137,12 +214,32 @@ def load_artifact(
             raise ArtifactError(_bad_edit(folder, i, error)) from error
         except (RuntimeError, AssertionError, PluginError) as error:
             raise ArtifactError(_bad_edit(folder, i, error)) from error
-    model = Model(module.eval(), plugins.layers, list(manifest.edits), {}, manifest.storage)
+    return Model(module.eval(), plugins.layers, list(manifest.edits), {}, manifest.storage)
+
+
+def fill_tensors(
+    folder: Path,
+    manifest: Manifest,
+    model: Model,
+    stored_name: Callable[[str], str],
+    progress: Callable[[str], None] = lambda name: None,
+) -> None:
+    """Read every tensor of an artifact into the rebuilt model.
+
+    Args:
+        folder: the artifact.
+        manifest: what it says.
+        model: with all edits replayed.
+        stored_name: gives the name in the file of a tensor of the model.
+        progress: called with each tensor's name.
+
+    Raises:
+        ArtifactError: if they do not fit.
+    """
     try:
-        _fill(folder, model, manifest, progress)
+        _fill(folder, model, manifest, stored_name, progress)
     except ArtifactError as error:
         raise ArtifactError(f"{folder}: {str(error).rstrip('.')}. {AGAIN}") from error
-    return model, architecture, manifest
 
 
 def _bad_edit(folder: Path, position: int, error: Exception) -> str:
@@ -171,7 +268,13 @@ def _architecture(
     return architecture
 
 
-def _fill(folder: Path, model: Model, manifest: Manifest, progress: Callable[[str], None]) -> None:
+def _fill(
+    folder: Path,
+    model: Model,
+    manifest: Manifest,
+    stored_name: Callable[[str], str],
+    progress: Callable[[str], None],
+) -> None:
     """Read every tensor into the rebuilt model."""
     expected = {n: Expected(t.shape, t.dtype) for n, t in model.tensors().items()}
     missing = sorted(expected.keys() - manifest.tensors.keys())
@@ -186,12 +289,13 @@ def _fill(folder: Path, model: Model, manifest: Manifest, progress: Callable[[st
     layouts = model.code_layouts()
     done: dict[str, Tensor] = {}
     with open_tensors(folder, manifest.storage, manifest.weights) as readers:
-        _check_memory(expected, readers)
+        _check_memory(expected, readers, stored_name)
 
         def read(name: str) -> Tensor:
-            if name not in readers:
-                raise ArtifactError(f"tensor {name!r} is not in {', '.join(manifest.weights)}")
-            return readers[name].read(name)
+            stored = stored_name(name)
+            if stored not in readers:
+                raise ArtifactError(f"tensor {stored!r} is not in {', '.join(manifest.weights)}")
+            return readers[stored].read(stored)
 
         def get(name: str, depth: int = 0) -> Tensor:
             if name in done:
@@ -229,12 +333,17 @@ def _fill(folder: Path, model: Model, manifest: Manifest, progress: Callable[[st
             get(name)
 
 
-def _check_memory(expected: Mapping[str, Expected], readers: Mapping[str, Reader]) -> None:
+def _check_memory(
+    expected: Mapping[str, Expected],
+    readers: Mapping[str, Reader],
+    stored_name: Callable[[str], str],
+) -> None:
     """Refuse a model that this machine cannot hold, before anything is allocated."""
     needed = 0
     for name, item in expected.items():
         # A float may be stored in a smaller type than the one that its architecture is built in.
-        stored = name + KEPT if name + KEPT in readers else name
+        stored = stored_name(name)
+        stored = stored + KEPT if stored + KEPT in readers else stored
         small = item.dtype.is_floating_point and stored in readers
         itemsize = readers[stored].itemsize(stored) if small else item.dtype.itemsize
         needed += item.shape.numel() * itemsize

@@ -146,19 +146,12 @@ class Card(BaseModel):
 
 
 def load_card(name_or_path: str, plugins: Plugins) -> Card:
-    """Read a card from a file, or by the name of one that a plugin brings.
+    """Read a card from a file, or by the name of one that a plugin or the folder `cards` has.
 
     Raises:
         CardError: if it is missing or malformed.
     """
-    path = Path(name_or_path)
-    if not path.suffix and name_or_path in plugins.cards:
-        path = plugins.cards[name_or_path]
-    elif not os.path.exists(path):  # unlike Path.exists, no error for a name that is too long
-        raise CardError(
-            f"There is no card {name_or_path!r}, neither a file nor a card of the zoo."
-            f"{nearest(name_or_path, plugins.cards)}"
-        )
+    path = find_card(name_or_path, plugins)
     source = read_yaml(path, CardError)
     card = validate(Card, source, CardError)
     card._root = path.resolve().parent
@@ -170,3 +163,27 @@ def load_card(name_or_path: str, plugins: Plugins) -> Card:
             where = source.where((what,))
             raise CardError(f"{where}: there is no {what} {name!r}.{nearest(name, valid)}")
     return card
+
+
+def find_card(name_or_path: str, plugins: Plugins) -> Path:
+    """Return a card's file: a plugin's card of that name, a file, or cards/NAME.yaml.
+
+    Raises:
+        CardError: if there is none.
+    """
+    if name_or_path in plugins.cards:
+        return plugins.cards[name_or_path]
+    local = local_cards()
+    if name_or_path in local and not os.path.isfile(name_or_path):
+        return local[name_or_path]
+    if os.path.exists(name_or_path):  # unlike Path.exists, no error for a name that is too long
+        return Path(name_or_path)
+    raise CardError(
+        f"There is no card {name_or_path!r}, neither a file nor a card of the zoo."
+        f"{nearest(name_or_path, {*plugins.cards, *local})}"
+    )
+
+
+def local_cards(folder: Path = Path("cards")) -> dict[str, Path]:
+    """Return the cards of a folder, NAME.yaml each, by name."""
+    return {path.stem: path for path in sorted(folder.glob("*.yaml")) if path.is_file()}

@@ -84,6 +84,7 @@ def encode(
     tensors: Mapping[str, Tensor],
     masks: Mapping[str, Tensor],
     layouts: Mapping[str, CodeLayout],
+    share: bool = True,
 ) -> tuple[dict[str, Plain | Alias | Boolean | Masked], dict[str, StoredTensor]]:
     """Choose the form of every tensor.
 
@@ -91,6 +92,8 @@ def encode(
         tensors: every tensor of the model by name.
         masks: bool, True where kept, of the tensor's shape or of its codes' [rows, codes].
         layouts: which tensors hold bit-packed codes.
+        share: whether to store tensors of equal content once and bools as bits; if not, every
+            tensor is stored as it is, but tied ones once.
 
     Returns:
         The entry of each tensor, and what goes into the file.
@@ -103,12 +106,13 @@ def encode(
         first = seen.get(identity)
         tied = first is not None and _same_memory(tensor, tensors[first])
         # Equal contents under different masks are two things; a tied weight has one mask.
-        if first is not None and (tied or _same_mask(masks.get(name), masks.get(first))):
+        equal = share and _same_mask(masks.get(name), masks.get(first or ""))
+        if first is not None and (tied or equal):
             entries[name] = Alias(of=first, tied=tied)
         elif name in masks:
             entries[name] = Masked()
             stored.update(_encode_masked(name, tensor, masks[name], layouts.get(name), tensors))
-        elif tensor.dtype == torch.bool and tensor.numel() >= 8:
+        elif share and tensor.dtype == torch.bool and tensor.numel() >= 8:
             entries[name] = Boolean()
             stored[name] = _bits(tensor)
         else:

@@ -188,6 +188,14 @@ class Model:
                     found[f"{path}.{name}" if path else name] = tensor.detach()
         return found
 
+    def non_persistent(self) -> set[str]:
+        """Return the full names of buffers that are no part of the module's state dict."""
+        return {
+            f"{path}.{name}" if path else name
+            for path, owner in self.module.named_modules(remove_duplicate=False)
+            for name in owner._non_persistent_buffers_set
+        }
+
     def parameter_count(self) -> int:
         """Return how many numbers the network multiplies or adds with, zeros included.
 

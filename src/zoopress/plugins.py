@@ -29,7 +29,7 @@ hookspec = pluggy.HookspecMarker("zoopress")
 hookimpl = pluggy.HookimplMarker("zoopress")
 AnswerT = TypeVar("AnswerT")
 
-_MERGED = ("layers", "sources", "architectures", "tasks", "gates")
+_MERGED = ("layers", "sources", "card_makers", "architectures", "tasks", "gates")
 
 
 class HookSpecs:
@@ -54,6 +54,11 @@ class HookSpecs:
 
         The function takes a `Card` and returns the `SourceFiles` of "scheme:location".
         """
+        raise AssertionError("a specification is never called")
+
+    @hookspec
+    def zoopress_card_makers(self) -> Mapping[str, str]:
+        """Return what makes cards, source scheme to "module:Class" of a `CardMaker` subclass."""
         raise AssertionError("a specification is never called")
 
     @hookspec
@@ -156,19 +161,22 @@ class Plugins:
         for hook in _MERGED:
             for plugin, mapping in self._answers(f"zoopress_{hook}", _references):
                 for name, reference in mapping.items():
-                    self._claim(hook.removesuffix("s"), name, plugin, merged[hook])
+                    kind = hook.removesuffix("s").replace("_", " ")
+                    self._claim(kind, name, plugin, merged[hook])
                     merged[hook][name] = reference
         return merged
 
     def resolve(
-        self, hook: Literal["layers", "sources", "architectures", "tasks", "gates"], name: str
+        self,
+        hook: Literal["layers", "sources", "card_makers", "architectures", "tasks", "gates"],
+        name: str,
     ) -> Any:
         """Import what is registered under a name.
 
         Raises:
             PluginError: if nothing is, or it cannot be imported.
         """
-        kind = hook.removesuffix("s")
+        kind = hook.removesuffix("s").replace("_", " ")
         reference = self._get(kind, name, self.references[hook])
         try:
             return import_reference(reference)

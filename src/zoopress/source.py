@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from zoopress.card import Card
+    from zoopress.edits import Edit
+    from zoopress.model import Model
     from zoopress.plugins import Plugins
 
 
@@ -45,6 +47,24 @@ class SourceFiles:
     def size_bytes(self) -> int:
         """Return the bytes of all files together."""
         return sum((self.folder / name).stat().st_size for name in self.all)
+
+
+@dataclass(frozen=True)
+class Companions:
+    """What an artifact holds besides its tensors.
+
+    Attributes:
+        files: by name, what to copy or to write.
+        edits: what loading has to replay: those that the files do not express already.
+        native: whether the library that the model comes from can load it by itself, given all
+            tensors as they are.
+        arguments: of the architecture, if others than before go with these files.
+    """
+
+    files: Mapping[str, Path | bytes]
+    edits: Sequence[Edit]
+    native: bool = False
+    arguments: dict[str, Any] | None = None
 
 
 class Architecture(ABC):
@@ -80,6 +100,19 @@ class Architecture(ABC):
         Raises:
             SourceError: if the weights do not fit.
         """
+
+    def companions(self, model: Model, others: Mapping[str, Path]) -> Companions:
+        """Return the files that a compressed model needs besides its tensors.
+
+        Args:
+            model: the compressed model.
+            others: the files that came with what it was made from.
+        """
+        return Companions(others, model.edits)
+
+    def stored_name(self, name: str) -> str:
+        """Return the name that a tensor of the module has in the files of its library."""
+        return name
 
     def use_factory(self, factory: Callable[..., nn.Module]) -> None:
         """Take the function that builds the module, from the user, never from an artifact."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,16 @@ from zoopress.source import Architecture
 from zoopress.store import Entry
 from zoopress.technique import Context
 from zoopress.tensor_files import plain_bytes
+
+
+class _Input(NamedTuple):
+    """What a stage starts from."""
+
+    model: Model
+    architecture: Architecture
+    others: dict[str, Path]
+    lineage: list[dict[str, Any]]
+    weight_bytes: int
 
 
 class Workbench:
@@ -66,7 +76,7 @@ class Workbench:
                 return claim.entry
             title = f"stage {position}/{len(self.recipe.stages)}  {stage.name}"
             with self.reporter.step(title) as progress:
-                model, lineage, bytes_before = self._input(previous)
+                model, architecture, others, lineage, bytes_before = self._input(previous)
                 hooks = self.plugins.manager.hook
                 self._tell(
                     hooks.zoopress_before_stage, technique=stage.name, position=position, key=key
@@ -113,7 +123,7 @@ class Workbench:
                 artifact = claim.staging / "artifact"
                 artifact.mkdir()
                 manifest = save_artifact(
-                    artifact, model, self.architecture, self.base, self._others(), lineage
+                    artifact, model, architecture, self.base, others, lineage
                 )
                 result = StageResult(
                     technique=stage.name,
@@ -230,17 +240,17 @@ class Workbench:
         except Exception as error:
             self.reporter.line(f"warning: an observer failed: {type(error).__name__}: {error}")
 
-    def _others(self) -> dict[str, Path]:
-        return {name: self.files.folder / name for name in self.files.others}
-
-    def _input(self, previous: Entry | None) -> tuple[Model, list[dict[str, Any]], int]:
-        """Return the model a stage starts from, its lineage, and the bytes of its tensors."""
+    def _input(self, previous: Entry | None) -> _Input:
+        """Return what a stage starts from."""
         if previous is not None:
-            model, _, manifest = self._load(previous.artifact)
-            return model, manifest.lineage, weight_bytes(manifest)
+            model, architecture, manifest = self._load(previous.artifact)
+            names = manifest.files.keys() - set(manifest.weights)
+            others = {name: previous.artifact / name for name in sorted(names)}
+            return _Input(model, architecture, others, manifest.lineage, weight_bytes(manifest))
         _ = self.reference  # before the techniques change anything, and to fail early
         model = Model(self.architecture.load(self.files).eval(), self.plugins.layers)
-        return model, [], plain_bytes(model.tensors())
+        others = {name: self.files.folder / name for name in self.files.others}
+        return _Input(model, self.architecture, others, [], plain_bytes(model.tensors()))
 
     def _load(self, artifact: Path) -> tuple[Model, Architecture, Manifest]:
         factory = getattr(self.architecture, "factory", None)

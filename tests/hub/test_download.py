@@ -1,9 +1,9 @@
 """Fetching from the Hub with the real client: pinned, verified, offline, under faults."""
 
 import pytest
+
 from hub_server import Fault
 from hub_server.fixtures import HubFixture
-
 from zoopress.errors import HubError, InputError
 from zoopress.hub import client
 from zoopress.hub.address import looks_like_address, parse_address
@@ -65,7 +65,7 @@ def test_offline_works_from_the_cache_and_says_when_it_cannot(
     assert contents(got) == {"config.json": FILES["config.json"]}
     with pytest.raises(HubError, match=r"HF_HUB_OFFLINE.*lacks big\.bin"):
         everything()
-    with pytest.raises(HubError, match="HF_HUB_OFFLINE.*zoo/other at main is not in the cache"):
+    with pytest.raises(HubError, match=r"HF_HUB_OFFLINE.*zoo/other at main is not in the cache"):
         everything("zoo/other")
     assert repo.requests == []
 

@@ -3,16 +3,17 @@
 import json
 import os
 import random
+import socket
 import struct
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
-from hub_server import Fault, UploadRules
-from hub_server.fixtures import HubFixture
 from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationCopy,
@@ -28,16 +29,20 @@ from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
-    LocalEntryNotFoundError,
     RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.hf_api import RepoFile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hub_server import HubServer, UploadRules
+from hub_server.fixtures import HubFixture
+
 ALICE, BOB, READER = "hf_alice", "hf_bob", "hf_reader"
 LARGE = random.Random(0).randbytes(300_000)
+Operations = list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete]
 CARD = "---\nlicense: apache-2.0\ntags:\n- zoo\n---\n# Model\n"
 
 
@@ -53,17 +58,18 @@ def api(hub: HubFixture) -> HfApi:
 
 @pytest.fixture
 def repo(hub: HubFixture, api: HfApi) -> str:
-    files = {"README.md": CARD, "config.json": "{}", "weights.bin": LARGE, "sub/deep/a.txt": "a"}
+    files: dict[str, str | bytes] = {
+        "README.md": CARD,
+        "config.json": "{}",
+        "weights.bin": LARGE,
+        "sub/deep/a.txt": "a",
+    }
     hub.create_repo("zoo/model", files)
     return "zoo/model"
 
 
 def lines(hub: HubFixture) -> list[str]:
     return [f"{request.method} {request.target}" for request in hub.requests]
-
-
-def partial_files(hub: HubFixture) -> list[Path]:
-    return [path for path in hub.cache.rglob("*") if "incomplete" in path.name]
 
 
 # Accounts and repositories
@@ -216,6 +222,7 @@ def test_a_folder_goes_up_small_files_in_the_commit_and_large_ones_before(
         (request.site, request.method, request.path.split("/")[-1]) for request in hub.requests
     ] == [
         ("hub", "POST", "validate-yaml"),
+        ("hub", "POST", "validate-yaml"),  # once for the folder, once for the commit
         ("hub", "POST", "main"),  # preupload
         ("hub", "POST", "batch"),
         ("cdn", "PUT", commit.files["sub/large.bin"].sha256),
@@ -240,6 +247,15 @@ def test_a_large_file_that_is_there_is_not_sent_again(
     api.upload_file(path_or_fileobj=LARGE, path_in_repo="copy.bin", repo_id=repo)
     assert hub.files(repo)["copy.bin"] == LARGE
     assert not hub.asked("", "PUT")
+
+
+def test_a_very_large_file_goes_up_in_parts(hub: HubFixture, api: HfApi, repo: str) -> None:
+    hub.rules = UploadRules(threshold=1000, part_size=100_000)
+    content = LARGE[::-1] + b"end"
+    api.upload_file(path_or_fileobj=content, path_in_repo="big.bin", repo_id=repo)
+    assert hub.files(repo)["big.bin"] == content
+    puts = hub.asked("/upload/", "PUT")
+    assert [len(request.body) for request in puts] == [100_000, 100_000, 100_000, 3]
 
 
 def test_gitattributes_and_gitignore_are_heeded_where_asked(hub: HubFixture, api: HfApi) -> None:
@@ -271,7 +287,7 @@ def test_a_commit_onto_an_old_parent_is_refused(hub: HubFixture, api: HfApi, rep
 
 def test_one_bad_operation_refuses_the_whole_commit(hub: HubFixture, api: HfApi, repo: str) -> None:
     before = hub.head(repo)
-    operations = [CommitOperationAdd("new", b"x"), CommitOperationDelete("missing")]
+    operations: Operations = [CommitOperationAdd("new", b"x"), CommitOperationDelete("missing")]
     with pytest.raises(EntryNotFoundError, match="A file with this name doesn't exist"):
         api.create_commit(repo, operations, commit_message="Bad")
     with pytest.raises(RevisionNotFoundError):
@@ -280,7 +296,7 @@ def test_one_bad_operation_refuses_the_whole_commit(hub: HubFixture, api: HfApi,
 
 
 def test_files_and_folders_are_deleted_and_copied(hub: HubFixture, api: HfApi, repo: str) -> None:
-    operations = [
+    operations: Operations = [
         CommitOperationDelete("sub/"),
         CommitOperationDelete("config.json"),
         CommitOperationCopy("weights.bin", "again.bin"),
@@ -316,6 +332,82 @@ def test_pull_requests_are_not_kept(api: HfApi, repo: str) -> None:
             repo, [CommitOperationAdd("a", b"a")], commit_message="PR", create_pr=True
         )
     assert caught.value.response.status_code == 501
+
+
+def test_of_two_who_commit_at_once_one_is_told_to_try_again(
+    hub: HubFixture, api: HfApi, repo: str
+) -> None:
+    parent = hub.head(repo)
+
+    def commit(number: int) -> int:
+        operations = [CommitOperationAdd("mine.txt", str(number).encode())]
+        try:
+            api.create_commit(repo, operations, commit_message="Race", parent_commit=parent)
+        except HfHubHTTPError as error:
+            return error.response.status_code
+        return 200
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sorted(pool.map(commit, range(4))) == [200, 412, 412, 412]
+    assert [found.parent for found in hub.commits(repo)] == [parent, None]
+
+
+PATHS = ("a", "b/c", "b/d", "e.bin", "README.md")
+OPERATIONS = st.lists(
+    st.tuples(st.sampled_from(PATHS), st.sampled_from([None, b"", b"x", b"y", b"L" * 2000])),
+    min_size=1,
+    max_size=4,
+    unique_by=lambda operation: operation[0],
+)
+
+
+@settings(
+    max_examples=15,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    derandomize=True,
+)
+@given(st.lists(st.tuples(OPERATIONS, st.booleans()), min_size=1, max_size=4))
+@pytest.mark.filterwarnings("ignore:Warnings while validating metadata")
+def test_any_history_of_commits_is_kept(
+    hub: HubFixture, api: HfApi, history: list[tuple[list[tuple[str, bytes | None]], bool]]
+) -> None:
+    hub.repos.clear()
+    hub.create_repo("zoo/m")
+    heads, states = [hub.head("zoo/m")], [dict[str, bytes]()]
+    for changes, on_old_parent in history:
+        operations: Operations = []
+        state = dict(states[-1])
+        for path, content in changes:
+            if content is not None:
+                operations.append(CommitOperationAdd(path, content))
+                state[path] = content
+            elif path in states[-1]:
+                operations.append(CommitOperationDelete(path))
+                del state[path]
+        parent = heads[0] if on_old_parent else heads[-1]
+        try:
+            info = api.create_commit(
+                "zoo/m", operations, commit_message="Change", parent_commit=parent
+            )
+        except HfHubHTTPError as error:
+            if (error.response.status_code, parent == heads[-1]) != (412, False):
+                raise
+        else:
+            assert state == states[-1] or parent == heads[-1]
+            if state != states[-1]:
+                heads.append(info.oid)
+                states.append(state)
+        assert (hub.head("zoo/m"), hub.files("zoo/m")) == (heads[-1], states[-1])
+    for head, state in zip(heads, states, strict=True):
+        tree = api.list_repo_tree("zoo/m", revision=head, recursive=True)
+        found = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+        assert {path: entry.size for path, entry in found.items()} == {
+            path: len(content) for path, content in state.items()
+        }
+        assert all((entry.lfs is not None) == (entry.size >= 1000) for entry in found.values())
+    folder = Path(snapshot_download("zoo/m", revision=heads[-1]))
+    assert {path: (folder / path).read_bytes() for path in states[-1]} == states[-1]
 
 
 # Cards
@@ -354,7 +446,7 @@ def commit_by_hand(hub: HubFixture, repo: str, path: str, content: bytes) -> htt
 def test_paths_that_leave_the_repository_are_refused(
     hub: HubFixture, api: HfApi, repo: str
 ) -> None:
-    for path in ("../x", "a/../x", "/x", ".git/config", "config.json/x"):
+    for path in ("../x", "a/../x", "/x", ".git/config", "config.json/x", "sub"):
         assert commit_by_hand(hub, repo, path, b"x").status_code == 400, path
 
 
@@ -435,12 +527,11 @@ def test_hashes_are_those_of_git(hub: HubFixture, api: HfApi, repo: str, tmp_pat
     git("init", "-q")
     git("add", "README.md", "config.json", "weights.bin", "sub")
     assert git("write-tree") == commit.trees[""]
-    git("commit", "-q", "--cleanup=verbatim", "-m", "initial commit")
+    git("commit", "-q", "-m", "initial commit")
+    assert git("rev-parse", "HEAD") == commit.id
     assert git("rev-parse", "HEAD:sub") == commit.trees["sub"]
     git("add", "sub.txt")
     assert git("write-tree") == hub.commits(repo)[0].trees[""]
-    parent = git("commit-tree", commit.trees[""], "-m", "initial commit")
-    assert len(parent) == 40
 
 
 def test_models_are_listed_by_author_tag_and_name_in_pages(hub: HubFixture, api: HfApi) -> None:
@@ -609,7 +700,9 @@ def test_checksums_are_verified_by_the_tree_alone(hub: HubFixture, api: HfApi, r
         f"GET /api/models/{repo}/tree/{hub.head(repo)}?recursive=true&expand=false"
     ]
     (folder / "config.json").resolve().write_bytes(b"[]")
-    assert [found.path for found in api.verify_repo_checksums(repo).mismatches] == ["config.json"]
+    assert [found["path"] for found in api.verify_repo_checksums(repo).mismatches] == [
+        "config.json"
+    ]
 
 
 def test_a_process_of_its_own_reaches_this_server(hub: HubFixture, api: HfApi) -> None:
@@ -627,6 +720,31 @@ def test_a_process_of_its_own_reaches_this_server(hub: HubFixture, api: HfApi) -
     assert {request.token for request in hub.requests} == {ALICE}
 
 
+def test_fixtures_that_come_after_the_client_say_so() -> None:
+    code = "import huggingface_hub.constants, hub_server.fixtures"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+    )
+    assert "huggingface_hub was imported before hub_server.fixtures" in done.stderr
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_server_stops_with_connections_open(repo: str) -> None:
+    with HubServer() as other, httpx2.Client() as client:
+        other.create_repo("zoo/other", {"a": b"a"})
+        assert client.get(f"{other.endpoint}/zoo/other/resolve/main/a").content == b"a"
+        threads = threading.active_count()
+    assert threading.active_count() < threads
+    with pytest.raises(httpx2.ConnectError):
+        httpx2.get(other.endpoint)
+
+
 def test_only_loopback_is_reached(hub: HubFixture) -> None:
-    with pytest.raises(RuntimeError, match="only loopback"):
-        httpx2.get("http://192.0.2.1/")
+    for host in ("192.0.2.1", "huggingface.co"):
+        with pytest.raises(RuntimeError, match="only loopback"):
+            httpx2.get(f"http://{host}/")
+    with socket.socket() as bare, pytest.raises(RuntimeError, match="only loopback"):
+        bare.connect(("192.0.2.1", 80))

@@ -147,16 +147,25 @@ class Faults:
     def __init__(self) -> None:
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
+        self._cleared = threading.Event()
 
     def add(self, *faults: Fault) -> Fault:
         """Add faults; return the last, whose `hits` tells later how often it struck."""
         with self._lock:
+            for fault in faults:
+                fault.hits = 0
             self._faults.extend(faults)
         return faults[-1]
 
     def clear(self) -> None:
+        """Forget all faults; delays that are under way end."""
         with self._lock:
             self._faults.clear()
+            self._cleared.set()
+            self._cleared = threading.Event()
+
+    def wait(self, seconds: float) -> None:
+        self._cleared.wait(seconds)
 
     def take(self, method: str, path: str) -> Fault | None:
         with self._lock:

@@ -51,14 +51,56 @@ def lfs_batch(call: Call) -> Response:
             expiry = {"expires_in": 900}
             entry["authenticated"] = True
             entry["actions"] = {
-                "upload": {"href": f"{call.hub.cdn}/upload/{place}?X-Amz-Expires=900", **expiry},
+                "upload": {**_destination(call, data, place, wanted["size"]), **expiry},
                 "verify": {"href": verify, "header": {}, **expiry},
             }
             call.hub.uploads.add(place)
         objects.append(entry)
-    answer = Response.json({"transfer": "basic", "objects": objects, "hash_algo": "sha256"})
+    in_parts = any("header" in entry.get("actions", {}).get("upload", {}) for entry in objects)
+    transfer = "multipart" if in_parts else "basic"
+    answer = Response.json({"transfer": transfer, "objects": objects, "hash_algo": "sha256"})
     answer.headers["Content-Type"] = "application/vnd.git-lfs+json; charset=utf-8"
     return answer
+
+
+def _destination(call: Call, batch: dict[str, Any], place: str, size: int) -> dict[str, Any]:
+    """Say where an object goes: in one piece or, if it is large and the client can, in parts."""
+    address = f"{call.hub.cdn}/upload/{place}"
+    part = call.hub.rules.part_size
+    if part is None or size <= part or "multipart" not in batch.get("transfers", []):
+        return {"href": f"{address}?X-Amz-Expires=900"}
+    repo_id, oid = place.rsplit("/", 1)
+    header = {"chunk_size": str(part)}
+    for number in range(1, -(-size // part) + 1):
+        header[f"{number:05d}"] = f"{address}/{number}?X-Amz-Expires=900"
+    complete = f"{call.hub.endpoint}/{repo_id}.git/info/lfs/objects/complete/{oid}"
+    return {"href": complete, "header": header}
+
+
+@route("PUT", "/upload/{repo}/{oid}/{name}", site="cdn")
+def upload_part(call: Call) -> Response:
+    place = f"{call.repo_id}/{call.parts['oid']}"
+    if place not in call.hub.uploads:
+        raise HubError(403, "Request has expired")
+    body = call.request.body
+    call.hub.parts[f"{place}/{int(call.parts['name'])}"] = body
+    return Response(200, b"", {"ETag": _etag(body)})
+
+
+@route("POST", "/{repo}.git/info/lfs/objects/complete/{oid}")
+def complete(call: Call) -> Response:
+    """Put the parts together. The address is signed on the real Hub: no token is asked for."""
+    place = f"{call.repo_id}/{call.parts['oid']}"
+    content = b""
+    for part in call.request.json().get("parts", []):
+        piece = call.hub.parts.get(f"{place}/{part['partNumber']}")
+        if piece is None or _etag(piece) != part["etag"]:
+            raise HubError(400, "InvalidPart")
+        content += piece
+    if hashlib.sha256(content).hexdigest() != call.parts["oid"]:
+        raise HubError(400, "The parts make another file")
+    call.hub.repos[call.repo_id].large_objects[call.parts["oid"]] = content
+    return Response.json({})
 
 
 @route("PUT", "/upload/{repo}/{oid}", site="cdn")
@@ -70,7 +112,11 @@ def upload(call: Call) -> Response:
     if hashlib.sha256(body).hexdigest() != oid:
         raise HubError(400, "XAmzContentSHA256Mismatch")
     call.hub.repos[call.repo_id].large_objects[oid] = body
-    return Response(200, b"", {"ETag": f'"{hashlib.md5(body).hexdigest()}"'})
+    return Response(200, b"", {"ETag": _etag(body)})
+
+
+def _etag(body: bytes) -> str:
+    return f'"{hashlib.md5(body, usedforsecurity=False).hexdigest()}"'
 
 
 @route("POST", "/{repo}.git/info/lfs/objects/verify")

@@ -11,7 +11,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -107,7 +107,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubFixture]
     monkeypatch.setenv("HF_HOME", str(home))
     for name in _TOKENS:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(socket.socket, "connect", _only_loopback(socket.socket.connect))
+    _allow_only_loopback(monkeypatch)
     yield SERVER
     SERVER.reset()
 
@@ -125,15 +125,25 @@ def hub_waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return waits
 
 
-def _only_loopback(connect: Callable[..., Any]) -> Callable[..., Any]:
-    def guarded(self: socket.socket, address: Any) -> Any:
-        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in (
-            "127.0.0.1",
-            "::1",
-            "localhost",
-        ):
-            self.close()  # nobody else does after an error that isn't of the system
-            raise RuntimeError(f"A test tried to reach {address}: only loopback is allowed")
-        return connect(self, address)
+def _allow_only_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    connect, look_up = socket.socket.connect, socket.getaddrinfo
 
-    return guarded
+    def check(host: Any) -> None:
+        if host not in ("127.0.0.1", "::1", "localhost", None):
+            raise RuntimeError(f"A test tried to reach {host}: only loopback is allowed")
+
+    def guarded_connect(self: socket.socket, address: Any) -> None:
+        try:
+            if self.family in (socket.AF_INET, socket.AF_INET6):
+                check(address[0])
+        except RuntimeError:
+            self.close()  # libraries do so only after errors of the system
+            raise
+        connect(self, address)
+
+    def guarded_look_up(host: Any, *arguments: Any, **named: Any) -> Any:
+        check(host)
+        return look_up(host, *arguments, **named)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded_connect)
+    monkeypatch.setattr(socket, "getaddrinfo", guarded_look_up)

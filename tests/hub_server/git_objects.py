@@ -39,7 +39,7 @@ def tree_ids(blobs: Mapping[str, str]) -> dict[str, str]:
 def commit_id(tree: str, parent: str | None, author: str, seconds: int, message: str) -> str:
     parents = f"parent {parent}\n" if parent else ""
     who = f"{author} <{author}@users.noreply.huggingface.co> {seconds} +0000"
-    text = f"tree {tree}\n{parents}author {who}\ncommitter {who}\n\n{message}"
+    text = f"tree {tree}\n{parents}author {who}\ncommitter {who}\n\n{message}\n"
     return _object_id("commit", text.encode())
 
 

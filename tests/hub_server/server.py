@@ -41,6 +41,8 @@ class HubServer(HubState):
     def __init__(self) -> None:
         self.faults = Faults()
         self.requests: list[Request] = []
+        self._active = 0
+        self._idle = threading.Condition()
         super().__init__()
         self._listeners = {site: _Listener(self, site) for site in ("hub", "cdn")}
         self._threads: list[threading.Thread] = []
@@ -75,9 +77,24 @@ class HubServer(HubState):
         self._threads.clear()
 
     def reset(self) -> None:
-        super().reset()
+        """Forget everything, once requests that are under way have ended."""
         self.faults.clear()
+        with self._idle:
+            self._idle.wait_for(lambda: self._active == 0, timeout=5)
+        super().reset()
         self.requests.clear()
+
+    @contextlib.contextmanager
+    def busy(self) -> Iterator[None]:
+        """Have `reset` wait, so that no request of one test acts on the next one's state."""
+        with self._idle:
+            self._active += 1
+        try:
+            yield
+        finally:
+            with self._idle:
+                self._active -= 1
+                self._idle.notify_all()
 
     def __enter__(self) -> "HubServer":
         return self.start()
@@ -150,6 +167,12 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Listener
 
     def _serve(self) -> None:
+        with self.server.hub.busy():
+            self._answer()
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _serve  # noqa: N815
+
+    def _answer(self) -> None:
         split = urlsplit(self.path)
         request = Request(
             self.server.site,
@@ -167,7 +190,7 @@ class _Handler(BaseHTTPRequestHandler):
             if limit is not None:
                 raise _HangUpError
             if fault and fault.kind == "delay":
-                time.sleep(fault.seconds)
+                hub.faults.wait(fault.seconds)
             if fault and fault.kind == "status":
                 response = Response(fault.code, fault.body, dict(fault.headers))
             else:
@@ -180,8 +203,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             if fault and fault.reset:
                 self._reset()
-
-    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _serve  # noqa: N815
 
     def _body(self, limit: int | None) -> Iterator[bytes]:
         """Read the request's body, or the first `limit` bytes of it."""

@@ -69,7 +69,8 @@ class HubState:
             self.moved: dict[str, str] = {}
             self.users: dict[str, User] = {}
             self.collections: dict[str, Collection] = {}
-            self.uploads: set[str] = set()
+            self.uploads: set[str] = set()  # announced; each "repository/sha256"
+            self.parts: dict[str, bytes] = {}  # of uploads not yet put together
 
     # Accounts
 

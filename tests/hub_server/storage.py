@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Literal
 
@@ -165,9 +165,9 @@ class Repo:
             for path in inside:
                 del files[path]
         files.update(change.additions)
-        for path in change.additions:
-            if any(str(parent) in files for parent in Path(path).parents):
-                raise HubError(400, f'"{path}": a file is in the way of a folder')
+        folders = {str(parent) for path in files for parent in PurePosixPath(path).parents}
+        if both := folders & set(files):
+            raise HubError(400, f'"{min(both)}" cannot be a file and a folder')
         return self._record(files, head.id, change, branch, author)
 
     def start(self, files: Mapping[str, Blob], author: str) -> Commit:
@@ -200,10 +200,14 @@ class Repo:
 
 @dataclass(frozen=True)
 class UploadRules:
-    """Which files are large files: by size, and by `.gitattributes` where that is asked for."""
+    """Which files are large files: by size, and by `.gitattributes` where that is asked for.
+
+    Those larger than `part_size`, if that is set, are sent in parts of so many bytes.
+    """
 
     threshold: int = 10_000_000
     follow_gitattributes: bool = False
+    part_size: int | None = None
 
     def is_large(self, path: str, size: int, gitattributes: bytes = b"") -> bool:
         if size >= self.threshold:

@@ -18,6 +18,16 @@ def zoopress_sources() -> dict[str, str]:
 
 
 @hookimpl
+def zoopress_card_makers() -> dict[str, str]:
+    """Register what makes cards of the models of a source."""
+    return {
+        "hub": "zoopress_zoo.card_from_hub:HubCards",
+        "package": "zoopress_zoo.card_from_folder:FolderCards",
+        "path": "zoopress_zoo.card_from_folder:FolderCards",
+    }
+
+
+@hookimpl
 def zoopress_architectures() -> dict[str, str]:
     """Register how modules are built; the first that fits a card's files is taken."""
     return {

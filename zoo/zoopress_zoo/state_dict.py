@@ -45,8 +45,19 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return data
 
 
-def load_into(module: nn.Module, tensors: dict[str, Tensor], origin: Path) -> None:
+def load_into(
+    module: nn.Module,
+    tensors: dict[str, Tensor],
+    origin: Path,
+    remedy: str = "Check the card's 'factory' and 'factory_arguments'.",
+) -> None:
     """Load a state dict into a module, strictly.
+
+    Args:
+        module: takes the tensors.
+        tensors: by name; a leading `module.`, as of data parallel training, is dropped.
+        origin: the file, for the error.
+        remedy: what to do about it, a sentence.
 
     Raises:
         SourceError: naming what is missing, unexpected or of another shape.
@@ -57,6 +68,5 @@ def load_into(module: nn.Module, tensors: dict[str, Tensor], origin: Path) -> No
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:6]]
         raise SourceError(
-            f"{origin}: does not fit the module: {' '.join(lines)[:600]} Check the card's "
-            "'factory' and 'factory_arguments'."
+            f"{origin}: does not fit the module: {' '.join(lines)[:600]} {remedy}"
         ) from error

@@ -15,17 +15,19 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from zoopress.card import Card
 from zoopress.errors import ArtifactError, SourceError, nearest
-from zoopress.source import Architecture, SourceFiles
+from zoopress.source import Architecture, Companions, SourceFiles
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from zoopress.model import Model
 
 
 # `attn_implementation: org/name` downloads a kernel and runs it; a backbone brings its weights;
@@ -147,13 +149,13 @@ class Transformers(Architecture):
 
     def build(self) -> nn.Module:
         """Build the class from the folder's config."""
-        chosen, config = self._resolve()
+        chosen, config = self.resolve()
         made: nn.Module = chosen(config)
         return made
 
     def load(self, files: SourceFiles) -> nn.Module:
         """Load by transformers itself, which knows the names of old checkpoints."""
-        chosen, config = self._resolve()
+        chosen, config = self.resolve()
         return load_pretrained(files, chosen, config)
 
     def finish(self, module: nn.Module) -> nn.Module:
@@ -164,8 +166,18 @@ class Transformers(Architecture):
                 module.generation_config = settings
         return module
 
-    def _resolve(self) -> tuple[Any, Any]:
-        """Return class and config, and record the class."""
+    def companions(self, model: Model, others: Mapping[str, Path]) -> Companions:
+        """Return the files with which transformers opens the model, too."""
+        from zoopress_zoo.native import companions
+
+        return companions(model, model.module, "", self.folder / "config.json", others)
+
+    def resolve(self) -> tuple[Any, Any]:
+        """Return class and config, and record the class.
+
+        Raises:
+            ZoopressError: if there is none, or they do not go together.
+        """
         config = read_config(self.folder)
         chosen = find_class(
             config,
@@ -368,7 +380,7 @@ def _related(kind: Any, wanted: Any) -> bool:
 
 
 def _similar(name: Any) -> str:
-    names = [n for n in dir(_library()) if "Model" in n or "For" in n]
+    names = [n for n in dir(_library()) if re.search("Model$|For[A-Z][A-Za-z]*$", n)]
     return nearest(name, names) if isinstance(name, str) and len(name) < 100 else ""
 
 

@@ -16,6 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+BLOCK_CODES = 1 << 16
+"""How many codes are packed or unpacked at once where the codes of a whole tensor would be many
+times its packed size; what is made of so many on the way stays in the processor's cache."""
+
 
 def packed_size(count: int, bits: int) -> int:
     """Return how many bytes a row of `count` codes of `bits` bits takes."""
@@ -94,6 +98,68 @@ def unpack_codes(packed: Tensor, bits: int, count: int) -> Tensor:
         codes.append(value if shift + bits == 8 else value & mask)
     unpacked = torch.stack(codes, -1).flatten(-2)
     return unpacked if unpacked.shape[-1] == count else unpacked[..., :count]
+
+
+def unpack_range(packed: Tensor, bits: int, start: int, stop: int) -> Tensor:
+    """Unpack the codes from `start` to before `stop` of one row [bytes], uint8; [stop - start]."""
+    first = start // 8 * 8  # eight codes always end on a byte
+    begin = first * bits // 8
+    part = packed[begin : begin + packed_size(stop - first, bits)]
+    return unpack_codes(part, bits, stop - first)[start - first :]
+
+
+class RowPacker:
+    """Packs rows of codes that come in pieces of any size, as `pack_codes` packs them whole.
+
+    Attributes:
+        packed: [rows, ceil(count * bits / 8)], uint8; filled once all codes have come.
+
+    Args:
+        rows: how many rows.
+        count: codes in each row, at least one.
+        bits: 1 to 8.
+    """
+
+    def __init__(self, rows: int, count: int, bits: int) -> None:
+        self.packed = torch.empty(rows, packed_size(count, bits), dtype=torch.uint8)
+        # Rows that end where a group ends are one long row, which takes fewer steps.
+        long = count % _group(bits)[0] == 0
+        self._rows = self.packed.view(1, -1) if long else self.packed
+        self._count, self._bits = rows * count if long else count, bits
+        self._row = self._column = 0
+        self._pending = torch.empty(0, dtype=torch.uint8)
+
+    def add(self, codes: Tensor) -> None:
+        """Take the next codes [n], uint8, in row-major order.
+
+        Raises:
+            ValueError: if a code does not fit into its bits.
+        """
+        codes = torch.cat((self._pending, codes)) if self._pending.numel() else codes
+        while left := codes.numel():
+            missing = self._count - self._column
+            if left < min(missing, BLOCK_CODES):
+                break  # many small steps would cost more than waiting for the next piece
+            if self._column == 0 and left >= missing:
+                taken = left // self._count * self._count
+                self._pack_rows(codes[:taken].view(-1, self._count))
+            else:
+                taken = missing if left >= missing else left // 8 * 8
+                self._pack_part(codes[:taken])
+            codes = codes[taken:]
+        self._pending = codes.clone()
+
+    def _pack_rows(self, codes: Tensor) -> None:
+        self._rows[self._row : self._row + len(codes)] = pack_codes(codes, self._bits)
+        self._row += len(codes)
+
+    def _pack_part(self, codes: Tensor) -> None:
+        begin = self._column * self._bits // 8
+        packed = pack_codes(codes, self._bits)
+        self._rows[self._row, begin : begin + len(packed)] = packed
+        self._column += len(codes)
+        if self._column == self._count:
+            self._row, self._column = self._row + 1, 0
 
 
 def _group(bits: int) -> tuple[int, int]:

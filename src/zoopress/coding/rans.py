@@ -13,6 +13,7 @@ Source: Duda 2013, arXiv:1311.2540 (asymmetric numeral systems); Giesen 2014, ar
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeAlias
@@ -81,13 +82,28 @@ def decode(stream: Buffer, count: int) -> Bytes:
     Raises:
         ValueError: if the stream is truncated, has bytes left over or contradicts itself.
     """
+    return np.concatenate(list(decode_blocks(stream, count)))
+
+
+def decode_blocks(stream: Buffer, count: int) -> Iterator[Bytes]:
+    """Decode exactly `count` symbols, about 65,536 at a time.
+
+    Yields:
+        [n], uint8. Whether the stream is sound is known only at its end.
+
+    Raises:
+        ValueError: as `decode`.
+    """
     if count < 1:
         raise ValueError(f"A stream holds at least one symbol, not {count}.")
     table, position = parse_table(stream)
     if table.precision == 0:
         if position != len(stream):
             raise ValueError(f"{len(stream) - position} bytes follow a single-symbol stream.")
-        return np.full(count, int(table.frequencies.argmax()), np.uint8)
+        symbol = int(table.frequencies.argmax())
+        for start in range(0, count, _BLOCK_SYMBOLS):
+            yield np.full(min(_BLOCK_SYMBOLS, count - start), symbol, np.uint8)
+        return
     lanes, position = read_varint(stream, position)
     if not 1 <= lanes <= min(count, MAX_LANES):
         raise ValueError(f"The stream has {lanes} lanes for {count} symbols.")
@@ -96,7 +112,7 @@ def decode(stream: Buffer, count: int) -> Bytes:
         raise ValueError(f"The stream of {len(stream)} bytes ends within a lane state or a word.")
     states = np.frombuffer(stream, "<u4", lanes, position).astype(np.int64)
     words = np.frombuffer(stream, "<u2", offset=words_at)
-    return _decode_lanes(states, words, table, count)
+    yield from _decode_lanes(states, words, table, count)
 
 
 def byte_histogram(symbols: Bytes) -> Integers:
@@ -283,7 +299,7 @@ def _encode_lanes(
 
 def _decode_lanes(
     states: Integers, words: NDArray[np.uint16], table: FrequencyTable, count: int
-) -> Bytes:
+) -> Iterator[Bytes]:
     if int(states.min()) < STATE_LOW:
         raise ValueError("A lane starts from an impossible state.")
     precision, lanes = table.precision, states.size
@@ -293,7 +309,6 @@ def _decode_lanes(
     start = frequencies.cumsum() - frequencies
     offset_of = np.arange(1 << precision) - start[symbol_of]
 
-    symbols = np.empty(count, np.uint8)
     slot_mask = (1 << precision) - 1
     block_size = max(1, _BLOCK_SYMBOLS // lanes) * lanes
     slots = np.empty(min(block_size, -(-count // lanes) * lanes), np.intp)
@@ -324,12 +339,11 @@ def _decode_lanes(
                     raise ValueError(f"The stream ends before its {count} symbols.")
                 x[who] = x[who] << 16 | words[position:end]
                 position = end
-        symbol_of.take(slots[:filled], out=symbols[block : block + filled], mode="clip")
+        yield symbol_of.take(slots[:filled], mode="clip")
     if position != words.size:
         raise ValueError(f"{words.size - position} words follow the last symbol.")
     if np.any(states != STATE_LOW):
         raise ValueError("The lanes do not end where they must; the stream is damaged.")
-    return symbols
 
 
 def _targets(histogram: Integers, precision: int) -> list[tuple[float, int]]:

@@ -44,6 +44,8 @@ FREE_BYTES = 1 << 28
 MAX_EXPANSION = 1024
 # Decoding costs time; below this gain a chunk stays raw.
 _MIN_GAIN = 1 / 256
+# What is read or changed at once, so that what is made on the way stays small and in the cache.
+_BLOCK_BYTES = 1 << 16
 
 BYTES, PLANES, ROTATED_PLANES, CODES = range(4)
 
@@ -268,16 +270,11 @@ class ZpzReader:
     def _decode(self, entry: _Entry) -> Tensor:
         import torch
 
-        data: Bytes
         if entry.codes is not None:
-            from zoopress.coding.bits import pack_codes
-
-            codes = np.empty(entry.codes.rows * entry.codes.per_row, np.uint8)
-            self._fill(entry, [codes])
-            grid = torch.from_numpy(codes).view(entry.codes.rows, entry.codes.per_row)
-            data = pack_codes(grid, entry.codes.bits).numpy().reshape(-1)
+            data = self._decode_codes(entry, entry.codes)
         else:
-            data = np.empty(entry.decoded_bytes, np.uint8)
+            # Torch's memory is aligned for torch's kernels, numpy's is not.
+            data = torch.empty(entry.decoded_bytes, dtype=torch.uint8).numpy()
             if entry.layout == BYTES:
                 self._fill(entry, [data])
             else:
@@ -295,18 +292,47 @@ class ZpzReader:
             return torch.empty(entry.shape, dtype=dtype)
         return torch.from_numpy(data).view(dtype).reshape(entry.shape)
 
+    def _decode_codes(self, entry: _Entry, codes: _Codes) -> Bytes:
+        """Pack codes as they come: all of a tensor's, a byte each, are several times its size."""
+        import torch
+
+        from zoopress.coding.bits import RowPacker
+
+        packer = RowPacker(codes.rows, codes.per_row, codes.bits)
+        for block in self._symbols(entry, [codes.rows * codes.per_row]):
+            packer.add(torch.from_numpy(block))
+        data: Bytes = packer.packed.reshape(-1).numpy()
+        return data
+
     def _fill(self, entry: _Entry, planes: list[Bytes]) -> None:
         """Decode the chunks of `entry` into its planes."""
+        place = filled = 0
+        # To the end, since what is wrong with a stream shows only after its last block.
+        for block in self._symbols(entry, [plane.shape[0] for plane in planes]):
+            while filled == planes[place].shape[0]:
+                place, filled = place + 1, 0
+            planes[place][filled : filled + block.size] = block
+            filled += block.size
+
+    def _symbols(self, entry: _Entry, planes: list[int]) -> Iterator[Bytes]:
+        """Decode planes of so many symbols, one after the other, in blocks within a plane."""
         self._file.seek(entry.offset)
-        chunks = (chunk for plane in planes for chunk in _chunks(plane))
-        for chunk, size in zip(chunks, entry.chunk_sizes, strict=True):
-            stored = self._file.read(size)
-            if len(stored) != size:
-                raise ValueError("the file became shorter while it was read")
-            if size == chunk.size:
-                chunk[:] = np.frombuffer(stored, np.uint8)
-            else:
-                chunk[:] = rans.decode(stored, chunk.size)
+        sizes = iter(entry.chunk_sizes)
+        for plane in planes:
+            for start in range(0, plane, CHUNK_SYMBOLS):
+                symbols, size = min(CHUNK_SYMBOLS, plane - start), next(sizes)
+                if size == symbols:
+                    for done in range(0, size, _BLOCK_BYTES):
+                        raw = self._read_exactly(min(_BLOCK_BYTES, size - done))
+                        yield np.frombuffer(raw, np.uint8)
+                else:
+                    yield from rans.decode_blocks(self._read_exactly(size), symbols)
+
+    def _read_exactly(self, size: int) -> bytes:
+        stored = self._file.read(size)
+        if len(stored) != size:
+            raise ValueError("the file became shorter while it was read")
+        return stored
 
 
 def _parse_index(index: bytes, data_end: int, file_size: int) -> dict[str, _Entry]:
@@ -501,8 +527,10 @@ def _rotated_left(data: Bytes, itemsize: int) -> Bytes:
 
 def _rotate_right(data: Bytes, itemsize: int) -> None:
     """Undo `_rotated_left` in place."""
-    for chunk in _chunks(data.view(f"<u{itemsize}")):
-        chunk[:] = (chunk >> 1) | (chunk << (8 * itemsize - 1))
+    words = data.view(f"<u{itemsize}")
+    for start in range(0, words.size, _BLOCK_BYTES):
+        block = words[start : start + _BLOCK_BYTES]
+        block[:] = (block >> 1) | (block << (8 * itemsize - 1))
 
 
 def _store_plane(plane: Bytes) -> Iterator[Buffer]:

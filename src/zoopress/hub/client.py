@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("zoopress.hub")
 T = TypeVar("T")
 WAITS_S = (1.0, 2.0, 4.0, 8.0)
-"""Pauses before another attempt. The client itself has tried some requests several times by then."""
+"""Pauses before another attempt; the client itself has tried some requests several times by then."""
 LONGEST_WAIT_S = 300.0
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 _TOKEN = re.compile(r"\b(?:hf|api)_[A-Za-z0-9_]{6,}|(?<=[Bb]earer )[^\s'\"]+")
@@ -101,7 +101,7 @@ class Hub:
             files={item.rfilename: _remote_file(item) for item in info.siblings or ()},
             private=bool(info.private),
             gated=bool(info.gated),
-            card=info.card_data.to_dict() if info.card_data else {},
+            card=_plain(info.card_data),
             tags=tuple(info.tags or ()),
             pipeline_tag=info.pipeline_tag,
             library_name=info.library_name,
@@ -252,6 +252,11 @@ def _retry_after(error: BaseException) -> float | None:
 def _short(error: BaseException) -> str:
     text = " ".join(without_tokens(str(_root(error))).split())
     return f"{type(_root(error)).__name__}: {text}"[:300].rstrip(". ")
+
+
+def _plain(card_data: Any) -> dict[str, Any]:
+    found = card_data.to_dict() if card_data is not None else {}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def _remote_file(item: Any) -> RemoteFile:

@@ -176,9 +176,11 @@ def _download(hub: Hub, address: Address, commit: str, names: Collection[str]) -
 
 def _bar() -> Any:
     """Return the class of the client's progress bars: silent where nobody watches."""
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub import utils
 
-    class Bar(tqdm):  # type: ignore[misc]
+    client_bar: Any = utils.tqdm  # type: ignore[attr-defined]
+
+    class Bar(client_bar):  # type: ignore[misc]
         def __init__(self, *arguments: Any, **options: Any) -> None:
             if not sys.stderr.isatty():
                 options["disable"] = True

@@ -1,0 +1,231 @@
+"""What a published model tells the Hub: the front matter of its page.
+
+Source: https://huggingface.co/docs/hub/model-cards and the specification it names, modelcard.md of
+huggingface/hub-docs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from zoopress.hub.markdown import one_line
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    from zoopress.report import Report
+
+LIBRARIES = {"transformers": "transformers", "sentence_encoder": "sentence-transformers"}
+"""Libraries that also load what zoopress changed, by architecture: zoopress plugs into them."""
+
+_ORDER = (
+    "license license_name license_link language library_name pipeline_tag base_model "
+    "base_model_relation tags datasets metrics model_name eval_results"
+).split()
+_AUTO = {
+    "ForSequenceClassification": ("AutoModelForSequenceClassification", "text-classification"),
+    "ForTokenClassification": ("AutoModelForTokenClassification", "token-classification"),
+    "ForQuestionAnswering": ("AutoModelForQuestionAnswering", "question-answering"),
+    "ForMultipleChoice": ("AutoModelForMultipleChoice", "multiple-choice"),
+    "ForMaskedLM": ("AutoModelForMaskedLM", "fill-mask"),
+    "ForCausalLM": ("AutoModelForCausalLM", "text-generation"),
+    "GPT2LMHeadModel": ("AutoModelForCausalLM", "text-generation"),
+    "ForImageClassification": ("AutoModelForImageClassification", "image-classification"),
+    "ForObjectDetection": ("AutoModelForObjectDetection", "object-detection"),
+    "ForSemanticSegmentation": ("AutoModelForSemanticSegmentation", "image-segmentation"),
+    "ForDepthEstimation": ("AutoModelForDepthEstimation", "depth-estimation"),
+    "ForCTC": ("AutoModelForCTC", "automatic-speech-recognition"),
+}
+# Families of models whose ForSequenceClassification and the like are about sound.
+_AUDIO = re.compile(r"(Wav2Vec2|Hubert|WavLM|UniSpeech|SEW|Data2VecAudio|Whisper)")
+# Where AutoModel may build another class, by config.json alone.
+_NOT_AUTO_MODEL = re.compile(r"Head|MTModel|(Encoder|Decoder|Text|Vision|Audio)Model")
+
+_FORMATS = frozenset(
+    # what the original's files were
+    "safetensors pytorch tf tensorflow jax flax onnx gguf ggml rust coreml openvino tflite litert "
+    "keras mlx paddle paddlepaddle tensorrt executorch exl2 exl3 gptq awq hqq bitsandbytes "
+    "compressed-tensors 2-bit 3-bit 4-bit 5-bit 6-bit 8-bit fp8 fp4 nvfp4 mxfp4 "
+    # where it ran
+    "endpoints_compatible autotrain_compatible text-generation-inference text-embeddings-inference "
+    "inferenceendpoints has_space custom_code model-index eval-results transformers.js".split()
+)
+_LIBRARY_TAGS = frozenset({"transformers", "sentence-transformers", "timm", "diffusers", "peft"})
+_PREFIXES = ("region:", "license:", "base_model:", "dataset:", "deploy:", "doi:", "diffusers:")
+_FAMILY_TAGS = {"low_rank": "low-rank", "coding": "entropy-coding"}
+_TRAINED = frozenset({"distillation", "transfer"})
+
+
+def metadata(report: Report, repo_id: str | None, families: Sequence[str | None]) -> ModelCardData:
+    """Return the front matter of a page.
+
+    Args:
+        report: what was measured.
+        repo_id: where it is published, if it is.
+        families: the family of each stage's technique, None of one that is not known.
+    """
+    from huggingface_hub import ModelCardData
+
+    card, library, tag = report.card, library_name(report), pipeline_tag(report)
+    data = ModelCardData(
+        base_model=base_model(report),
+        base_model_relation=_relation(report, families),
+        library_name=library,
+        pipeline_tag=tag,
+        license=_word(card.get("license")),
+        license_name=_word(card.get("license_name")),
+        license_link=_word(card.get("license_link")),
+        language=_words(card, "language"),
+        datasets=_words(card, "datasets"),
+        metrics=_words(card, "metrics"),
+        tags=_tags(report, library, tag, families),
+        model_name=one_line(repo_id or report.name).rpartition("/")[2],
+        eval_results=_results(report, tag),
+    )
+    data.to_yaml(original_order=_ORDER)  # the only way to order them
+    return data
+
+
+def base_model(report: Report) -> str | None:
+    """Return the original's repository on the Hub, if the card names one that can be."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    name = report.card.get("base_model")
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return str(name)
+
+
+def library_name(report: Report) -> str:
+    """Return the library that loads the model by this repository's name."""
+    architecture = report.loads_as.get("architecture")
+    if architecture == "timm" and report.loads_as.get("native"):
+        return "timm"
+    return LIBRARIES.get(str(architecture), "zoopress")
+
+
+def auto_class(report: Report) -> str | None:
+    """Return the class of transformers to load it with: an Auto class where one surely fits."""
+    name = report.loads_as.get("class")
+    if not isinstance(name, str) or not (name.isascii() and name.isidentifier()):
+        return None
+    suffix = _suffix(name)
+    if suffix is not None:
+        return _AUTO[suffix][0]
+    if name.startswith("Auto") or not name.endswith("Model") or _NOT_AUTO_MODEL.search(name):
+        return name
+    return "AutoModel"
+
+
+def pipeline_tag(report: Report) -> str | None:
+    """Return what the model does, in the Hub's words: the card's, else what its class implies."""
+    if report.card.get("pipeline_tag"):
+        return _word(report.card["pipeline_tag"])
+    architecture, name = report.loads_as.get("architecture"), str(report.loads_as.get("class"))
+    if architecture == "sentence_encoder":
+        return "sentence-similarity"
+    if architecture == "timm":
+        return "image-classification"
+    if architecture == "transformers":
+        if _AUDIO.match(name) and name.endswith("ForSequenceClassification"):
+            return "audio-classification"
+        suffix = _suffix(name)
+        return _AUTO[suffix][1] if suffix is not None else None
+    return None
+
+
+def evaluation_data(report: Report) -> tuple[str, str]:
+    """Return what the model was evaluated on: a word for it, and what to call it."""
+    data = report.card.get("data") or {}
+    if data.get("text") == "python-docstrings":
+        return "python-docstrings", "sentences from the docstrings of Python's standard library"
+    if data.get("text"):
+        return "text", f"lines of {one_line(data['text'])}"
+    if data.get("file"):
+        return "file", f"inputs in {one_line(data['file'])}"
+    if data.get("inputs"):
+        return "function", f"inputs from {one_line(data['inputs'])}"
+    if data.get("random"):
+        return "random", "random inputs"
+    return "own", "inputs of the card's own"
+
+
+def _suffix(name: str) -> str | None:
+    if _AUDIO.match(name) and not name.endswith("ForCTC"):
+        return None
+    return next((suffix for suffix in _AUTO if name.endswith(suffix)), None)
+
+
+def _relation(report: Report, families: Sequence[str | None]) -> str | None:
+    """Return how the model relates to its base, in one of the Hub's four words.
+
+    None of them is for pruning or low rank. "finetune" says that a model was trained to do
+    something else or better, "adapter" that it needs its base, "merge" that it has several. What
+    was computed from the base's weights alone, to stand in for it in fewer bytes, is listed where
+    people look for that: "quantized". With a stage that trains, it is a "finetune". Of a technique
+    that nobody here knows, nothing is said.
+    """
+    if base_model(report) is None or None in families:
+        return None
+    return "finetune" if _TRAINED & set(families) else "quantized"
+
+
+def _tags(
+    report: Report, library: str, task: str | None, families: Sequence[str | None]
+) -> list[str]:
+    card = report.card
+    known = {library, task, *_words(card, "language", ()), "zoopress", "compressed"}
+    kept = [
+        tag
+        for tag in _words(card, "tags", ())
+        if tag not in known
+        and tag.lower() not in _FORMATS | _LIBRARY_TAGS
+        and not tag.lower().startswith(_PREFIXES)
+    ]
+    used = [_FAMILY_TAGS.get(family, family) for family in families if family]
+    return list(dict.fromkeys([*kept, "zoopress", "compressed", *used]))
+
+
+def _results(report: Report, task: str | None) -> list[EvalResult]:
+    from huggingface_hub import EvalResult
+
+    kind, name = evaluation_data(report)
+    figures = report.metrics()
+    shown = {
+        "cosine": ("cosine_similarity", "Cosine similarity to the original's outputs"),
+        "label_loyalty": ("label_loyalty", "Share of samples with the original's label"),
+        "probability_loyalty": (
+            "probability_loyalty",
+            "1 − √(Jensen–Shannon divergence) to the original's distribution",
+        ),
+        "compression_ratio": ("compression_ratio", "Original bytes ÷ compressed bytes, all files"),
+        "size_bytes": ("size_bytes", "Bytes of all files"),
+    }
+    return [
+        EvalResult(
+            task_type=task or "other",
+            dataset_type=kind,
+            dataset_name=name,
+            dataset_args={"samples": report.last.fidelity.samples},
+            metric_type=metric,
+            metric_name=label,
+            metric_value=figures[key],
+            verified=False,
+        )
+        for key, (metric, label) in shown.items()
+        if key in figures
+    ]
+
+
+def _word(value: Any) -> str | None:
+    return one_line(value) or None if value else None
+
+
+def _words(card: dict[str, Any], key: str, empty: Any = None) -> Any:
+    words = [one_line(value) for value in card.get(key) or ()]
+    return list(dict.fromkeys(word for word in words if word)) or empty

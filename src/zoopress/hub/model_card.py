@@ -1,0 +1,551 @@
+"""The model card: the page that a stranger reads before using a published model.
+
+A Jinja2 template over a report. It runs in a sandbox, and every variable it gets is Markdown in
+which what others wrote is plain text already, so neither a card nor a template has to be trusted.
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoopress.errors import InputError, nearest
+from zoopress.hub.card_metadata import (
+    LIBRARIES,
+    auto_class,
+    base_model,
+    evaluation_data,
+    library_name,
+    metadata,
+)
+from zoopress.hub.licenses import (
+    LEGAL_FILE,
+    LICENSES,
+    forbids_commercial_use,
+    license_link,
+    obligations,
+)
+from zoopress.hub.markdown import code, fence, link, one_line, table, text, web_address, yaml_block
+from zoopress.report import Report, comparison_rows
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+    from zoopress.plugins import Plugins
+
+DEFAULT_TEMPLATE = "model_card.md.j2"
+FOLDER = "PATH/TO/THIS/FOLDER"
+"""What stands for a repository's name on the page of a folder."""
+
+_OWN = "the user's template"
+_REMEDY = "docs/model-card.md lists the variables and blocks that there are."
+_MAX_TEMPLATE_BYTES = 1 << 20
+_LABELS = {
+    "sentence-similarity": ("their nearest neighbour", "its nearest neighbour among the samples")
+}
+_TRAINED = frozenset({"distillation", "transfer"})
+
+
+def render_model_card(
+    report: Report,
+    repo_id: str | None = None,
+    template: str | Path | None = None,
+    permission: str | None = None,
+    carried: Collection[str] = (),
+    plugins: Plugins | None = None,
+) -> str:
+    """Return a model's page, README.md.
+
+    Args:
+        report: what was measured.
+        repo_id: where it is published. Without it, the page is that of a folder and holds only what
+            every machine and every commit computes alike: no latency, no commit.
+        template: a Jinja2 file that takes the place of the default, or extends it.
+        permission: where the permission to publish can be read; printed.
+        carried: names of the files that go along; those that hold a licence are named.
+        plugins: know each technique's family; everything installed by default.
+
+    Raises:
+        InputError: if the template cannot be read, is wrong, or makes no page that the Hub reads;
+            names file, line and remedy.
+    """
+    report, hidden = _without_local_paths(report)
+    context = _context(report, repo_id, permission, carried, _families(report, plugins), hidden)
+    page = _render(context, None if template is None else Path(template))
+    return page.rstrip("\n") + "\n"
+
+
+# What the page says.
+
+
+def _context(
+    report: Report,
+    repo_id: str | None,
+    permission: str | None,
+    carried: Collection[str],
+    families: Sequence[str | None],
+    hidden: Sequence[str],
+) -> dict[str, Any]:
+    """Return the template's variables; docs/model-card.md lists them."""
+    card, last, fidelity = report.card, report.last, report.last.fidelity
+    base, ratio = base_model(report), report.compression_ratio
+    name = (base or card["name"]).rpartition("/")[2]
+    label, meaning = _LABELS.get(
+        card.get("task", "fidelity"), ("the original's label", "the largest output")
+    )
+    labelled = fidelity.label_loyalty is not None
+    return {
+        "metadata": metadata(report, repo_id, families).to_yaml(),
+        "title": text(f"{name}, compressed" + (f" {ratio:.1f}×" if ratio >= 1.05 else "")),
+        "repo_id": text(repo_id or ""),
+        "original": text(base or card["name"]),
+        "original_link": _model_link(base) if base else text(card["name"]),
+        "description": text(card.get("description", "")),
+        "recipe_name": text(report.recipe["name"]),
+        "recipe_description": text(report.recipe.get("description", "")),
+        "times_smaller": f"{ratio:.2f}× smaller" if ratio >= 1 else f"{1 / ratio:.2f}× larger",
+        "size": _size(last.size_bytes),
+        "original_size": _size(report.original_size_bytes),
+        "cosine": f"{fidelity.cosine:.4f}",
+        "label_loyalty": f"{fidelity.label_loyalty:.4f}" if labelled else "",
+        "label_share": f"{fidelity.label_loyalty:.1%}" if labelled else "",
+        "label": label if labelled else "",
+        "label_meaning": meaning if labelled else "",
+        "samples": str(fidelity.samples),
+        "data": text(evaluation_data(report)[1]),
+        "metrics": report.metrics(),
+        "loading": _loading(report, repo_id),
+        "loading_notes": _loading_notes(report),
+        "results": table(
+            ("", "original", "this model", ""),
+            [[text(cell) for cell in row] for row in comparison_rows(report, latency=False)],
+        ),
+        "latency": _latency(report) if repo_id else "",
+        "chain": _chain(report),
+        "made_from": _made_from(report, published=bool(repo_id)),
+        "recipe": yaml_block(_shown_recipe(report.recipe)),
+        "card": yaml_block(card),
+        "card_notes": _card_notes(card, hidden),
+        "limits": _limits(report, families, published=bool(repo_id)),
+        "licence": _licence(report),
+        "obligations": [text(sentence) for sentence in obligations(card.get("license"))],
+        "carried": ", ".join(code(n) for n in sorted(carried) if LEGAL_FILE.fullmatch(n)),
+        "permission": text(permission or ""),
+        "cite": _cite(report),
+    }
+
+
+def _size(count: int) -> str:
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= factor:
+            shown = count / factor
+            return f"{shown:.{max(0, 3 - len(str(int(shown))))}f} {unit}"
+    return f"{count} bytes"
+
+
+def _model_link(repo_id: str) -> str:
+    return link(repo_id, f"https://huggingface.co/{repo_id}")
+
+
+def _loading(report: Report, repo_id: str | None) -> list[dict[str, str]]:
+    """Return the ways to load the model, each a title and a block of code."""
+    place = _quoted(repo_id or FOLDER)
+    library, native = library_name(report), bool(report.loads_as.get("native"))
+    factory = str(report.card.get("factory") or "")
+    sentences = report.loads_as.get("architecture") == "sentence_encoder"
+    needs = {"transformers": "'zoopress[transformers]'", "timm": "zoopress timm"}
+    package = needs.get(library.removeprefix("sentence-"), "zoopress")
+    lines = ["import zoopress", ""]
+    if factory:
+        function = re.sub(r"\W", "", factory.rpartition(":")[2]) or "build"
+        lines.append(f"model = zoopress.load({place}, factory={function})")
+    else:
+        lines.append(f"model = zoopress.load({place})")
+    if sentences:
+        lines.append('embeddings = model.encode(["A zoo keeps many animals."])')
+    ways = [
+        {"title": "", "code": fence(f"pip install {package}", "bash")},
+        {"title": "", "code": fence("\n".join(lines), "python")},
+    ]
+    through = _through_library(report, library, place)
+    if through:
+        title = f"Or through {library}"
+        title += ", without zoopress:" if native else ", once zoopress is installed:"
+        ways.append({"title": title, "code": fence(through, "python")})
+    return ways
+
+
+def _through_library(report: Report, library: str, place: str) -> str | None:
+    """Return code that loads the model by the original's library, if that can."""
+    if library == "sentence-transformers":
+        return (
+            "from sentence_transformers import SentenceTransformer\n\n"
+            f"model = SentenceTransformer({place})"
+        )
+    if library == "timm":
+        prefix = "local-dir:" if place == _quoted(FOLDER) else "hf_hub:"
+        return f'import timm\n\nmodel = timm.create_model("{prefix}{place[1:]}, pretrained=True)'
+    name = auto_class(report)
+    if library == "transformers" and name is not None:
+        return f"from transformers import {name}\n\nmodel = {name}.from_pretrained({place})"
+    return None
+
+
+def _loading_notes(report: Report) -> list[str]:
+    factory = report.card.get("factory")
+    if not factory:
+        return []
+    arguments = report.card.get("factory_arguments")
+    return [
+        f"`factory` is the function {code(factory)}, which builds the network. Its code is not "
+        "part of the model: it never runs unless you pass it."
+        + (f" It was called with {code(_flow(arguments))}." if arguments else "")
+    ]
+
+
+def _latency(report: Report) -> str:
+    """Return a sentence with every figure that depends on the machine, and the machine."""
+    if not report.latency:
+        return ""
+    figures = "; ".join(
+        f"batch {int(row['batch_size'])}: {row['compressed_ms_p50']:.3g} ms, the original "
+        f"{row['original_ms_p50']:.3g} ms ({row['speed_up']:.2f}× as fast)"
+        for row in report.latency
+    )
+    machine, threads = report.machine, report.machine.get("threads", 1)
+    return (
+        f"{figures}. Medians, in turns in one process, on {threads} "
+        f"thread{'' if threads == 1 else 's'} of {text(machine.get('processor') or 'a CPU')}"
+        f" ({text(machine.get('capability', ''))}), torch {text(machine.get('torch', ''))}; yours "
+        "will differ."
+    )
+
+
+def _chain(report: Report) -> str:
+    labelled = report.last.fidelity.label_loyalty is not None
+    header = ["", "stage", "settings", "changed", "tensors", "cosine"]
+    rows = []
+    for position, stage in enumerate(report.stages, start=1):
+        row = [
+            str(position),
+            code(stage.technique),
+            text(_settings(stage.config)) or "–",
+            f"{len(stage.touched):,}",
+            f"{_size(stage.weight_bytes_before)} → {_size(stage.weight_bytes)}",
+            f"{stage.fidelity.cosine:.4f}",
+        ]
+        loyalty = stage.fidelity.label_loyalty
+        rows.append([*row, *(["–" if loyalty is None else f"{loyalty:.4f}"] if labelled else [])])
+    return table([*header, *(["label loyalty"] if labelled else [])], rows)
+
+
+def _settings(config: Mapping[str, Any]) -> str:
+    """Return what sets a stage apart; the recipe has all of it."""
+    said = {k: v for k, v in config.items() if v is not None and v != [] and v != ["*"]}
+    return ", ".join(
+        f"{key.replace('_', ' ')} {'/'.join(map(str, v)) if isinstance(v, list) else _plain(v)}"
+        for key, v in said.items()
+    )
+
+
+def _plain(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _made_from(report: Report, published: bool) -> str:
+    made, base = report.made_with, base_model(report)
+    versions = [
+        f"{text(name)} {text(version)}"
+        for name, version in made.items()
+        if version and name not in ("commit", "repository", "changed")
+    ]
+    parts = [f"Made from {_model_link(base) if base else text(report.card['name'])}"]
+    if report.revision != "local":
+        parts.append(f", revision {code(report.revision)}")
+    parts.append(f", with {', '.join(versions)}." if versions else ".")
+    if published and made.get("commit"):
+        parts.append(f" It was run at commit {code(made['commit'])}")
+        if repository := _repository(made.get("repository")):
+            parts.append(f" of {repository}")
+        if made.get("changed"):
+            parts.append(", with changes that were not committed: the commit alone may differ")
+        parts.append(".")
+    return "".join(parts)
+
+
+def _repository(address: str | None) -> str | None:
+    """Return a git remote without user and password; None for one that is a folder."""
+    if web_address(address or ""):
+        return link(re.sub(r"^https?://([^/]*@)?", "", one_line(address)), address)
+    match = re.fullmatch(r"(?:ssh://)?(?:[^@/]+@)?([\w.-]+\.[a-z]+(?:[:/][\w.~/-]+))", address or "")
+    return code(match[1]) if match else None
+
+
+def _shown_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recipe without what is empty; everything else, defaults too, stays as it ran."""
+    stages = [{k: v for k, v in s.items() if k != "targets" or v} for s in recipe["stages"]]
+    return {k: v for k, v in {**recipe, "stages": stages}.items() if v or v == 0}
+
+
+def _card_notes(card: Mapping[str, Any], hidden: Sequence[str]) -> list[str]:
+    notes = []
+    if hidden:
+        names = ", ".join(code(name) for name in hidden)
+        notes.append(f"{names}: a local place, shown by its last part alone. Put your own.")
+    data = card.get("data") or {}
+    places = [str(card["source"]).removeprefix("path:")] if _is_path(card["source"]) else []
+    places += [str(data[key]) for key in ("text", "file") if data.get(key)]
+    places += [str(p).rpartition(":")[0] for p in (card.get("factory"), data.get("inputs")) if p]
+    files = sorted({p for p in places if re.search(r"[./]", p) or p in str(card["source"])})
+    if files and not hidden:
+        names = ", ".join(code(name) for name in files)
+        notes.append(f"Not in this repository: {names}; places are relative to the card.")
+    return notes
+
+
+def _is_path(source: Any) -> bool:
+    return str(source).startswith("path:")
+
+
+def _limits(report: Report, families: Sequence[str | None], published: bool) -> list[str]:
+    """Return what the model cannot do or nobody knows; each only where it is so."""
+    card, last, limits = report.card, report.last, []
+    if None not in families and not _TRAINED & set(families):
+        limits.append("Nothing was trained afterwards to win back what the stages lost.")
+    limits.append(
+        f"Fidelity was measured on {last.fidelity.samples} samples ("
+        f"{text(evaluation_data(report)[1])}); other inputs may fare worse. No accuracy on "
+        "labelled data was measured."
+    )
+    if (card.get("data") or {}).get("random"):
+        limits.append("Fidelity on random inputs says little about fidelity on real ones.")
+    if any(stage.technique == "weight_quantization" for stage in report.stages):
+        limits.append(
+            "Only weights are quantized, and activations stay floating point. So it saves memory, "
+            "and time only where a kernel for such weights serves: for few rows, on some CPUs."
+        )
+    if last.pruned:
+        limits.append(
+            f"{last.pruned / last.parameters:.1%} of its parameters are zeros that stay in place: "
+            "they save bytes, and no time, since no kernel skips them."
+        )
+    if published:
+        slow = [row for row in report.latency if row["speed_up"] < 0.95]
+        limits += [
+            f"Slower than the original at batch {int(row['batch_size'])}, where it was measured."
+            for row in slow
+        ]
+    if card.get("factory"):
+        limits.append("It cannot be loaded without the code of its network, which is not here.")
+    if forbids_commercial_use(card.get("license")):
+        limits.append("Its licence does not allow commercial use.")
+    return limits
+
+
+def _licence(report: Report) -> str:
+    card, base = report.card, base_model(report)
+    identifier = card.get("license")
+    owner = f"that of {_model_link(base)}" if base else "the original's"
+    if not identifier or identifier == "unknown":
+        return f"No licence is known; any rights are {owner.replace('that', 'those')}."
+    name = card.get("license_name") or LICENSES.get(identifier, identifier)
+    address = card.get("license_link") or license_link(identifier)
+    known = "" if identifier == "other" else f" (`{identifier}`)" if identifier in LICENSES else ""
+    if address and not web_address(address):
+        return f"{text(name)}{known}, in {code(address)}: {owner}."
+    return f"{link(name, address or '')}{known}, {owner}."
+
+
+def _cite(report: Report) -> str:
+    tags = [str(tag) for tag in report.card.get("tags") or ()]
+    papers = [m[1] for m in (re.fullmatch(r"arxiv:(\d{4}\.\d{4,5})", tag) for tag in tags) if m]
+    if not papers:
+        return ""
+    links = ", ".join(link(f"arXiv:{p}", f"https://arxiv.org/abs/{p}") for p in papers)
+    return f"Cite the authors of the original: {links}."
+
+
+def _families(report: Report, plugins: Plugins | None) -> list[str | None]:
+    """Return the family of each stage's technique, None of one that is not installed here."""
+    from zoopress.plugins import load_plugins
+
+    techniques = (plugins or load_plugins()).techniques
+    found = [techniques.get(stage.technique) for stage in report.stages]
+    return [None if technique is None else technique.family for technique in found]
+
+
+def _quoted(value: str) -> str:
+    """Return a string as Python source, in double quotes."""
+    import json
+
+    return json.dumps(one_line(value), ensure_ascii=False)
+
+
+def _flow(value: Any) -> str:
+    import json
+
+    return json.dumps(value, ensure_ascii=False)
+
+
+# Local paths say where somebody keeps files, and help nobody else.
+
+_LOCAL = re.compile(
+    r"(?P<scheme>[a-z]+:)?(?P<path>(/|~|\.\.[/\\]|[A-Za-z]:[/\\]|\\\\|file:/).*)", re.DOTALL
+)
+_ADDRESS = re.compile(r"(?!file:)[a-z][a-z0-9+.-]*://")
+
+
+def _without_local_paths(report: Report) -> tuple[Report, list[str]]:
+    """Return the report with paths outside the card's folder cut to their last part.
+
+    Returns:
+        The report, and the names of the card's keys that were cut.
+    """
+    hidden: list[str] = []
+    card = {
+        key: value if key == "description" else _cut(value, key, hidden.append)
+        for key, value in report.card.items()
+    }
+    recipe = {
+        key: value if key == "description" else _cut(value, key, hidden.append)
+        for key, value in report.recipe.items()
+    }
+    stages = [replace(s, config=_cut(s.config, "", lambda key: None)) for s in report.stages]
+    revision = _cut(report.revision, "", lambda key: None)
+    changed = replace(report, card=card, recipe=recipe, stages=stages, revision=revision)
+    return changed, list(dict.fromkeys(hidden))
+
+
+def _cut(value: Any, key: str, tell: Callable[[str], None]) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _cut(v, f"{key}.{k}".strip("."), tell) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_cut(item, key, tell) for item in value]
+    if not isinstance(value, str) or _ADDRESS.match(value):
+        return value
+    match = _LOCAL.fullmatch(value)
+    if match is None:
+        return value
+    tell(key)
+    parts = [part for part in re.split(r"[/\\]", match["path"]) if part.strip(".~")]
+    return (match["scheme"] or "") + (parts[-1] if parts else "folder")
+
+
+# The template.
+
+
+def _render(context: Mapping[str, Any], path: Path | None) -> str:
+    from jinja2 import TemplateNotFound, TemplateSyntaxError, UndefinedError
+
+    own = None if path is None else _read(path)
+    environment = _environment(own, path)
+    if path is None:
+        return environment.get_template(DEFAULT_TEMPLATE).render(context)
+    try:
+        _check_blocks(environment, own or "", path)
+        page = environment.get_template(_OWN).render(context)
+    except InputError:
+        raise
+    except TemplateSyntaxError as error:
+        raise InputError(
+            f"{path}:{error.lineno}: {error.message or 'is no Jinja2 template'}. {_REMEDY}"
+        ) from error
+    except TemplateNotFound as error:
+        raise InputError(
+            f"{path}:{_line(error, path)}: there is no template {error.name!r}; the only one that "
+            f"can be extended or included is {DEFAULT_TEMPLATE!r}."
+        ) from error
+    except UndefinedError as error:
+        name = re.match(r"'([^']+)' is undefined", str(error.message))
+        hint = nearest(name[1], context) if name else ""
+        raise InputError(
+            f"{path}:{_line(error, path)}: {error.message}.{hint} {_REMEDY}"
+        ) from error
+    except Exception as error:  # whatever a user's template does; the sandbox's refusals, too
+        raise InputError(
+            f"{path}:{_line(error, path)}: {type(error).__name__}: {error}. {_REMEDY}"
+        ) from error
+    _check_page(page, path)
+    return page
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.stat().st_size > _MAX_TEMPLATE_BYTES:
+            raise InputError(f"{path}: larger than {_MAX_TEMPLATE_BYTES} bytes, which no page is.")
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 text. Save it as UTF-8.") from error
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read: {error.strerror or error}. Name a Jinja2 file, or leave the "
+            "template out to get the default page."
+        ) from error
+
+
+def _environment(own: str | None, path: Path | None) -> Environment:
+    from jinja2 import FunctionLoader, StrictUndefined
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    def load(name: str) -> tuple[str, str | None, None] | None:
+        if name == DEFAULT_TEMPLATE:
+            default = Path(__file__).with_name(DEFAULT_TEMPLATE)
+            return default.read_text(encoding="utf-8"), str(default), None
+        if name == _OWN and own is not None:
+            return own, str(path), None
+        return None
+
+    environment = ImmutableSandboxedEnvironment(
+        loader=FunctionLoader(load),
+        undefined=StrictUndefined,
+        autoescape=False,  # it is no HTML; the variables are safe already
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update({"text": text, "code": code})
+    return environment
+
+
+def _check_blocks(environment: Environment, own: str, path: Path) -> None:
+    """Refuse blocks that the default does not have: Jinja2 would leave them out in silence."""
+    from jinja2 import meta, nodes
+
+    tree = environment.parse(own, _OWN, str(path))
+    if DEFAULT_TEMPLATE not in meta.find_referenced_templates(tree):
+        return
+    known = environment.get_template(DEFAULT_TEMPLATE).blocks
+    for block in tree.find_all(nodes.Block):
+        if block.name not in known:
+            raise InputError(
+                f"{path}:{block.lineno}: the page has no block {block.name!r}."
+                f"{nearest(block.name, known)} {_REMEDY}"
+            )
+
+
+def _line(error: BaseException, path: Path) -> int:
+    """Return the line of the user's template at which an error happened."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return next((f.lineno or 1 for f in reversed(frames) if f.filename == str(path)), 1)
+
+
+def _check_page(page: str, path: Path) -> None:
+    """Refuse a page that the Hub could not read, or that says nothing to it."""
+    from huggingface_hub import ModelCard
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
+    from yaml import YAMLError
+
+    remedy = "Keep the block 'metadata', or start with '---', {{ metadata }} and '---'."
+    if not REGEX_YAML_BLOCK.search(page):
+        raise InputError(f"{path}: the page has no metadata at its top. {remedy}")
+    try:
+        ModelCard(page)
+    except (ValueError, TypeError, YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: the page's metadata cannot be read: {reason}. {remedy}") from (
+            error
+        )

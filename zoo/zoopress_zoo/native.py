@@ -1,0 +1,158 @@
+"""What a compressed model needs so that transformers opens it: with zoopress, or without.
+
+Without, where config.json can say all that was done: every layer of a kind pruned to one smaller
+size, weights in a smaller float type. Else config.json names zoopress as the quantizer, and an
+empty file of tensors lets transformers begin, which then leaves the rest to the quantizer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice, product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zoopress.edits import Edit, Resize
+from zoopress.source import Companions
+from zoopress_zoo.transformers_models import make_config, read_config
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from zoopress.model import Model
+
+QUANTIZER = "zoopress"
+EMPTY = "empty.safetensors"
+_MOST_TRIES = 16
+_Config = dict[str, Any]
+
+
+def companions(
+    model: Model,
+    core: nn.Module,
+    prefix: str,
+    config_file: Path,
+    others: Mapping[str, Path],
+) -> Companions:
+    """Return the files beside the tensors of a transformers model.
+
+    Args:
+        model: the compressed model.
+        core: its transformers model.
+        prefix: of the core's tensors among the model's, "" or "transformer.".
+        config_file: the config.json that it was built from.
+        others: the files that came with what it was made from.
+    """
+    found = read_config(config_file.parent)
+    config = {key: value for key, value in found.items() if key != "quantization_config"}
+    config["architectures"] = [type(core).__name__]
+    dtype = _float_type(core)
+    if dtype is not None:
+        config.pop("torch_dtype", None)
+        config["dtype"] = dtype
+    edits: Sequence[Edit] = model.edits
+    resized = [edit for edit in edits if isinstance(edit, Resize)]
+    if edits and len(resized) == len(edits):
+
+        def build(changed: _Config) -> nn.Module:
+            import torch
+
+            with torch.device("meta"):
+                made: nn.Module = type(core)(make_config(type(core), changed, config_file))
+            return made
+
+        expressed = _expressed(core, prefix, config, resized, build)
+        if expressed is not None:
+            config, edits = expressed, []
+    native = not edits and not model.masks and model.storage == "safetensors" and dtype is not None
+    files: dict[str, Path | bytes] = {n: c for n, c in others.items() if n != EMPTY}
+    if not native:
+        config["quantization_config"] = {"quant_method": QUANTIZER}
+        files[EMPTY] = _empty_safetensors()
+    files["config.json"] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+    return Companions(files, edits, native)
+
+
+def _float_type(core: nn.Module) -> str | None:
+    """Return the type that all float parameters share, None if they do not."""
+    types = {p.dtype for p in core.parameters() if p.is_floating_point()}
+    return str(types.pop()).removeprefix("torch.") if len(types) == 1 else None
+
+
+def _expressed(
+    core: nn.Module,
+    prefix: str,
+    config: _Config,
+    edits: Sequence[Resize],
+    build: Callable[[_Config], nn.Module],
+) -> _Config | None:
+    """Return a config that builds the resized architecture, None if there is none.
+
+    It is found by trying: numbers of the config that equal a size before get the size after.
+    """
+    wanted = _shapes(core)
+    before = _shapes(build(config))
+    if wanted.keys() != before.keys():
+        return None
+    sizes: dict[int, set[int]] = {}
+    for name, shape in wanted.items():
+        if len(shape) != len(before[name]):
+            return None
+        for old, new in zip(before[name], shape, strict=True):
+            if old != new:
+                sizes.setdefault(old, set()).add(new)
+    if not sizes or any(len(after) > 1 for after in sizes.values()):
+        return None  # layers of one kind differ in size, and a config has one number for all
+    choices = [
+        [(place, after) for place, value in _integers(config) if value == old]
+        for old, (after,) in sizes.items()
+    ]
+    for chosen in islice(product(*choices), _MOST_TRIES):
+        candidate = json.loads(json.dumps(config))
+        for place, value in chosen:
+            _set(candidate, place, value)
+        try:
+            built = build(candidate)
+        except Exception:  # a config that is no model's: another number is meant
+            continue
+        if _shapes(built) == wanted and _attributes_follow(built, prefix, edits):
+            return dict(candidate)
+    return None
+
+
+def _attributes_follow(built: nn.Module, prefix: str, edits: Sequence[Resize]) -> bool:
+    """Tell whether modules have the sizes as attributes, too, that the edits gave them."""
+    modules = dict(built.named_modules(remove_duplicate=False))
+    for edit in edits:
+        module = modules.get(edit.module.removeprefix(prefix))
+        if module is None:
+            return False
+        if any(getattr(module, name, None) != value for name, value in edit.attributes.items()):
+            return False
+    return True
+
+
+def _shapes(module: nn.Module) -> dict[str, torch.Size]:
+    named = (*module.named_parameters(remove_duplicate=False), *module.named_buffers())
+    return {name: tensor.shape for name, tensor in named}
+
+
+def _integers(config: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
+    if isinstance(config, dict):
+        for key, value in config.items():
+            yield from _integers(value, (*at, key))
+    elif type(config) is int:
+        yield at, config
+
+
+def _set(config: _Config, place: tuple[str, ...], value: int) -> None:
+    for key in place[:-1]:
+        config = config[key]
+    config[place[-1]] = value
+
+
+def _empty_safetensors() -> bytes:
+    header = b'{"__metadata__":{"format":"pt"}}'
+    return len(header).to_bytes(8, "little") + header
