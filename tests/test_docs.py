@@ -432,7 +432,7 @@ def test_the_artifact_page_decodes_its_own_example(tmp_path: Path) -> None:
     desk.run_page(page)
     [shown] = [json.loads(block.text) for block in blocks(page) if block.language == "json"]
     assert json.loads((desk.folder / "example" / "zoopress.json").read_text()) == shown
-    stored = (desk.folder / "example" / "model.safetensors").read_bytes()
+    stored = (desk.folder / "example" / "compressed.safetensors").read_bytes()
     header = int.from_bytes(stored[:8], "little")
     [dump] = [block.text for block in blocks(page) if block.text.startswith("00 00 00 3F")]
     octets = " ".join(re.findall(r"^((?:[0-9A-F]{2} ?)+) ", dump, re.MULTILINE))

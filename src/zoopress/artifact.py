@@ -115,7 +115,7 @@ def save_artifact(
             )
             for name in sorted({*weights, *files})
         },
-        native=native,
+        native=True if native else None,
     )
     data = manifest.model_dump(mode="json", exclude_none=True)
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)

@@ -142,12 +142,12 @@ class CardMaker(ABC):
         """
 
     @abstractmethod
-    def listing(self, card: Card, fetch: Collection[str] = ()) -> Listing:
+    def listing(self, card: Card, wanted: Collection[str] = ()) -> Listing:
         """Return a card's files, weights not fetched.
 
         Args:
             card: whose files.
-            fetch: "config" fetches files of settings, "others" all that are no weights.
+            wanted: "config" fetches files of settings, "others" all that are no weights.
 
         Raises:
             ZoopressError: if they cannot be found.

@@ -83,16 +83,15 @@ class Manifest(_Part):
     edits: list[Edit] = []
     tensors: dict[str, TensorEntry]
     files: dict[FileName, FileRecord] = Field(description="every file but this and README.md")
-    native: bool = Field(
-        default=False,
-        description="whether the library that the model comes from loads it without zoopress",
+    native: Literal[True] | None = Field(
+        default=None, description="set if the library that the model comes from can load it, too"
     )
 
     def loads_as(self) -> dict[str, Any]:
         """Return what people need to know to load the model."""
         name = self.architecture.arguments.get("class")
         known = {"class": name} if isinstance(name, str) else {}
-        return {"architecture": self.architecture.name, **known, "native": self.native}
+        return {"architecture": self.architecture.name, **known, "native": bool(self.native)}
 
 
 def read_manifest(folder: Path, verify: bool = True) -> Manifest:

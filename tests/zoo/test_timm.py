@@ -71,10 +71,14 @@ def _open(folder: Path, plugins: Plugins) -> tuple[Architecture, SourceFiles]:
             {"num_classes": 0, "in_chans": 3, "img_size": [32, 32], "depth": 1, "embed_dim": 24}
             | {"num_heads": 3, "global_pool": "avg"},
         ),
-        (VIT | {"model_args": {"dynamic_img_size": True}}, {"num_classes": 0, "in_chans": 3}
-            | {"dynamic_img_size": True}),
-        ({"architecture": "resnet18", "num_classes": 5, "input_size": [3, 224, 224]},
-            {"num_classes": 5, "in_chans": 3}),
+        (
+            VIT | {"model_args": {"dynamic_img_size": True}},
+            {"num_classes": 0, "in_chans": 3} | {"dynamic_img_size": True},
+        ),
+        (
+            {"architecture": "resnet18", "num_classes": 5, "input_size": [3, 224, 224]},
+            {"num_classes": 5, "in_chans": 3},
+        ),
         ({"architecture": "resnet18.a1_in1k"}, {}),
         ({"architecture": "dla34", "num_classes": -1}, {}),
     ],

@@ -33,6 +33,8 @@ def zoopress_architectures() -> dict[str, str]:
     return {
         "factory": "zoopress_zoo.factory:Factory",
         "sentence_encoder": "zoopress_zoo.sentence_architecture:SentenceEncoderArchitecture",
+        "timm": "zoopress_zoo.timm_models:Timm",
+        "gguf": "zoopress_zoo.gguf:Gguf",
         "transformers": "zoopress_zoo.transformers_models:Transformers",
     }
 

@@ -68,7 +68,12 @@ _MORE_TASKS = {
 _MOST_SHOWN = 5
 
 
-def _library() -> Any:
+def library() -> Any:
+    """Return transformers, made quiet.
+
+    Raises:
+        SourceError: if it is not installed.
+    """
     try:
         import transformers
     except ImportError as error:
@@ -107,9 +112,9 @@ def read_generation_config(folder: Path) -> Any:
         return None
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-        return _library().GenerationConfig.from_dict(settings)
+        return library().GenerationConfig.from_dict(settings)
     except Exception as error:  # whatever the library makes of a stranger's file
-        raise SourceError(f"{path}: cannot be read: {_reason(error)}.") from error
+        raise SourceError(f"{path}: cannot be read: {reason(error)}.") from error
 
 
 def named_class(config: dict[str, Any]) -> str:
@@ -170,6 +175,7 @@ class Transformers(Architecture):
         """Return the files with which transformers opens the model, too."""
         from zoopress_zoo.native import companions
 
+        self.resolve()  # an artifact names the concrete class
         return companions(model, model.module, "", self.folder / "config.json", others)
 
     def resolve(self) -> tuple[Any, Any]:
@@ -206,7 +212,7 @@ def find_class(
         ArtifactError: if there is no such class.
         SourceError: if the config does not go with it, or asks for code of its own.
     """
-    library = _library()
+    transformers = library()
     found = _attribute(name) if name else None
     if _is_model(found):
         return found
@@ -220,13 +226,13 @@ def find_class(
         )
     if name and not chooses:
         raise ArtifactError(
-            f"'class': {name!r} is not a model class of transformers {library.__version__}. "
+            f"'class': {name!r} is not a model class of transformers {transformers.__version__}. "
             f"Update transformers if it is a newer one.{_similar(name)}"
         )
     for auto in _auto_classes(tag):
         with suppress(KeyError):
             return _concrete(auto, config, path, KeyError)
-    return _concrete(library.AutoModel, config, path)
+    return _concrete(transformers.AutoModel, config, path)
 
 
 def make_config(chosen: Any, config: dict[str, Any], path: Path) -> Any:
@@ -249,9 +255,7 @@ def make_config(chosen: Any, config: dict[str, Any], path: Path) -> Any:
     try:
         return wanted.from_dict(safe)
     except Exception as error:  # whatever the library makes of a stranger's file
-        raise SourceError(
-            f"{path}: is no config of {chosen.__name__}: {_reason(error)}."
-        ) from error
+        raise SourceError(f"{path}: is no config of {chosen.__name__}: {reason(error)}.") from error
 
 
 def load_pretrained(
@@ -287,16 +291,16 @@ def load_pretrained(
                 use_kernels=False,
                 use_safetensors=names[0].endswith(".safetensors"),
                 output_loading_info=True,
-                generation_config=settings or _library().GenerationConfig.from_model_config(config),
+                generation_config=settings or library().GenerationConfig.from_model_config(config),
             )
     except SourceError:
         raise
     except Exception as error:  # whatever the library makes of a stranger's files
         raise SourceError(
-            f"{files.folder}: transformers cannot load it: {_reason(error)}."
+            f"{files.folder}: transformers cannot load it: {reason(error)}."
         ) from error
     model.config.name_or_path = ""  # a folder that is gone
-    _check_complete(files.folder / within, model, info, may_miss)
+    check_complete(files.folder / within, model, info, may_miss)
     loaded: nn.Module = model
     return loaded
 
@@ -323,14 +327,14 @@ def _attribute(name: Any) -> Any:
         return None
     # Transformers imports a class when it is asked for, and says so if that needs more.
     with suppress(ImportError, RuntimeError):
-        return getattr(_library(), name, None)
+        return getattr(library(), name, None)
     return None
 
 
 def _is_model(found: Any) -> bool:
     return (
         isinstance(found, type)
-        and issubclass(found, _library().PreTrainedModel)
+        and issubclass(found, library().PreTrainedModel)
         and getattr(found, "config_class", None) is not None
     )
 
@@ -349,23 +353,23 @@ def _auto_classes(tag: Any) -> list[Any]:
 
 def _concrete(auto: Any, config: dict[str, Any], path: Path, missing: Any = SourceError) -> Any:
     """Return the class that an Auto class has for a config's model type."""
-    library, kind = _library(), config.get("model_type")
+    transformers, kind = library(), config.get("model_type")
     if not kind:
         raise SourceError(
             f"{path}: has no 'model_type', and 'architectures' names no class of transformers "
-            f"{library.__version__}. Name the class as 'model_class' in the card."
+            f"{transformers.__version__}. Name the class as 'model_class' in the card."
         )
-    if not isinstance(kind, str) or kind not in library.CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in transformers.CONFIG_MAPPING:
         raise SourceError(
-            f"{path}: transformers {library.__version__} has no models of type {kind!r}. Update "
-            "transformers if it is a newer one; else give the card a 'factory'."
-            f"{nearest(str(kind), library.CONFIG_MAPPING.keys())}"
+            f"{path}: transformers {transformers.__version__} has no models of type {kind!r}. "
+            "Update transformers if it is a newer one; else give the card a 'factory'."
+            f"{nearest(str(kind), transformers.CONFIG_MAPPING.keys())}"
         )
-    config_class = library.CONFIG_MAPPING[kind]
+    config_class = transformers.CONFIG_MAPPING[kind]
     if config_class not in auto._model_mapping:
         raise missing(
-            f"{path}: transformers {library.__version__} has no {auto.__name__} for models of type "
-            f"{kind!r}. Name another 'model_class' in the card, or a concrete class."
+            f"{path}: transformers {transformers.__version__} has no {auto.__name__} for models of "
+            f"type {kind!r}. Name another 'model_class' in the card, or a concrete class."
         )
     found = auto._model_mapping[config_class]
     choices = found if isinstance(found, (list, tuple)) else [found]
@@ -374,13 +378,13 @@ def _concrete(auto: Any, config: dict[str, Any], path: Path, missing: Any = Sour
 
 def _related(kind: Any, wanted: Any) -> bool:
     """Return whether a model type's config is a kind of the wanted config, or the reverse."""
-    mapping = _library().CONFIG_MAPPING
+    mapping = library().CONFIG_MAPPING
     found = mapping[kind] if isinstance(kind, str) and kind in mapping else None
     return found is not None and (issubclass(found, wanted) or issubclass(wanted, found))
 
 
 def _similar(name: Any) -> str:
-    names = [n for n in dir(_library()) if re.search("Model$|For[A-Z][A-Za-z]*$", n)]
+    names = [n for n in dir(library()) if re.search("Model$|For[A-Z][A-Za-z]*$", n)]
     return nearest(name, names) if isinstance(name, str) and len(name) < 100 else ""
 
 
@@ -416,7 +420,7 @@ def _check_index(path: Path, shards: set[str]) -> None:
     try:
         named = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise SourceError(f"{path}: is no index of shards: {_reason(error)}.") from error
+        raise SourceError(f"{path}: is no index of shards: {reason(error)}.") from error
     if named - shards:
         raise SourceError(
             f"{path}: names {sorted(map(str, named - shards))[0]!r}, which is not among "
@@ -431,10 +435,17 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _check_complete(
-    folder: Path, model: Any, info: dict[str, Any], may_miss: Callable[[str], bool]
+def check_complete(
+    folder: Path,
+    model: Any,
+    info: dict[str, Any],
+    may_miss: Callable[[str], bool] = lambda name: False,
 ) -> None:
-    """Refuse a model that has random values where the files have nothing, or something else."""
+    """Refuse a model that has random values where the files have nothing, or something else.
+
+    Raises:
+        SourceError: naming the tensors.
+    """
     import torch
 
     missing = sorted(info["missing_keys"])
@@ -461,7 +472,8 @@ def _check_complete(
     )
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """Return the first line of what an error of the library says."""
     text = str(error).strip()
     first = text.splitlines()[0].rstrip(".")[:400] if text else ""
     return (

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-BLOCK_CODES = 1 << 16
+BLOCK_CODES = 1 << 18
 """How many codes are packed or unpacked at once where the codes of a whole tensor would be many
 times its packed size; what is made of so many on the way stays in the processor's cache."""
 
@@ -51,14 +51,13 @@ def pack_codes(codes: Tensor, bits: int) -> Tensor:
     group_codes, group_bytes = _group(bits)
     padded = pad(codes, (0, -count % group_codes))
     columns = _columns(padded, group_codes)
-    packed: list[Tensor] = []
-    for byte in range(group_bytes):
+    packed = codes.new_empty(*codes.shape[:-1], padded.shape[-1] // group_codes, group_bytes)
+    for byte, value in enumerate(packed.unbind(-1)):
         first = byte * 8 // bits
-        value = columns[first] >> (byte * 8 - first * bits)
+        torch.bitwise_right_shift(columns[first], byte * 8 - first * bits, out=value)
         for j in range(first + 1, (byte * 8 + 7) // bits + 1):
-            value = value | (columns[j] << (j * bits - byte * 8))  # uint8 drops what overflows
-        packed.append(value)
-    return torch.stack(packed, -1).flatten(-2)[..., : packed_size(count, bits)].contiguous()
+            value |= columns[j] << (j * bits - byte * 8)  # uint8 drops what overflows
+    return packed.flatten(-2)[..., : packed_size(count, bits)].contiguous()
 
 
 def unpack_codes(packed: Tensor, bits: int, count: int) -> Tensor:
@@ -127,19 +126,24 @@ class RowPacker:
         self._rows = self.packed.view(1, -1) if long else self.packed
         self._count, self._bits = rows * count if long else count, bits
         self._row = self._column = 0
-        self._pending = torch.empty(0, dtype=torch.uint8)
+        self._missing = rows * count
+        self._waiting: list[Tensor] = []
 
     def add(self, codes: Tensor) -> None:
-        """Take the next codes [n], uint8, in row-major order.
+        """Take the next codes [n], uint8, in row-major order; they must not change afterwards.
 
         Raises:
             ValueError: if a code does not fit into its bits.
         """
-        codes = torch.cat((self._pending, codes)) if self._pending.numel() else codes
-        while left := codes.numel():
+        self._waiting.append(codes)
+        self._missing -= len(codes)
+        if self._missing and sum(map(len, self._waiting)) < BLOCK_CODES:
+            return  # a step takes a while however few codes there are
+        codes = torch.cat(self._waiting)
+        while left := len(codes):
             missing = self._count - self._column
             if left < min(missing, BLOCK_CODES):
-                break  # many small steps would cost more than waiting for the next piece
+                break
             if self._column == 0 and left >= missing:
                 taken = left // self._count * self._count
                 self._pack_rows(codes[:taken].view(-1, self._count))
@@ -147,7 +151,7 @@ class RowPacker:
                 taken = missing if left >= missing else left // 8 * 8
                 self._pack_part(codes[:taken])
             codes = codes[taken:]
-        self._pending = codes.clone()
+        self._waiting = [codes.clone()]
 
     def _pack_rows(self, codes: Tensor) -> None:
         self._rows[self._row : self._row + len(codes)] = pack_codes(codes, self._bits)

@@ -321,16 +321,15 @@ class ZpzReader:
         for plane in planes:
             for start in range(0, plane, CHUNK_SYMBOLS):
                 symbols, size = min(CHUNK_SYMBOLS, plane - start), next(sizes)
-                if size == symbols:
-                    for done in range(0, size, _BLOCK_BYTES):
-                        raw = self._read_exactly(min(_BLOCK_BYTES, size - done))
-                        yield np.frombuffer(raw, np.uint8)
-                else:
-                    yield from rans.decode_blocks(self._read_exactly(size), symbols)
+                if size < symbols:
+                    yield from rans.decode_blocks(self._read_exactly(size).data, symbols)
+                    continue
+                for done in range(0, size, _BLOCK_BYTES):
+                    yield self._read_exactly(min(_BLOCK_BYTES, size - done))
 
-    def _read_exactly(self, size: int) -> bytes:
-        stored = self._file.read(size)
-        if len(stored) != size:
+    def _read_exactly(self, size: int) -> Bytes:
+        stored = np.empty(size, np.uint8)
+        if self._file.readinto(stored.data) != size:
             raise ValueError("the file became shorter while it was read")
         return stored
 

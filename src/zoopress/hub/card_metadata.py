@@ -10,6 +10,8 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from zoopress.errors import InputError
+from zoopress.hub.address import parse_address
 from zoopress.hub.markdown import one_line
 
 if TYPE_CHECKING:
@@ -20,10 +22,11 @@ if TYPE_CHECKING:
 LIBRARIES = {"transformers": "transformers", "sentence_encoder": "sentence-transformers"}
 """Libraries that also load what zoopress changed, by architecture: zoopress plugs into them."""
 
-_ORDER = (
-    "license license_name license_link language library_name pipeline_tag base_model "
-    "base_model_relation tags datasets metrics model_name eval_results"
-).split()
+_ORDER = [
+    *("license", "license_name", "license_link", "language", "library_name", "pipeline_tag"),
+    *("base_model", "base_model_relation", "tags", "datasets", "metrics"),
+    *("model_name", "eval_results"),
+]
 _AUTO = {
     "ForSequenceClassification": ("AutoModelForSequenceClassification", "text-classification"),
     "ForTokenClassification": ("AutoModelForTokenClassification", "token-classification"),
@@ -43,17 +46,19 @@ _AUDIO = re.compile(r"(Wav2Vec2|Hubert|WavLM|UniSpeech|SEW|Data2VecAudio|Whisper
 # Where AutoModel may build another class, by config.json alone.
 _NOT_AUTO_MODEL = re.compile(r"Head|MTModel|(Encoder|Decoder|Text|Vision|Audio)Model")
 
-_FORMATS = frozenset(
-    # what the original's files were
-    "safetensors pytorch tf tensorflow jax flax onnx gguf ggml rust coreml openvino tflite litert "
-    "keras mlx paddle paddlepaddle tensorrt executorch exl2 exl3 gptq awq hqq bitsandbytes "
-    "compressed-tensors 2-bit 3-bit 4-bit 5-bit 6-bit 8-bit fp8 fp4 nvfp4 mxfp4 "
-    # where it ran
-    "endpoints_compatible autotrain_compatible text-generation-inference text-embeddings-inference "
-    "inferenceendpoints has_space custom_code model-index eval-results transformers.js".split()
+_OF_THE_ORIGINAL = re.compile(
+    # what its files were
+    "safetensors|pytorch|tf|tensorflow|jax|flax|onnx|gguf|ggml|rust|coreml|openvino|tflite|litert|"
+    "keras|mlx|paddle|paddlepaddle|tensorrt|executorch|exl2|exl3|gptq|awq|hqq|bitsandbytes|"
+    "compressed-tensors|[2-8]-bit|fp8|fp4|nvfp4|mxfp4|"
+    # which library it was for
+    "transformers|sentence-transformers|timm|diffusers|peft|"
+    # what the Hub's services did with it, and what other fields say
+    "endpoints_compatible|autotrain_compatible|text-generation-inference|has_space|custom_code|"
+    r"text-embeddings-inference|model-index|eval-results|transformers\.js|"
+    "(region|license|base_model|dataset|deploy|doi|diffusers):.*",
+    re.IGNORECASE,
 )
-_LIBRARY_TAGS = frozenset({"transformers", "sentence-transformers", "timm", "diffusers", "peft"})
-_PREFIXES = ("region:", "license:", "base_model:", "dataset:", "deploy:", "doi:", "diffusers:")
 _FAMILY_TAGS = {"low_rank": "low-rank", "coding": "entropy-coding"}
 _TRAINED = frozenset({"distillation", "transfer"})
 
@@ -90,15 +95,11 @@ def metadata(report: Report, repo_id: str | None, families: Sequence[str | None]
 
 def base_model(report: Report) -> str | None:
     """Return the original's repository on the Hub, if the card names one that can be."""
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
-    name = report.card.get("base_model")
+    name = str(report.card.get("base_model") or "")
     try:
-        validate_repo_id(name)
-    except HFValidationError:
+        return name if parse_address(name).repo_id == name else None
+    except InputError:
         return None
-    return str(name)
 
 
 def library_name(report: Report) -> str:
@@ -183,9 +184,7 @@ def _tags(
     kept = [
         tag
         for tag in _words(card, "tags", ())
-        if tag not in known
-        and tag.lower() not in _FORMATS | _LIBRARY_TAGS
-        and not tag.lower().startswith(_PREFIXES)
+        if tag not in known and not _OF_THE_ORIGINAL.fullmatch(tag)
     ]
     used = [_FAMILY_TAGS.get(family, family) for family in families if family]
     return list(dict.fromkeys([*kept, "zoopress", "compressed", *used]))

@@ -126,9 +126,8 @@ _RESEARCH_ONLY = frozenset(
         "intel-research",
     }
 )
-_SAME_LICENCE = frozenset(
-    "gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 agpl-3.0 lgpl-lr gfdl mpl-2.0 osl-3.0 odbl "
-    "eupl-1.1 eupl-1.2 epl-1.0 epl-2.0 cdla-sharing-1.0 ofl-1.1 ms-pl".split()
+_SAME_LICENCE = re.compile(
+    r"(a?gpl|lgpl|gfdl|mpl|osl|odbl|eupl|epl|cdla-sharing|ofl|ms-pl)(-.*)?|cc-.*-sa-.*"
 )
 _GNU = "https://www.gnu.org/licenses"
 _LINKS = {
@@ -322,7 +321,7 @@ def obligations(license: str | None) -> list[str]:
         sentences.append("Not for commercial use.")
     if license.startswith("cc-by"):
         sentences.append("Name the original's authors and say that it was changed.")
-    if "-sa-" in license or license in _SAME_LICENCE:
+    if _SAME_LICENCE.fullmatch(license):
         sentences.append("Whoever passes on a changed version does so under the same licence.")
     if "rail" in license or license.startswith("llama") or license == "gemma":
         sentences.append("Its restrictions of use bind whoever uses this model or passes it on.")

@@ -25,7 +25,7 @@ _ENTITIES = {
     "$": "&#36;",
 }
 _BACKSLASHED = re.compile(r"[`*\[\]~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
-_AT_START = re.compile(r"^(\d*)([-#+=.)])")
+_AT_START = re.compile(r"^(\d{1,9}(?=[.)](?: |$)))?([-#+=.)])")
 _DIRECTIONS = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFEFF])
 """Characters that show text in another order than it is in."""
 

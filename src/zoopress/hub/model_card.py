@@ -6,22 +6,21 @@ which what others wrote is plain text already, so neither a card nor a template 
 
 from __future__ import annotations
 
+import json
+import keyword
 import re
-import traceback
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoopress.errors import InputError, nearest
 from zoopress.hub.card_metadata import (
-    LIBRARIES,
     auto_class,
     base_model,
     evaluation_data,
     library_name,
     metadata,
 )
+from zoopress.hub.card_template import render
 from zoopress.hub.licenses import (
     LEGAL_FILE,
     LICENSES,
@@ -29,21 +28,16 @@ from zoopress.hub.licenses import (
     license_link,
     obligations,
 )
+from zoopress.hub.local_paths import without_local_paths
 from zoopress.hub.markdown import code, fence, link, one_line, table, text, web_address, yaml_block
 from zoopress.report import Report, comparison_rows
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
-
     from zoopress.plugins import Plugins
 
-DEFAULT_TEMPLATE = "model_card.md.j2"
 FOLDER = "PATH/TO/THIS/FOLDER"
 """What stands for a repository's name on the page of a folder."""
 
-_OWN = "the user's template"
-_REMEDY = "docs/model-card.md lists the variables and blocks that there are."
-_MAX_TEMPLATE_BYTES = 1 << 20
 _LABELS = {
     "sentence-similarity": ("their nearest neighbour", "its nearest neighbour among the samples")
 }
@@ -73,9 +67,9 @@ def render_model_card(
         InputError: if the template cannot be read, is wrong, or makes no page that the Hub reads;
             names file, line and remedy.
     """
-    report, hidden = _without_local_paths(report)
+    report, hidden = without_local_paths(report)
     context = _context(report, repo_id, permission, carried, _families(report, plugins), hidden)
-    page = _render(context, None if template is None else Path(template))
+    page = render(context, None if template is None else Path(template))
     return page.rstrip("\n") + "\n"
 
 
@@ -161,7 +155,9 @@ def _loading(report: Report, repo_id: str | None) -> list[dict[str, str]]:
     package = needs.get(library.removeprefix("sentence-"), "zoopress")
     lines = ["import zoopress", ""]
     if factory:
-        function = re.sub(r"\W", "", factory.rpartition(":")[2]) or "build"
+        function = factory.rpartition(":")[2]
+        if not function.isidentifier() or keyword.iskeyword(function):
+            function = "build"
         lines.append(f"model = zoopress.load({place}, factory={function})")
     else:
         lines.append(f"model = zoopress.load({place})")
@@ -212,29 +208,27 @@ def _latency(report: Report) -> str:
     if not report.latency:
         return ""
     figures = "; ".join(
-        f"batch {int(row['batch_size'])}: {row['compressed_ms_p50']:.3g} ms, the original "
+        f"{row['compressed_ms_p50']:.3g} ms at batch {int(row['batch_size'])}, the original "
         f"{row['original_ms_p50']:.3g} ms ({row['speed_up']:.2f}× as fast)"
         for row in report.latency
     )
     machine, threads = report.machine, report.machine.get("threads", 1)
     return (
-        f"{figures}. Medians, in turns in one process, on {threads} "
-        f"thread{'' if threads == 1 else 's'} of {text(machine.get('processor') or 'a CPU')}"
-        f" ({text(machine.get('capability', ''))}), torch {text(machine.get('torch', ''))}; yours "
-        "will differ."
+        f"{figures}. Medians in eager PyTorch {text(machine.get('torch', ''))} on {threads} "
+        f"thread{'' if threads == 1 else 's'} of {text(machine.get('processor') or 'a CPU')} "
+        f"({text(machine.get('capability', ''))}); on another machine they differ."
     )
 
 
 def _chain(report: Report) -> str:
     labelled = report.last.fidelity.label_loyalty is not None
-    header = ["", "stage", "settings", "changed", "tensors", "cosine"]
+    header = ["", "stage", "settings", "tensors", "cosine"]
     rows = []
     for position, stage in enumerate(report.stages, start=1):
         row = [
             str(position),
             code(stage.technique),
             text(_settings(stage.config)) or "–",
-            f"{len(stage.touched):,}",
             f"{_size(stage.weight_bytes_before)} → {_size(stage.weight_bytes)}",
             f"{stage.fidelity.cosine:.4f}",
         ]
@@ -269,10 +263,12 @@ def _made_from(report: Report, published: bool) -> str:
     parts.append(f", with {', '.join(versions)}." if versions else ".")
     if published and made.get("commit"):
         parts.append(f" It was run at commit {code(made['commit'])}")
-        if repository := _repository(made.get("repository")):
-            parts.append(f" of {repository}")
+        parts.append(f" of {_repository(made.get('repository')) or 'a repository'}")
         if made.get("changed"):
-            parts.append(", with changes that were not committed: the commit alone may differ")
+            parts.append(
+                ", **with changes that were not committed**, so the commit alone may give another "
+                "result"
+            )
         parts.append(".")
     return "".join(parts)
 
@@ -281,7 +277,7 @@ def _repository(address: str | None) -> str | None:
     """Return a git remote without user and password; None for one that is a folder."""
     if web_address(address or ""):
         return link(re.sub(r"^https?://([^/]*@)?", "", one_line(address)), address)
-    match = re.fullmatch(r"(?:ssh://)?(?:[^@/]+@)?([\w.-]+\.[a-z]+(?:[:/][\w.~/-]+))", address or "")
+    match = re.fullmatch(r"(?:ssh://(?:[^@/]+@)?|[^@/]+@)([\w.-]+[:/][\w.~/-]+)", address or "")
     return code(match[1]) if match else None
 
 
@@ -295,20 +291,15 @@ def _card_notes(card: Mapping[str, Any], hidden: Sequence[str]) -> list[str]:
     notes = []
     if hidden:
         names = ", ".join(code(name) for name in hidden)
-        notes.append(f"{names}: a local place, shown by its last part alone. Put your own.")
-    data = card.get("data") or {}
-    places = [str(card["source"]).removeprefix("path:")] if _is_path(card["source"]) else []
-    places += [str(data[key]) for key in ("text", "file") if data.get(key)]
+        notes.append(f"{names}: a place outside the card's folder, shown by its last part alone.")
+    source, data = str(card["source"]), card.get("data") or {}
+    places = [source.removeprefix("path:")] if source.startswith("path:") else []
+    places += [data[key] for key in ("text", "file") if data.get(key)]
     places += [str(p).rpartition(":")[0] for p in (card.get("factory"), data.get("inputs")) if p]
-    files = sorted({p for p in places if re.search(r"[./]", p) or p in str(card["source"])})
-    if files and not hidden:
-        names = ", ".join(code(name) for name in files)
-        notes.append(f"Not in this repository: {names}; places are relative to the card.")
+    files = sorted({place for place in places if place and place != "python-docstrings"})
+    if files:
+        notes.append(f"Not in this repository: {', '.join(code(name) for name in files)}.")
     return notes
-
-
-def _is_path(source: Any) -> bool:
-    return str(source).startswith("path:")
 
 
 def _limits(report: Report, families: Sequence[str | None], published: bool) -> list[str]:
@@ -325,8 +316,8 @@ def _limits(report: Report, families: Sequence[str | None], published: bool) -> 
         limits.append("Fidelity on random inputs says little about fidelity on real ones.")
     if any(stage.technique == "weight_quantization" for stage in report.stages):
         limits.append(
-            "Only weights are quantized, and activations stay floating point. So it saves memory, "
-            "and time only where a kernel for such weights serves: for few rows, on some CPUs."
+            "Only weights are quantized; activations stay floating point. That makes files small, "
+            "and computing faster only where there is a kernel for such weights."
         )
     if last.pruned:
         limits.append(
@@ -349,15 +340,18 @@ def _limits(report: Report, families: Sequence[str | None], published: bool) -> 
 def _licence(report: Report) -> str:
     card, base = report.card, base_model(report)
     identifier = card.get("license")
-    owner = f"that of {_model_link(base)}" if base else "the original's"
     if not identifier or identifier == "unknown":
-        return f"No licence is known; any rights are {owner.replace('that', 'those')}."
+        return "No licence is known."
     name = card.get("license_name") or LICENSES.get(identifier, identifier)
-    address = card.get("license_link") or license_link(identifier)
-    known = "" if identifier == "other" else f" (`{identifier}`)" if identifier in LICENSES else ""
+    address = card.get("license_link") or license_link(identifier) or ""
+    shown = link(name, address)
+    if identifier != "other":
+        shown += f" ({code(identifier)})"
     if address and not web_address(address):
-        return f"{text(name)}{known}, in {code(address)}: {owner}."
-    return f"{link(name, address or '')}{known}, {owner}."
+        shown += f", see {code(address)}"
+    return f"This is a changed version of {_model_link(base) if base else 'the original'}, " + (
+        f"under the same licence: {shown}."
+    )
 
 
 def _cite(report: Report) -> str:
@@ -380,172 +374,8 @@ def _families(report: Report, plugins: Plugins | None) -> list[str | None]:
 
 def _quoted(value: str) -> str:
     """Return a string as Python source, in double quotes."""
-    import json
-
     return json.dumps(one_line(value), ensure_ascii=False)
 
 
 def _flow(value: Any) -> str:
-    import json
-
     return json.dumps(value, ensure_ascii=False)
-
-
-# Local paths say where somebody keeps files, and help nobody else.
-
-_LOCAL = re.compile(
-    r"(?P<scheme>[a-z]+:)?(?P<path>(/|~|\.\.[/\\]|[A-Za-z]:[/\\]|\\\\|file:/).*)", re.DOTALL
-)
-_ADDRESS = re.compile(r"(?!file:)[a-z][a-z0-9+.-]*://")
-
-
-def _without_local_paths(report: Report) -> tuple[Report, list[str]]:
-    """Return the report with paths outside the card's folder cut to their last part.
-
-    Returns:
-        The report, and the names of the card's keys that were cut.
-    """
-    hidden: list[str] = []
-    card = {
-        key: value if key == "description" else _cut(value, key, hidden.append)
-        for key, value in report.card.items()
-    }
-    recipe = {
-        key: value if key == "description" else _cut(value, key, hidden.append)
-        for key, value in report.recipe.items()
-    }
-    stages = [replace(s, config=_cut(s.config, "", lambda key: None)) for s in report.stages]
-    revision = _cut(report.revision, "", lambda key: None)
-    changed = replace(report, card=card, recipe=recipe, stages=stages, revision=revision)
-    return changed, list(dict.fromkeys(hidden))
-
-
-def _cut(value: Any, key: str, tell: Callable[[str], None]) -> Any:
-    if isinstance(value, Mapping):
-        return {k: _cut(v, f"{key}.{k}".strip("."), tell) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_cut(item, key, tell) for item in value]
-    if not isinstance(value, str) or _ADDRESS.match(value):
-        return value
-    match = _LOCAL.fullmatch(value)
-    if match is None:
-        return value
-    tell(key)
-    parts = [part for part in re.split(r"[/\\]", match["path"]) if part.strip(".~")]
-    return (match["scheme"] or "") + (parts[-1] if parts else "folder")
-
-
-# The template.
-
-
-def _render(context: Mapping[str, Any], path: Path | None) -> str:
-    from jinja2 import TemplateNotFound, TemplateSyntaxError, UndefinedError
-
-    own = None if path is None else _read(path)
-    environment = _environment(own, path)
-    if path is None:
-        return environment.get_template(DEFAULT_TEMPLATE).render(context)
-    try:
-        _check_blocks(environment, own or "", path)
-        page = environment.get_template(_OWN).render(context)
-    except InputError:
-        raise
-    except TemplateSyntaxError as error:
-        raise InputError(
-            f"{path}:{error.lineno}: {error.message or 'is no Jinja2 template'}. {_REMEDY}"
-        ) from error
-    except TemplateNotFound as error:
-        raise InputError(
-            f"{path}:{_line(error, path)}: there is no template {error.name!r}; the only one that "
-            f"can be extended or included is {DEFAULT_TEMPLATE!r}."
-        ) from error
-    except UndefinedError as error:
-        name = re.match(r"'([^']+)' is undefined", str(error.message))
-        hint = nearest(name[1], context) if name else ""
-        raise InputError(
-            f"{path}:{_line(error, path)}: {error.message}.{hint} {_REMEDY}"
-        ) from error
-    except Exception as error:  # whatever a user's template does; the sandbox's refusals, too
-        raise InputError(
-            f"{path}:{_line(error, path)}: {type(error).__name__}: {error}. {_REMEDY}"
-        ) from error
-    _check_page(page, path)
-    return page
-
-
-def _read(path: Path) -> str:
-    try:
-        if path.stat().st_size > _MAX_TEMPLATE_BYTES:
-            raise InputError(f"{path}: larger than {_MAX_TEMPLATE_BYTES} bytes, which no page is.")
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: is not UTF-8 text. Save it as UTF-8.") from error
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read: {error.strerror or error}. Name a Jinja2 file, or leave the "
-            "template out to get the default page."
-        ) from error
-
-
-def _environment(own: str | None, path: Path | None) -> Environment:
-    from jinja2 import FunctionLoader, StrictUndefined
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def load(name: str) -> tuple[str, str | None, None] | None:
-        if name == DEFAULT_TEMPLATE:
-            default = Path(__file__).with_name(DEFAULT_TEMPLATE)
-            return default.read_text(encoding="utf-8"), str(default), None
-        if name == _OWN and own is not None:
-            return own, str(path), None
-        return None
-
-    environment = ImmutableSandboxedEnvironment(
-        loader=FunctionLoader(load),
-        undefined=StrictUndefined,
-        autoescape=False,  # it is no HTML; the variables are safe already
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update({"text": text, "code": code})
-    return environment
-
-
-def _check_blocks(environment: Environment, own: str, path: Path) -> None:
-    """Refuse blocks that the default does not have: Jinja2 would leave them out in silence."""
-    from jinja2 import meta, nodes
-
-    tree = environment.parse(own, _OWN, str(path))
-    if DEFAULT_TEMPLATE not in meta.find_referenced_templates(tree):
-        return
-    known = environment.get_template(DEFAULT_TEMPLATE).blocks
-    for block in tree.find_all(nodes.Block):
-        if block.name not in known:
-            raise InputError(
-                f"{path}:{block.lineno}: the page has no block {block.name!r}."
-                f"{nearest(block.name, known)} {_REMEDY}"
-            )
-
-
-def _line(error: BaseException, path: Path) -> int:
-    """Return the line of the user's template at which an error happened."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return next((f.lineno or 1 for f in reversed(frames) if f.filename == str(path)), 1)
-
-
-def _check_page(page: str, path: Path) -> None:
-    """Refuse a page that the Hub could not read, or that says nothing to it."""
-    from huggingface_hub import ModelCard
-    from huggingface_hub.repocard import REGEX_YAML_BLOCK
-    from yaml import YAMLError
-
-    remedy = "Keep the block 'metadata', or start with '---', {{ metadata }} and '---'."
-    if not REGEX_YAML_BLOCK.search(page):
-        raise InputError(f"{path}: the page has no metadata at its top. {remedy}")
-    try:
-        ModelCard(page)
-    except (ValueError, TypeError, YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: the page's metadata cannot be read: {reason}. {remedy}") from (
-            error
-        )

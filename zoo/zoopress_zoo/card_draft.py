@@ -1,0 +1,217 @@
+"""Make a card of a model whose files of settings are on disk and whose weights need not be."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from zoopress.card import Card
+from zoopress.card_maker import Draft, Wish, clean
+from zoopress.errors import SourceError, ZoopressError
+from zoopress.plugins import Plugins
+from zoopress.source import Architecture, SourceFiles, build_on_meta, detect_architecture
+from zoopress.task import Task
+from zoopress_zoo.card_facts import bases, describe, pipeline_of
+from zoopress_zoo.card_inputs import TOKENIZER_FILES, Inputs, infer_inputs
+from zoopress_zoo.transformers_models import named_class, read_config
+
+_MILLION = 1_000_000
+_FACTORY = (
+    "Nothing says how its module is built: there is no config.json of a known library. Write a "
+    "Python function that returns the module without weights, and a card with `source: {source}` "
+    "and `factory: FILE.py:FUNCTION`."
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model that has been found.
+
+    Attributes:
+        name: of its card.
+        source: of its card.
+        origin: which model it is, for people.
+        files: those of settings are on disk.
+        metadata: of its README.
+        base_model: its repository on the Hub.
+        owner: whose it is.
+        notes: comments that its card gets, by key.
+        pinned_from: the branch or tag of the commit that its source names.
+    """
+
+    name: str
+    source: str
+    origin: str
+    files: SourceFiles
+    metadata: Mapping[str, Any]
+    base_model: str | None = None
+    owner: str = ""
+    notes: Mapping[str, str] = field(default_factory=dict)
+    pinned_from: str | None = None
+
+
+def make_draft(found: Found, wish: Wish, plugins: Plugins) -> Draft:
+    """Return a card with all that can be inferred, and what could not be.
+
+    Raises:
+        SourceError: if it cannot become one.
+    """
+    try:
+        return _make(found, wish, plugins)
+    except ZoopressError as error:
+        made_from = bases(found.metadata)
+        text = str(error).replace(f"{found.files.folder}/", "").removeprefix(f"{found.origin}: ")
+        if "quantized" in text and made_from:
+            text += f" That is {made_from[0]}: `zoopress zoo add {made_from[0]}`."
+        raise SourceError(text) from error
+
+
+def _make(found: Found, wish: Wish, plugins: Plugins) -> Draft:
+    files = found.files
+    values: dict[str, Any] = {"name": found.name, "description": "", "source": found.source}
+    facts, missing = describe(found.metadata, files.others)
+    notes = dict(found.notes)
+    config = read_config(files.folder) if "config.json" in files.others else {}
+    if not config and "modules.json" not in files.others and not _is_gguf(files):
+        raise SourceError(_FACTORY.format(source=found.source))
+    if found.base_model:
+        values["base_model"] = found.base_model
+    else:
+        missing["base_model"] = "base_model: if this model is on the Hub, its ORG/NAME there."
+    if timm := _timm_class(config, facts):
+        values["model_class"] = timm
+        facts.setdefault("library_name", "timm")
+    values |= facts
+    architecture, module = _build(values, files, plugins, bool(timm), missing)
+    core = getattr(module, "transformer", module)
+    chosen = type(core).__name__
+    if architecture.name == "transformers" and core is not None and not timm:
+        values.setdefault("library_name", "transformers")
+        if chosen != (named := named_class(config)):
+            values["model_class"] = chosen
+            why = f"names {clean(named, 80)}, which transformers lacks" if named else "names none"
+            notes["model_class"] = (
+                f"config.json {why}; {chosen} was taken for "
+                f"{values.get('pipeline_tag', 'want of a pipeline_tag')}. Check that it fits."
+            )
+    encodes = architecture.name == "sentence_encoder"
+    if encodes:
+        values.setdefault("library_name", "sentence-transformers")
+    tag = "sentence-similarity" if encodes else pipeline_of(chosen)
+    if tag:
+        values.setdefault("pipeline_tag", tag)
+    if config.get("auto_map"):
+        notes["source"] = "\n".join(
+            [*notes.get("source", "").splitlines(), "It has Python code of its own; none is run."]
+        )
+    values["task"] = wish.task or _task(values, encodes, files, plugins)
+    if wish.data is not None:
+        values["data"] = dict(wish.data)
+    else:
+        inputs = _inputs(values, files, plugins, module)
+        if inputs.data:
+            values["data"] = inputs.data
+        if inputs.note:
+            notes["data"] = inputs.note
+        if inputs.missing:
+            missing["data"] = inputs.missing
+    count = sum(p.numel() for p in module.parameters()) if module is not None else 0
+    about = [found.origin, values.get("pipeline_tag"), _parameters(count)]
+    values["description"] = clean(", ".join(text for text in about if text), 300)
+    return Draft(values, found.origin, found.owner, notes, missing, found.pinned_from)
+
+
+def _build(
+    values: Mapping[str, Any],
+    files: SourceFiles,
+    plugins: Plugins,
+    timm: bool,
+    missing: dict[str, str],
+) -> tuple[Architecture, Any]:
+    """Return how the module is built, and the module without memory; None if that needs more."""
+    keys = ("name", "source", "model_class", "pipeline_tag")
+    card = Card.model_validate({key: values[key] for key in keys if key in values})
+    architecture = detect_architecture(card, files, plugins)
+    if timm and importlib.util.find_spec("timm") is None:
+        missing["model_class"] = (
+            "This model needs the library timm, which is not installed here, so it was not tried: "
+            "pip install timm, then `zoopress zoo check`."
+        )
+        return architecture, None
+    return architecture, build_on_meta(architecture)
+
+
+def _task(
+    values: Mapping[str, Any], encodes: bool, files: SourceFiles, plugins: Plugins
+) -> str:
+    known = plugins.references["tasks"]
+    reads = any(name.rpartition("/")[2] in TOKENIZER_FILES for name in files.others)
+    tag = str(values.get("pipeline_tag"))
+    if encodes and reads and "sentence-similarity" in known:
+        return "sentence-similarity"
+    if tag in known and tag != "sentence-similarity":
+        return tag
+    return "fidelity"
+
+
+def _inputs(
+    values: Mapping[str, Any], files: SourceFiles, plugins: Plugins, module: Any
+) -> Inputs:
+    from zoopress_zoo.card_inputs import timm_inputs
+
+    if module is None:
+        return timm_inputs(files.folder)
+    card = Card.model_validate({**values, "data": None, "language": (), "tags": ()})
+    task: type[Task] = plugins.resolve("tasks", card.task)
+    return infer_inputs(module, files.folder, files.others, card, task)
+
+
+def _timm_class(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    """Return transformers' wrapper for a model of timm, whose config names no class."""
+    if named_class(dict(config)) or config.get("model_type") or "architecture" not in config:
+        return ""
+    if facts.get("library_name") != "timm" and "pretrained_cfg" not in config:
+        return ""
+    return "TimmWrapperModel" if config.get("num_classes") == 0 else (
+        "TimmWrapperForImageClassification"
+    )
+
+
+def _is_gguf(files: SourceFiles) -> bool:
+    return any(name.endswith(".gguf") for name in files.weights)
+
+
+def _parameters(count: int) -> str:
+    if not count:
+        return ""
+    if count < _MILLION:
+        return f"{count:,} parameters"
+    scale, word = (1000 * _MILLION, "billion") if count >= 1000 * _MILLION else (_MILLION, "million")
+    return f"{count / scale:.3g} {word} parameters"
+
+
+def explain(error: ZoopressError, names: Collection[str], read: Callable[[str], bytes]) -> str:
+    """Say why files are no model that a card could be made of, and what would have to be done."""
+    top = {name for name in names if "/" not in name}
+    if "model_index.json" in top:
+        parts = sorted({n.partition("/")[0] for n in names if n.endswith("/config.json")})
+        shown = ", ".join(clean(part, 40) for part in parts[:8])
+        return (
+            "It is a pipeline of diffusers, several models that work together. Make a card of a "
+            f"part that is a model of transformers, as ORG/NAME/PART ({shown}); the others need a "
+            "card with a `factory`."
+        )
+    if "adapter_config.json" in top:
+        try:
+            base = json.loads(read("adapter_config.json")).get("base_model_name_or_path")
+        except (ValueError, AttributeError, RecursionError):
+            base = None
+        of = f" of {clean(base, 100)}" if isinstance(base, str) and base else ""
+        return (
+            f"It is an adapter (PEFT){of}, not a model. Merge it into its base model (peft's "
+            "`merge_and_unload`), save that into a folder, and make a card of the folder."
+        )
+    return str(error)
