@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from zoopress.bounds import memory_bytes
+from zoopress.coding.zpz import StoredTensor
 from zoopress.edits import apply_edit, set_tensor, submodule
 from zoopress.encoding import KEPT, Alias, Expected, decode, encode
 from zoopress.errors import ArtifactError, PluginError, SourceError, nearest
@@ -47,7 +48,6 @@ from zoopress.manifest import (
 from zoopress.model import Model
 from zoopress.source import Architecture, build_on_meta
 from zoopress.store import file_digest, write_atomic
-from zoopress.coding.zpz import StoredTensor
 from zoopress.tensor_files import MAX_SHARD_BYTES, Reader, open_tensors, write_tensors
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
-from zoopress.errors import CardError, nearest
+from zoopress.errors import CardError, InputError, nearest
+from zoopress.hub.address import parse_address
 from zoopress.yaml_source import read_yaml, validate
 
 if TYPE_CHECKING:
@@ -137,6 +138,18 @@ class Card(BaseModel):
     def location(self) -> str:
         """The part of `source` after the colon."""
         return self.source.partition(":")[2]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_base_model(cls, data: Any) -> Any:
+        """Take the repository that a model comes from as the one that it is."""
+        source = data.get("source") if isinstance(data, dict) else None
+        if isinstance(source, str) and source.startswith("hub:") and not data.get("base_model"):
+            try:
+                return {**data, "base_model": parse_address(source).repo_id}
+            except InputError as error:
+                raise ValueError(f"'source': {error}") from error
+        return data
 
     @model_validator(mode="after")
     def _check(self) -> Card:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from zoopress.card import Card, find_card, load_card
@@ -143,12 +142,17 @@ class CardCheck:
         digests = ", digests match" if card.scheme == "hub" else ""
         return "ok", f"{len(listing.files.all)} files, {megabytes(total)}, all here{digests}", None
 
-    def _architecture(self, card: Card, listing: Listing | None) -> tuple[State, str, nn.Module]:
+    def _architecture(
+        self, card: Card, listing: Listing | None
+    ) -> tuple[State, str, nn.Module | None]:
         assert listing is not None
+        if any(name.endswith(".gguf") for name in listing.absent):
+            text = f"a GGUF file tells it once it is here: zoopress zoo pull {self.name}"
+            return "skipped", text, None
         architecture = detect_architecture(card, listing.files, self.plugins)
         module = build_on_meta(architecture)
         count = sum(parameter.numel() for parameter in module.parameters())
-        kind = type(getattr(module, "transformer", module)).__name__
+        kind = architecture.arguments.get("class") or type(module).__name__
         return "ok", f"{architecture.name}: {kind}, {count:,} parameters", module
 
     def _tensors(

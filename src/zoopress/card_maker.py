@@ -215,12 +215,24 @@ def pinned_from(path: Path) -> str | None:
     return found[1] if found else None
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes lists on one line and mappings as blocks."""
+
+    def represent_list(self, data: Any) -> yaml.SequenceNode:
+        return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True)
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_Dumper.add_representer(list, _Dumper.represent_list)
+
+
 def _entry(key: str, value: Any) -> str:
     # A long value stays on its line: what PyYAML folds is hard to edit.
-    dumped = yaml.safe_dump(
-        {key: value}, sort_keys=False, allow_unicode=True, width=1 << 20, default_flow_style=None
-    )
-    return dumped.rstrip("\n")
+    options: dict[str, Any] = {"sort_keys": False, "allow_unicode": True, "width": 1 << 20}
+    text: str = yaml.dump({key: value}, Dumper=_Dumper, default_flow_style=False, **options)
+    return text.rstrip("\n")
 
 
 def _comment(text: str) -> list[str]:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from zoopress import hub_commands
 from zoopress.errors import ZoopressError
+from zoopress.zoo_commands import zoo_app
 
 if TYPE_CHECKING:
     from zoopress.compress import Result
@@ -26,6 +28,7 @@ app = typer.Typer(
 )
 plugin_app = typer.Typer(help="Write and inspect plugins.", no_args_is_help=True)
 app.add_typer(plugin_app, name="plugin")
+app.add_typer(zoo_app, name="zoo")
 
 
 class Engine(str, Enum):
@@ -170,25 +173,39 @@ def plan(
     )
 
 
+app.command()(hub_commands.push)
+app.command()(hub_commands.pull)
+
+ArtifactArgument = Annotated[
+    str, typer.Argument(help="Folder with a zoopress.json, or a repository on the Hub: org/name.")
+]
+RevisionOption = Annotated[
+    str | None,
+    typer.Option("--revision", help="Branch, tag or commit on the Hub.", show_default=False),
+]
+
+
 @app.command()
-def inspect(
-    artifact: Annotated[Path, typer.Argument(help="Folder with a zoopress.json.")],
-) -> None:
+def inspect(artifact: ArtifactArgument, revision: RevisionOption = None) -> None:
     """Verify an artifact's files and show where it comes from and how it was made.
 
-    Example:
+    Examples:
 
         zoopress inspect out/minilm/hybrid/artifact
+
+        zoopress inspect my-org/minilm-small --revision v1
     """
     from rich.console import Console
     from rich.table import Table
 
+    from zoopress.hub.artifacts import find_artifact
     from zoopress.manifest import read_manifest, size_bytes
 
-    manifest = read_manifest(artifact)
+    folder = find_artifact(artifact, revision)
+    manifest = read_manifest(folder)
     console = Console()
     base = manifest.base
-    size = size_bytes(artifact, manifest)
+    size = size_bytes(folder, manifest)
     console.print(f"{base.name} from {base.source} at {base.revision}, task {base.task}")
     console.print(
         f"{base.size_bytes:,} → {size:,} bytes ({base.size_bytes / size:.2f}×), "
@@ -205,21 +222,26 @@ def inspect(
 
 @app.command()
 def evaluate(
-    artifact: Annotated[Path, typer.Argument(help="Folder with a zoopress.json.")],
+    artifact: ArtifactArgument,
     card: CardArgument,
+    revision: RevisionOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare an artifact with its original on a card's data: fidelity and latency.
 
-    Example:
+    Examples:
 
         zoopress evaluate out/minilm/hybrid/artifact minilm
+
+        zoopress evaluate my-org/minilm-small minilm --revision v1
     """
     from zoopress.card import load_card
+    from zoopress.hub.artifacts import find_artifact
     from zoopress.stages import evaluate_artifact
 
     plugins = _plugins()
-    figures = evaluate_artifact(artifact, load_card(card, plugins), plugins)
+    folder = find_artifact(artifact, revision)
+    figures = evaluate_artifact(folder, load_card(card, plugins), plugins)
     if as_json:
         print(json.dumps(figures))
         return
@@ -270,12 +292,6 @@ def technique(
             kind = info.annotation.__name__
         table.add_row(key, escape(kind), escape(default), escape(info.description or ""))
     Console().print(table)
-
-
-@app.command()
-def cards() -> None:
-    """List the cards that can be given by name."""
-    _print_described(_plugins().cards)
 
 
 @app.command()

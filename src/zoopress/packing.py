@@ -10,7 +10,6 @@ embedding) never build the dense weight where a kernel serves.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -115,42 +114,46 @@ def unpack(root: nn.Module, which: Unpacking = "all") -> dict[str, int]:
     counts: dict[str, int] = {}
     dense: dict[int, nn.Parameter] = {}
     for module in root.modules():
-        holding: Any = type(module)
-        names = getattr(holding, "_packed_names", ())
-        if not names:
-            continue
-        parameters = {}
-        for name in names:
-            packed = module._modules[name]
-            assert isinstance(packed, PackedWeight)
-            product: Product | None = getattr(holding, "_product", None)
-            kernel = packed.kernel(product) if product else None
-            how = kernel or "rebuilt in every call"
-            if which == "all" or (which == "auto" and kernel is None):
+        for name in getattr(type(module), "_packed_names", ()):
+            how = _how(module, name)
+            if which == "all" or (which == "auto" and how == _REBUILT):
                 how = "dense once loaded"
+                # One at a time, and the packed one goes at once: both for all of a model would
+                # take more memory than the dense model.
+                _hold_dense(module, name, dense)
             counts[how] = counts.get(how, 0) + 1
-            if how != "dense once loaded":
-                continue
-            # Tied weights share their packed tensors, and so one dense weight.
-            key = next(packed.buffers()).data_ptr()
-            dense.setdefault(key, nn.Parameter(packed.dense(), requires_grad=False))
-            parameters[name] = dense[key]
-        if parameters:
-            _hold_dense(module, parameters)
     return counts
 
 
-def _hold_dense(module: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
-    """Put dense parameters in the place of a module's packed weights of the same names."""
+_REBUILT = "rebuilt in every call"
+
+
+def _how(module: nn.Module, name: str) -> str:
+    """Tell how a module computes with its packed weight `name`."""
+    packed = module._modules[name]
+    assert isinstance(packed, PackedWeight)
+    product: Product | None = getattr(type(module), "_product", None)
+    return (packed.kernel(product) if product else None) or _REBUILT
+
+
+def _hold_dense(module: nn.Module, name: str, dense: dict[int, nn.Parameter]) -> None:
+    """Put a dense parameter in the place of a module's packed weight `name`.
+
+    Tied weights share their packed tensors, and so one dense weight: `dense` has those made before
+    by the address of their packed tensors, none of which is made anew while others are freed.
+    """
     holding: Any = type(module)
-    packed = tuple(name for name in holding._packed_names if name not in parameters)
-    for name in parameters:
-        del module._modules[name]
+    packed = module._modules[name]
+    assert isinstance(packed, PackedWeight)
+    key = next(packed.buffers()).data_ptr()
+    if key not in dense:
+        dense[key] = nn.Parameter(packed.dense(), requires_grad=False)
+    left = tuple(other for other in holding._packed_names if other != name)
+    del module._modules[name]
     base = holding._unpacked_class
-    module.__class__ = _holding_class(base, packed) if packed else base
-    for name, parameter in parameters.items():
-        module.register_parameter(name, parameter)
-    if isinstance(module, nn.RNNBase) and not packed:
+    module.__class__ = _holding_class(base, left) if left else base
+    module.register_parameter(name, dense[key])
+    if isinstance(module, nn.RNNBase) and not left:
         module._init_flat_weights()  # the list that it computes with, and references to check it
 
 

@@ -122,9 +122,7 @@ class Workbench:
                 ]
                 artifact = claim.staging / "artifact"
                 artifact.mkdir()
-                manifest = save_artifact(
-                    artifact, model, architecture, self.base, others, lineage
-                )
+                manifest = save_artifact(artifact, model, architecture, self.base, others, lineage)
                 result = StageResult(
                     technique=stage.name,
                     config=stage.technique.config.model_dump(mode="json"),

@@ -108,14 +108,14 @@ class _Safetensors:
                 return rare
             tensor = torch.empty(described.get_shape(), dtype=dtype)
             self._read_into(tensor, self._starts[name])
-        except (SafetensorError, OSError, RuntimeError) as error:
+        except (SafetensorError, OSError, RuntimeError, TypeError) as error:
             raise ArtifactError(f"tensor {name!r}: {error}") from error
         return tensor
 
     def _read_into(self, tensor: Tensor, start: int) -> None:
         if not tensor.numel():  # torch cannot view it as bytes
             return
-        left = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+        left = tensor.reshape(-1).view(torch.uint8).numpy().data
         self._stream.seek(start)
         while left:
             count = self._stream.readinto(left)  # at most 2 GiB in one go

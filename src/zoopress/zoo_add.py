@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from zoopress.card import Data, local_cards
-from zoopress.card_maker import CardMaker, Draft, Wish, card_maker, card_name
+from zoopress.card_maker import CardMaker, Draft, Wish, card_maker, card_name, clean
 from zoopress.errors import CardError, InputError, ZoopressError, nearest
 from zoopress.hub.client import Hub
 from zoopress.store import write_atomic
@@ -21,6 +21,10 @@ from zoopress.yaml_source import parse_yaml, validate_mapping
 if TYPE_CHECKING:
     from zoopress.plugins import Plugins
 
+_HEADER = (
+    "# Made by `zoopress zoo add`. Complete what is missing; `zoopress zoo check` tells if it "
+    "works.\n"
+)
 _COLLECTION = re.compile(r"[A-Za-z0-9._-]+/[A-Za-z0-9._-]+")
 
 
@@ -75,6 +79,33 @@ def find_place(text: str, plugins: Plugins) -> Place:
     return Place(maker, found[1])
 
 
+def find_places(
+    sources: Iterable[str],
+    author: str | None,
+    limit: int | None,
+    collection: str | None,
+    plugins: Plugins,
+) -> list[Place | Added]:
+    """Return all models that a user means; a failure in the place of what is not understood.
+
+    Raises:
+        ZoopressError: if author or collection have no models.
+    """
+    places: list[Place | Added] = []
+    for source in sources:
+        try:
+            place = find_place(source, plugins)
+            places += [Place(place.maker, model) for model in place.maker.models(place.location)]
+        except ZoopressError as error:
+            places.append(Added(source, "failed", reason=_reason(error, source)))
+    if author:
+        places += [find_place(f"hub:{model}", plugins) for model in models_of_author(author, limit)]
+    if collection:
+        models = models_of_collection(collection)
+        places += [find_place(f"hub:{model}", plugins) for model in models]
+    return places
+
+
 def models_of_author(author: str, limit: int | None) -> list[str]:
     """Return an author's models on the Hub, those most often downloaded first.
 
@@ -93,8 +124,8 @@ def models_of_author(author: str, limit: int | None) -> list[str]:
     return [model.id for model in found]
 
 
-def models_of_collection(text: str) -> tuple[list[str], int]:
-    """Return the models of a collection of the Hub, and how many of its items are none.
+def models_of_collection(text: str) -> list[str]:
+    """Return the models of a collection of the Hub; data sets and the like are left out.
 
     Raises:
         HubError: if there is no such collection.
@@ -108,11 +139,13 @@ def models_of_collection(text: str) -> tuple[list[str], int]:
             "the address of its page."
         )
     hub = Hub()
-    items = hub.call(f"asking for the collection {slug}", lambda: hub.api.get_collection(slug)).items
+    items = hub.call(
+        f"asking for the collection {slug}", lambda: hub.api.get_collection(slug)
+    ).items
     models = [item.item_id for item in items if item.item_type == "model"]
     if not models:
         raise InputError(f"The collection {slug} has no models.")
-    return list(dict.fromkeys(models)), len(items) - len(models)
+    return list(dict.fromkeys(models))
 
 
 def parse_data(text: str, folder: Path) -> dict[str, Any]:
@@ -153,16 +186,17 @@ class CardWriter:
         for name, path in local_cards(wish.folder).items():
             self._taken[name.lower()] = _repository(_source_of(path))
 
-    def add(self, maker: CardMaker, location: str, name: str | None = None) -> Added:
+    def add(self, place: Place, name: str | None = None) -> Added:
         """Make and write the card of one model; a failure is told, not raised."""
+        location = place.location
         try:
-            draft = maker.draft(location, self.wish)
+            draft = place.maker.draft(location, self.wish)
             draft = self._named(draft, name)
             text = _HEADER + draft.text()
             path = self.wish.folder / f"{draft.name}.yaml"
             state = self._write(path, text)
         except ZoopressError as error:
-            return Added(location, "failed", reason=str(error))
+            return Added(location, "failed", reason=_reason(error, location))
         return Added(location, state, path, text, tuple(draft.missing.values()))
 
     def _named(self, draft: Draft, name: str | None) -> Draft:
@@ -196,9 +230,6 @@ class CardWriter:
         return "written"
 
 
-_HEADER = "# Made by `zoopress zoo add`; docs/cards.md has every key.\n"
-
-
 def _source_of(path: Path) -> str:
     try:
         data = parse_yaml(path.read_text(encoding="utf-8"), path, InputError).data
@@ -222,3 +253,9 @@ def check_wish(wish: Wish, plugins: Plugins) -> None:
     tasks: Iterable[str] = plugins.references["tasks"]
     if wish.task is not None and wish.task not in plugins.references["tasks"]:
         raise InputError(f"There is no task {wish.task!r}.{nearest(wish.task, tasks)}")
+
+
+def _reason(error: ZoopressError, location: str) -> str:
+    """Return an error's text without the place, which stands before it already."""
+    known = re.compile(rf"^(asking for|fetching) {re.escape(location)}: ")
+    return clean(known.sub("", str(error)), 2000)

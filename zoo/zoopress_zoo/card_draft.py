@@ -15,10 +15,15 @@ from zoopress.plugins import Plugins
 from zoopress.source import Architecture, SourceFiles, build_on_meta, detect_architecture
 from zoopress.task import Task
 from zoopress_zoo.card_facts import bases, describe, pipeline_of
-from zoopress_zoo.card_inputs import TOKENIZER_FILES, Inputs, infer_inputs
+from zoopress_zoo.card_inputs import TOKENIZER_FILES, Inputs, infer_inputs, inputs_without_module
 from zoopress_zoo.transformers_models import named_class, read_config
 
 _MILLION = 1_000_000
+_LIBRARIES = {
+    "sentence_encoder": "sentence-transformers",
+    "timm": "timm",
+    "transformers": "transformers",
+}
 _FACTORY = (
     "Nothing says how its module is built: there is no config.json of a known library. Write a "
     "Python function that returns the module without weights, and a card with `source: {source}` "
@@ -81,25 +86,20 @@ def _make(found: Found, wish: Wish, plugins: Plugins) -> Draft:
         values["base_model"] = found.base_model
     else:
         missing["base_model"] = "base_model: if this model is on the Hub, its ORG/NAME there."
-    if timm := _timm_class(config, facts):
-        values["model_class"] = timm
-        facts.setdefault("library_name", "timm")
     values |= facts
-    architecture, module = _build(values, files, plugins, bool(timm), missing)
-    core = getattr(module, "transformer", module)
-    chosen = type(core).__name__
-    if architecture.name == "transformers" and core is not None and not timm:
-        values.setdefault("library_name", "transformers")
-        if chosen != (named := named_class(config)):
-            values["model_class"] = chosen
-            why = f"names {clean(named, 80)}, which transformers lacks" if named else "names none"
-            notes["model_class"] = (
-                f"config.json {why}; {chosen} was taken for "
-                f"{values.get('pipeline_tag', 'want of a pipeline_tag')}. Check that it fits."
-            )
+    architecture, module = _build(values, files, plugins, notes)
+    chosen = str(architecture.arguments.get("class") or type(module).__name__)
+    named = named_class(config)
+    if architecture.name == "transformers" and module is not None and chosen != named:
+        values["model_class"] = chosen
+        why = f"names {clean(named, 80)}, which transformers lacks" if named else "names none"
+        notes["model_class"] = (
+            f"config.json {why}; {chosen} was taken for "
+            f"{values.get('pipeline_tag', 'want of a pipeline_tag')}. Check that it fits."
+        )
     encodes = architecture.name == "sentence_encoder"
-    if encodes:
-        values.setdefault("library_name", "sentence-transformers")
+    if architecture.name in _LIBRARIES:
+        values.setdefault("library_name", _LIBRARIES[architecture.name])
     tag = "sentence-similarity" if encodes else pipeline_of(chosen)
     if tag:
         values.setdefault("pipeline_tag", tag)
@@ -125,28 +125,27 @@ def _make(found: Found, wish: Wish, plugins: Plugins) -> Draft:
 
 
 def _build(
-    values: Mapping[str, Any],
-    files: SourceFiles,
-    plugins: Plugins,
-    timm: bool,
-    missing: dict[str, str],
+    values: Mapping[str, Any], files: SourceFiles, plugins: Plugins, notes: dict[str, str]
 ) -> tuple[Architecture, Any]:
     """Return how the module is built, and the module without memory; None if that needs more."""
-    keys = ("name", "source", "model_class", "pipeline_tag")
+    keys = ("name", "source", "pipeline_tag")
     card = Card.model_validate({key: values[key] for key in keys if key in values})
     architecture = detect_architecture(card, files, plugins)
-    if timm and importlib.util.find_spec("timm") is None:
-        missing["model_class"] = (
-            "This model needs the library timm, which is not installed here, so it was not tried: "
-            "pip install timm, then `zoopress zoo check`."
+    if _is_gguf(files):
+        notes["description"] = (
+            "A GGUF file tells its architecture once it is here: `zoopress zoo check --load`."
+        )
+        return architecture, None
+    if architecture.name == "timm" and importlib.util.find_spec("timm") is None:
+        notes["description"] = (
+            "timm is not installed here, so this was not tried: pip install 'zoopress[timm]', then "
+            "`zoopress zoo check`."
         )
         return architecture, None
     return architecture, build_on_meta(architecture)
 
 
-def _task(
-    values: Mapping[str, Any], encodes: bool, files: SourceFiles, plugins: Plugins
-) -> str:
+def _task(values: Mapping[str, Any], encodes: bool, files: SourceFiles, plugins: Plugins) -> str:
     known = plugins.references["tasks"]
     reads = any(name.rpartition("/")[2] in TOKENIZER_FILES for name in files.others)
     tag = str(values.get("pipeline_tag"))
@@ -157,27 +156,12 @@ def _task(
     return "fidelity"
 
 
-def _inputs(
-    values: Mapping[str, Any], files: SourceFiles, plugins: Plugins, module: Any
-) -> Inputs:
-    from zoopress_zoo.card_inputs import timm_inputs
-
+def _inputs(values: Mapping[str, Any], files: SourceFiles, plugins: Plugins, module: Any) -> Inputs:
     if module is None:
-        return timm_inputs(files.folder)
+        return inputs_without_module(files.folder, files.others)
     card = Card.model_validate({**values, "data": None, "language": (), "tags": ()})
     task: type[Task] = plugins.resolve("tasks", card.task)
     return infer_inputs(module, files.folder, files.others, card, task)
-
-
-def _timm_class(config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
-    """Return transformers' wrapper for a model of timm, whose config names no class."""
-    if named_class(dict(config)) or config.get("model_type") or "architecture" not in config:
-        return ""
-    if facts.get("library_name") != "timm" and "pretrained_cfg" not in config:
-        return ""
-    return "TimmWrapperModel" if config.get("num_classes") == 0 else (
-        "TimmWrapperForImageClassification"
-    )
 
 
 def _is_gguf(files: SourceFiles) -> bool:
@@ -189,7 +173,9 @@ def _parameters(count: int) -> str:
         return ""
     if count < _MILLION:
         return f"{count:,} parameters"
-    scale, word = (1000 * _MILLION, "billion") if count >= 1000 * _MILLION else (_MILLION, "million")
+    scale, word = (
+        (1000 * _MILLION, "billion") if count >= 1000 * _MILLION else (_MILLION, "million")
+    )
     return f"{count / scale:.3g} {word} parameters"
 
 

@@ -137,6 +137,4 @@ def _items(value: Any) -> list[Any]:
 def _texts(items: Iterable[Any], pattern: re.Pattern[str] | None) -> list[str]:
     """Return items that are text of the right form, each once."""
     found = [clean(item, 64 if pattern is None else 200) for item in items if isinstance(item, str)]
-    return list(
-        dict.fromkeys(t for t in found if t and (pattern is None or pattern.fullmatch(t)))
-    )
+    return list(dict.fromkeys(t for t in found if t and (pattern is None or pattern.fullmatch(t))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from pathlib import PurePosixPath
 from typing import Any
@@ -135,7 +136,10 @@ def _remote_shapes(
         )
     except HubError as error:
         if "SafetensorsParsingError" in str(error):
-            raise SourceError(f"{repo_id}: {name} is no safetensors file: {error}") from error
+            raise SourceError(
+                f"{name} is no safetensors file: its header cannot be read. Ask its owner, or take "
+                "another revision."
+            ) from error
         raise
     return {key: tuple(tensor.shape) for key, tensor in header.tensors.items()}
 
@@ -179,4 +183,5 @@ def _specific(text: str, repo_id: str) -> str:
     """Put a repository in the place of an example's."""
     for example in ("hub:org/name/", "ORG/NAME/"):
         text = text.replace(example, f"{repo_id}/")
-    return text
+    text = text.replace("Name one in the card's source, for", "Name one, for")
+    return re.sub(r" or 'path:[^']*'", "", text)

@@ -62,10 +62,10 @@ def infer_inputs(
         task: how it will be run.
     """
     text = any(Path(name).name in TOKENIZER_FILES for name in others)
-    if not hasattr(module, "main_input_name"):  # a sentence encoder, or a factory's module
+    if not hasattr(module, "main_input_name"):  # a sentence encoder, or a model of timm
         if hasattr(module, "encode") and text:
             return Inputs({"text": "python-docstrings", **_counts(0, 256)})
-        return Inputs(missing=_EXAMPLE)
+        return inputs_without_module(folder, ())
     guess = _guess(module, folder, text)
     if guess is None:
         return Inputs(missing=_EXAMPLE)
@@ -81,13 +81,17 @@ def infer_inputs(
     return Inputs({"random": random, **_counts(largest, 64)}, _RANDOM)
 
 
-def timm_inputs(folder: Path) -> Inputs:
-    """Propose inputs for a model of timm that has not been built."""
+def inputs_without_module(folder: Path, others: Collection[str]) -> Inputs:
+    """Propose inputs for a model that cannot be built here: one of timm, or of a GGUF file."""
+    if any(Path(name).name in TOKENIZER_FILES for name in others):
+        return Inputs({"text": "python-docstrings", **_counts(1 << 21, 256)})
     pixels = _pixels(None, folder)
-    if pixels is None:
-        return Inputs(missing=_EXAMPLE)
-    size = math.prod(pixels["shape"])
-    return Inputs({"random": {"pixel_values": pixels}, **_counts(size, 64)}, _RANDOM)
+    return _images(pixels) if pixels else Inputs(missing=_EXAMPLE)
+
+
+def _images(pixels: dict[str, Any]) -> Inputs:
+    data = {"random": {"0": pixels}, **_counts(math.prod(pixels["shape"]), 64)}
+    return Inputs(data, _RANDOM)
 
 
 def _guess(module: Any, folder: Path, text: bool) -> dict[str, Any] | None:
@@ -165,8 +169,10 @@ def _sound(config: Any, folder: Path, main: str) -> dict[str, Any] | None:
         if channels := _integer(config, "audio_channels"):
             return {"shape": [channels, _integer(config, "sampling_rate") or rate]}
         length = _integer(config, "max_length")
-        return {"shape": [length, bins]} if length and bins and hasattr(config, "patch_size") else (
-            None
+        return (
+            {"shape": [length, bins]}
+            if length and bins and hasattr(config, "patch_size")
+            else (None)
         )
     if bins and frames:
         return {"shape": [bins, 2 * frames]}

@@ -37,7 +37,12 @@ _NEEDED = ("gguf", "accelerate")
 _TASK = "text-generation"  # what nearly every GGUF file is for
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 # Of the file or of this machine, not of the model.
-_LOCAL = ("quantization_config", "_name_or_path", "transformers_version", "auto_map")
+_LOCAL = frozenset(
+    {
+        *("quantization_config", "auto_map", "transformers_version", "_from_model_config"),
+        *("_name_or_path", "_model_name_or_path"),
+    }
+)
 
 
 class Gguf(Transformers):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoopress.errors import SourceError
+from zoopress_zoo.selection import FORMATS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -18,12 +19,14 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Read a state dict: .safetensors, or .pth, .pt and .bin by torch's weights-only loader.
 
     Raises:
-        SourceError: if the file is damaged, or needs code to be unpickled.
+        SourceError: if the file is damaged, in another format, or needs code to be unpickled.
     """
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    if path.suffix not in FORMATS:
+        raise SourceError(f"{path}: a state dict must be in one of {list(FORMATS)}.")
     try:
         if path.suffix == ".safetensors":
             tensors: dict[str, Tensor] = load_file(path)

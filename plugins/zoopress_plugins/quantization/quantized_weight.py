@@ -15,6 +15,8 @@ from zoopress.coding.bits import packed_size, unpack_codes
 from zoopress.packing import CodeLayout, PackedWeight, Product
 from zoopress.weights import as_matrix, from_matrix
 
+# Made dense at once: what is made on the way for a whole tensor could take more than the tensor.
+_BLOCK_WEIGHTS = 1 << 20
 INT8_KERNEL_ROWS = 64
 INT4_KERNEL_ROWS = 128
 INT4_KERNEL_GROUPS = (32, 64, 128, 256)
@@ -69,7 +71,12 @@ class QuantizedWeight(PackedWeight):
 
     def dense(self) -> Tensor:
         """Return the weight in its own shape and type."""
-        matrix = self._dequantize(self.codes, self.scale, self.zero_point)
+        matrix = torch.empty(self.rows, self.columns, dtype=self.dtype, device=self.codes.device)
+        step = max(1, _BLOCK_WEIGHTS // self.columns)
+        for first in range(0, self.rows, step):
+            some = slice(first, first + step)
+            zero_point = None if self.zero_point is None else self.zero_point[some]
+            self._dequantize(self.codes[some], self.scale[some], zero_point, matrix[some])
         if self.output_axis == 0:
             return matrix.view(self.shape)
         return from_matrix(matrix, self.shape, self.output_axis)
@@ -103,28 +110,33 @@ class QuantizedWeight(PackedWeight):
         """Return the rows at `indices`; only those are dequantized."""
         flat = indices.reshape(-1)
         zero_point = None if self.zero_point is None else self.zero_point[flat]
-        rows = self._dequantize(self.codes[flat], self.scale[flat], zero_point)
+        rows = torch.empty(len(flat), self.columns, dtype=self.dtype, device=self.codes.device)
+        self._dequantize(self.codes[flat], self.scale[flat], zero_point, rows)
         return rows.view(*indices.shape, self.columns)
 
-    def _dequantize(self, codes: Tensor, scale: Tensor, zero_point: Tensor | None) -> Tensor:
-        """Return rows [n, columns] in the weight's type."""
+    def _dequantize(
+        self, codes: Tensor, scale: Tensor, zero_point: Tensor | None, out: Tensor
+    ) -> None:
+        """Write rows into `out` [n, columns], of the weight's type."""
         levels = unpack_codes(codes, self.bits, self.columns)
         if zero_point is None:
             levels = levels.view(torch.int8)
             if self.bits < 8:  # extend the sign
                 half = 1 << (self.bits - 1)
-                levels = (levels ^ half) - half
-        values = levels.to(self.dtype)
-        groups = scale.shape[1]
-        if groups == 1:
-            if zero_point is not None:
-                values -= zero_point.to(self.dtype)
-            return values.mul_(scale.to(self.dtype))
-        missing = groups * self.group_size - self.columns
-        grouped = F.pad(values, (0, missing)).view(len(values), groups, self.group_size)
-        if zero_point is not None:
-            grouped = grouped - zero_point[..., None].to(self.dtype)
-        return (grouped * scale[..., None].to(self.dtype)).flatten(1)[:, : self.columns]
+                levels = (levels ^ half).sub_(half)
+        out.copy_(levels)
+        if scale.shape[1] == 1:
+            _scale(out, scale, zero_point)
+            return
+        full = self.columns // self.group_size  # a last group may have fewer columns
+        end = full * self.group_size
+        for values, groups in (
+            (out[:, :end].view(len(out), full, self.group_size), slice(full)),
+            (out[:, None, end:], slice(full, None)),
+        ):
+            if values.numel():
+                offset = None if zero_point is None else zero_point[:, groups, None]
+                _scale(values, scale[:, groups, None], offset)
 
     def _has_int8_kernel(self) -> bool:
         return (
@@ -184,6 +196,13 @@ class QuantizedWeight(PackedWeight):
         if bias is not None:
             result = result + bias
         return result.view(*input.shape[:-1], self.rows)
+
+
+def _scale(values: Tensor, scale: Tensor, zero_point: Tensor | None) -> None:
+    """Turn codes into weights, in place."""
+    if zero_point is not None:
+        values -= zero_point.to(values.dtype)
+    values *= scale.to(values.dtype)
 
 
 def dequantized(weight: QuantizedWeight) -> Tensor:

@@ -4,6 +4,8 @@ those that last, and never with a token in what is said."""
 from __future__ import annotations
 
 import errno
+import hashlib
+import io
 import logging
 import re
 import time
@@ -12,6 +14,7 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from functools import cached_property
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from zoopress.errors import HubError, ZoopressError
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("zoopress.hub")
 T = TypeVar("T")
 WAITS_S = (1.0, 2.0, 4.0, 8.0)
-"""Pauses before another attempt; the client itself has tried some requests several times by then."""
+"""Pauses before another attempt; the client itself has repeated some requests by then."""
 LONGEST_WAIT_S = 300.0
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 _TOKEN = re.compile(r"\b(?:hf|api)_[A-Za-z0-9_]{6,}|(?<=[Bb]earer )[^\s'\"]+")
@@ -39,6 +42,20 @@ class RemoteFile:
 
     size: int
     digest: str
+
+    def matches(self, content: Path | bytes) -> bool:
+        """Tell whether a file, or what shall become one, is this one."""
+        size = len(content) if isinstance(content, bytes) else content.stat().st_size
+        if size != self.size:
+            return False
+        kind = self.digest.partition(":")[0]
+        hasher = hashlib.sha256()
+        if kind == "git":
+            hasher = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
+        with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                hasher.update(block)
+        return f"{kind}:{hasher.hexdigest()}" == self.digest
 
 
 @dataclass(frozen=True)
@@ -163,6 +180,8 @@ def explain(error: BaseException, endpoint: str, repo_id: str, revision: str | N
             "HF_HUB_OFFLINE forbids requests, and the cache does not have it. Run it once with "
             "HF_HUB_OFFLINE unset."
         )
+    if isinstance(error, errors.LocalTokenNotFoundError):
+        return f"the Hub wants to know who you are. To publish, {login}."
     if isinstance(error, errors.GatedRepoError):
         return (
             f"{repo_id} is gated: its owner wants to be asked first. Ask for access on "
@@ -210,10 +229,13 @@ def status_of(error: BaseException) -> int | None:
 
 
 def _root(error: BaseException) -> BaseException:
-    """Return what is behind the client's "not in the cache, and something happened"."""
+    """Return what is behind the client's "not in the cache" and "error while uploading"."""
     from huggingface_hub import errors
 
-    while isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
+    while error.__cause__ is not None and (
+        isinstance(error, errors.LocalEntryNotFoundError)
+        or (isinstance(error, RuntimeError) and "uploading" in str(error))
+    ):
         error = error.__cause__
     return error
 

@@ -12,7 +12,6 @@ The client checks sizes alone. A commit never changes, so what is known of one n
 from __future__ import annotations
 
 import glob
-import hashlib
 import json
 import sys
 from collections.abc import Callable, Collection, Iterable
@@ -144,7 +143,7 @@ class _Cache:
                 stamp = [state.st_size, state.st_mtime_ns, state.st_ino]
                 if verified.get(name) == stamp:
                     continue
-                if state.st_size == expected.size and _digest(path, expected) == expected.digest:
+                if expected.matches(path):
                     verified[name], changed = stamp, True
                     continue
             wrong.append(name)
@@ -187,17 +186,6 @@ def _bar() -> Any:
             super().__init__(*arguments, **options)
 
     return Bar
-
-
-def _digest(path: Path, expected: RemoteFile) -> str:
-    kind = expected.digest.partition(":")[0]
-    hasher = hashlib.sha256()
-    if kind == "git":
-        hasher = hashlib.sha1(f"blob {expected.size}\0".encode(), usedforsecurity=False)
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            hasher.update(block)
-    return f"{kind}:{hasher.hexdigest()}"
 
 
 def _remove(path: Path) -> None:

@@ -30,6 +30,8 @@ def without_local_paths(report: Report) -> tuple[Report, list[str]]:
         key: value if key == "description" else _cut(value, key, hidden.append)
         for key, value in report.recipe.items()
     }
+    if "base_model" in hidden:  # what is left of a path could be the name of somebody's model
+        del card["base_model"]
     stages = [replace(s, config=_cut(s.config, "", lambda key: None)) for s in report.stages]
     revision = _cut(report.revision, "", lambda key: None)
     changed = replace(report, card=card, recipe=recipe, stages=stages, revision=revision)

@@ -1,0 +1,143 @@
+"""Commands that talk to the Hub: push and pull."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from zoopress.hub.publish import PushPlan
+
+
+def push(
+    folder: Annotated[Path, typer.Argument(help="Folder that `zoopress run` wrote.")],
+    repo: Annotated[str, typer.Argument(help="Repository on the Hub: org/name.")],
+    private: Annotated[
+        bool | None,
+        typer.Option(
+            "--private/--public",
+            help="Who sees a new repository; the Hub's default if left out.",
+            show_default=False,
+        ),
+    ] = None,
+    tag: Annotated[
+        str | None, typer.Option(help="Name this version, as v1.", show_default=False)
+    ] = None,
+    branch: Annotated[str, typer.Option(help="Branch to commit to.")] = "main",
+    message: Annotated[
+        str | None, typer.Option("--message", "-m", help="Of the commit.", show_default=False)
+    ] = None,
+    template: Annotated[
+        Path | None, typer.Option(help="Template of the model card.", show_default=False)
+    ] = None,
+    permission: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the owner allows what the original's licence does not; shown on the page.",
+            show_default=False,
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be sent; send nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Publish a compressed model on the Hub: one commit, verified; nothing if nothing changed.
+
+    It needs a token with write access: `hf auth login`, or HF_TOKEN. What did not pass its gates,
+    or what the original's licence does not allow to be passed on, is refused.
+
+    Examples:
+
+        zoopress push out/minilm/hybrid my-org/minilm-small --dry-run
+
+        zoopress push out/minilm/hybrid my-org/minilm-small --tag v1
+    """
+    from zoopress.hub import publish
+    from zoopress.hub.client import Hub
+    from zoopress.plugins import load_plugins
+
+    options = publish.PushOptions(
+        private=private,
+        branch=branch,
+        tag=tag,
+        message=message,
+        template=template,
+        permission=permission,
+    )
+    release = publish.open_release(folder, load_plugins())
+    hub = Hub()
+    if dry_run:
+        plan = publish.plan_push(hub, release, repo, options)
+        if as_json:
+            print(json.dumps(_plan_data(plan)))
+        else:
+            _print_plan(plan)
+        return
+    done = publish.push(hub, release, repo, options)
+    if as_json:
+        print(json.dumps(done.__dict__))
+        return
+    what = "published" if done.changed else "nothing changed; it is there already"
+    version = f" as {done.tag}" if done.tag else ""
+    print(f"{done.repo_id}{version}: {what}\ncommit  {done.commit}\npage    {done.url}")
+
+
+def pull(
+    repo: Annotated[str, typer.Argument(help="Repository on the Hub: org/name, org/name@v1.")],
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit.", show_default=False)
+    ] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option(help="Copy it into this new folder, too.", show_default=False),
+    ] = None,
+) -> None:
+    """Fetch a compressed model from the Hub, verify it, and print its folder.
+
+    Example:
+
+        zoopress pull my-org/minilm-small --to minilm-small
+    """
+    import shutil
+
+    from zoopress.errors import InputError
+    from zoopress.hub.artifacts import find_artifact
+    from zoopress.manifest import MANIFEST, read_manifest
+
+    if to is not None and to.exists():
+        raise InputError(f"{to} exists already; nothing was fetched. Choose another folder.")
+    folder = find_artifact(f"hub:{repo.removeprefix('hub:')}", revision)
+    manifest = read_manifest(folder)
+    if to is not None:
+        # One rename at the end, so that a folder of this name is always whole.
+        part = to.with_name(f".{to.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        for name in (MANIFEST, *manifest.files):
+            (part / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, part / name)
+        part.rename(to)
+        folder = to
+    print(folder)
+
+
+def _plan_data(plan: PushPlan) -> dict[str, Any]:
+    names = ("repo_id", "exists", "parent", "added", "changed", "removed", "same", "upload_bytes")
+    return {name: getattr(plan, name) for name in names}
+
+
+def _print_plan(plan: PushPlan) -> None:
+    print(plan.readme)
+    print("-" * 80)
+    state = "a new repository" if not plan.exists else f"on top of {plan.parent}"
+    print(f"Would publish {plan.repo_id}, {state}:")
+    for sign, paths in (("+", plan.added), ("~", plan.changed), ("-", plan.removed)):
+        for path in paths:
+            content = plan.contents.get(path, b"")
+            size = len(content) if isinstance(content, bytes) else content.stat().st_size
+            print(f"  {sign} {path:<40} {size:>14,} bytes" if sign != "-" else f"  - {path}")
+    print(f"{len(plan.same)} files are there already, {plan.upload_bytes:,} bytes to send.")
+    print("Nothing was sent.")

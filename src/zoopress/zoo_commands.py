@@ -1,0 +1,348 @@
+"""The commands `zoopress zoo …`: make, list, show, fetch and check cards."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from zoopress.errors import InputError, ZoopressError
+
+if TYPE_CHECKING:
+    from zoopress.card import Card
+    from zoopress.plugins import Plugins
+    from zoopress.zoo_add import Added
+
+zoo_app = typer.Typer(help="Make, list, show, fetch and check cards.", no_args_is_help=True)
+
+
+def _complete(incomplete: str) -> list[str]:
+    from zoopress.card import local_cards
+    from zoopress.plugins import load_plugins
+
+    names = {*load_plugins().cards, *local_cards()}
+    files = {str(path) for path in Path().glob(f"{incomplete}*.yaml")}
+    return sorted(name for name in names | files if name.startswith(incomplete))
+
+
+CardArgument = Annotated[
+    str, typer.Argument(help="A card's name or file.", autocompletion=_complete)
+]
+CardsArgument = Annotated[
+    list[str], typer.Argument(help="Names or files of cards.", autocompletion=_complete)
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@zoo_app.command("list")
+def list_cards(
+    cards: Annotated[
+        Path, typer.Option("--cards", help="Folder of your own cards.", show_default=True)
+    ] = Path("cards"),
+    as_json: JsonOption = False,
+) -> None:
+    """List every card that can be given by name: those of plugins, and your own in cards/.
+
+    Examples:
+
+        zoopress zoo list
+
+        zoopress zoo list --cards ~/my-zoo --json
+    """
+    from zoopress.card import local_cards
+
+    plugins = _plugins()
+    rows = [_row(name, path, plugins, "plugin") for name, path in sorted(plugins.cards.items())]
+    for name, path in local_cards(cards).items():
+        known = name if cards == Path("cards") and name not in plugins.cards else str(path)
+        rows.append(_row(known, path, plugins, str(cards)))
+    if as_json:
+        print(json.dumps(rows))
+        return
+    if not rows:
+        print("There are no cards. Make some: zoopress zoo add ORG/NAME")
+        return
+    keys = ("card", "task", "license", "source", "description")
+    sound = [row for row in rows if "broken" not in row]
+    for row in sound:
+        row["source"] = re.sub("@([0-9a-f]{7})[0-9a-f]{33}$", r"@\1", row["source"])
+    _table(
+        ("card", "task", "licence", "source", "description"),
+        [[str(row[key] or "–") for key in keys] for row in sound],
+    )
+    for row in rows:
+        if "broken" in row:
+            print(f"✗ {row['card']} is broken: {row['broken']}")
+
+
+@zoo_app.command()
+def show(card: CardArgument, as_json: JsonOption = False) -> None:
+    """Show a card in full, where its files come from, and what is told of its architecture.
+
+    Weights are not fetched.
+
+    Example:
+
+        zoopress zoo show minilm
+    """
+    import yaml
+
+    from zoopress.card import find_card, load_card
+    from zoopress.card_check import megabytes
+    from zoopress.card_maker import card_maker
+
+    plugins = _plugins()
+    path, the_card = find_card(card, plugins), load_card(card, plugins)
+    shown: dict[str, Any] = {"path": str(path), "card": the_card.as_dict()}
+    maker = card_maker(the_card.scheme, plugins)
+    try:
+        if maker is not None:
+            listing = maker.listing(the_card, ["config"])
+            shown["place"], shown["revision"] = listing.place, listing.files.revision
+            shown["files"] = [
+                {"name": n, "bytes": listing.sizes.get(n), "here": n in listing.present}
+                for n in listing.files.all
+            ]
+            shown["folder"] = str(listing.files.folder)
+            shown["architecture"] = _architecture(the_card, listing.files, plugins)
+    except ZoopressError as error:
+        shown["problem"] = str(error)
+    if as_json:
+        print(json.dumps(shown))
+        return
+    print(f"{path}\n")
+    print(yaml.safe_dump(shown["card"], sort_keys=False, allow_unicode=True), end="")
+    if "files" in shown:
+        total = sum(file["bytes"] or 0 for file in shown["files"])
+        print(f"\n{shown['place']} at {shown['revision']}: {megabytes(total)}")
+        for file in shown["files"]:
+            size = megabytes(file["bytes"]) if file["bytes"] is not None else "unknown"
+            print(f"  {size:>14}  {'here' if file['here'] else 'to fetch':<8}  {file['name']}")
+        if any(file["here"] for file in shown["files"]):
+            print(f"Those here are in {shown['folder']}")
+    if "architecture" in shown:
+        arguments = ", ".join(f"{k}: {v}" for k, v in shown["architecture"]["arguments"].items())
+        print(f"architecture {shown['architecture']['name']} ({arguments})")
+    if "problem" in shown:
+        print(f"problem: {shown['problem']}")
+
+
+@zoo_app.command()
+def add(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            help="ORG/NAME, ORG/NAME@REVISION or an address of the Hub; or a folder of a model, "
+            "or of many.",
+            default_factory=list,
+            show_default=False,
+        ),
+    ],
+    author: Annotated[
+        str | None, typer.Option(help="Add all models of an author on the Hub.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="With --author: at most so many, most popular first.")
+    ] = None,
+    collection: Annotated[
+        str | None, typer.Option(help="Add all models of a collection: its slug or address.")
+    ] = None,
+    to: Annotated[Path, typer.Option(help="Folder for the cards.")] = Path("cards"),
+    name: Annotated[str | None, typer.Option(help="The card's name; the model's by default.")] = (
+        None
+    ),
+    task: Annotated[str | None, typer.Option(help="The card's task, not an inferred one.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="The card's data, not inferred: text=FILE, file=FILE, inputs=FILE.py:F."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace cards that are there.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the cards, write nothing.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make cards of models on the Hub or on disk. Weights are not fetched, and no code is run.
+
+    Examples:
+
+        zoopress zoo add sentence-transformers/all-MiniLM-L6-v2
+
+        zoopress zoo add --author google --limit 20 --to cards/google
+
+        zoopress zoo add ~/models/my-model --data text=sentences.txt
+    """
+    from zoopress.card_maker import Wish
+    from zoopress.zoo_add import CardWriter, Place, check_wish, find_places, parse_data
+
+    plugins = _plugins()
+    wish = Wish(to, task, parse_data(data, to) if data is not None else None)
+    check_wish(wish, plugins)
+    if not (sources or author or collection):
+        raise InputError(
+            "Say which models: as ORG/NAME, as a folder, with --author or with --collection."
+        )
+    if limit is not None and not author:
+        raise InputError("--limit goes with --author.")
+    places = find_places(sources, author, limit, collection, plugins)
+    if name is not None and len(places) > 1:
+        raise InputError(f"--name {name!r} is for one model, and these are {len(places)}.")
+    writer = CardWriter(plugins, wish, force, dry_run)
+    done = []
+    for place in places:
+        done.append(writer.add(place, name) if isinstance(place, Place) else place)
+        if not as_json:
+            _print_added(done[-1], position=len(done), count=len(places))
+    failed = sum(item.state == "failed" for item in done)
+    if as_json:
+        print(json.dumps([{**asdict(i), "path": i.path and str(i.path)} for i in done]))
+    elif not dry_run:
+        made = [item for item in done if item.state == "written"]
+        same = sum(item.state == "unchanged" for item in done)
+        print(f"{len(made)} written, {same} unchanged, {failed} failed", end="")
+        print(f". Next: zoopress zoo check {_named(made[0].path)}" if made else ".")
+    if failed:
+        raise typer.Exit(1)
+
+
+@zoo_app.command()
+def pull(cards: CardsArgument, as_json: JsonOption = False) -> None:
+    """Fetch the files of cards; what was interrupted goes on, and every file is verified.
+
+    Example:
+
+        zoopress zoo pull minilm
+    """
+    from zoopress.card import load_card
+    from zoopress.card_check import megabytes
+    from zoopress.source import pull as fetch
+
+    plugins = _plugins()
+    done: list[dict[str, Any]] = []
+    for name in cards:
+        try:
+            files = fetch(load_card(name, plugins), plugins)
+        except ZoopressError as error:
+            done.append({"card": name, "problem": str(error)})
+            _note(f"✗ {name}: {error}")
+            continue
+        sizes = {file: (files.folder / file).stat().st_size for file in files.all}
+        done.append({"card": name, "folder": str(files.folder), "files": sizes})
+        if not as_json:
+            print(f"{name}: {len(sizes)} files, {megabytes(sum(sizes.values()))}, {files.folder}")
+            for file, size in sizes.items():
+                print(f"  {megabytes(size):>14}  {file}")
+    if as_json:
+        print(json.dumps(done))
+    if any("problem" in item for item in done):
+        raise typer.Exit(1)
+
+
+@zoo_app.command()
+def check(
+    cards: CardsArgument,
+    load: Annotated[
+        bool, typer.Option("--load", help="Also fetch the weights, load them, run one batch.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Check cards: source, revision, licence, files, architecture, tensors and data.
+
+    Examples:
+
+        zoopress zoo check minilm --load
+
+        zoopress zoo check cards/*.yaml
+    """
+    from zoopress.card_check import CardCheck
+
+    plugins = _plugins()
+    marks = {"ok": "✓", "note": "!", "failed": "✗", "skipped": "–"}
+    found = {}
+    for name in cards:
+        found[name] = CardCheck(name, plugins, load).run()
+        if not as_json:
+            rows = [(marks[item.state], item.check, item.text) for item in found[name]]
+            _table(("", "check", "finding"), rows, title=name)
+    if as_json:
+        print(json.dumps({name: [asdict(f) for f in items] for name, items in found.items()}))
+    if any(item.state == "failed" for items in found.values() for item in items):
+        raise typer.Exit(1)
+
+
+def _plugins() -> Plugins:
+    from zoopress.plugins import load_plugins
+
+    plugins = load_plugins()
+    plugins.check()
+    for broken in plugins.broken:
+        _note(f"warning: {broken}")
+    return plugins
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _row(name: str, path: Path, plugins: Plugins, origin: str) -> dict[str, Any]:
+    from zoopress.card import load_card
+
+    row: dict[str, Any] = {"card": name, "path": str(path), "from": origin}
+    try:
+        card = load_card(str(path), plugins)
+    except ZoopressError as error:
+        return {**row, "broken": str(error)}
+    keys = ("source", "task", "license", "description")
+    return {**row, **{key: getattr(card, key) for key in keys}}
+
+
+def _architecture(card: Card, files: Any, plugins: Plugins) -> dict[str, Any]:
+    from zoopress.source import detect_architecture
+
+    found = detect_architecture(card, files, plugins)
+    return {"name": found.name, "arguments": found.arguments}
+
+
+def _print_added(item: Added, position: int, count: int) -> None:
+    progress = f"[{position}/{count}] " if count > 1 else ""
+    if item.state == "failed":
+        print(f"✗ {progress}{item.place}: {item.reason}", flush=True)
+        return
+    if item.state == "shown":
+        print(f"# {item.path}\n{item.text}", flush=True)
+        return
+    state = "" if item.state == "written" else ", as it was"
+    print(f"✓ {progress}{item.place} → {item.path}{state}", flush=True)
+    for text in item.missing:
+        print("    to do: " + text.replace("\n", "\n        "))
+
+
+def _named(path: Path | None) -> str:
+    if path is None:
+        return ""
+    return path.stem if path.parent == Path("cards") else str(path)
+
+
+def _table(headers: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
+    """Print a table; its texts come from cards and hold no markup."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from zoopress.card_maker import clean
+
+    colours: Mapping[str, str] = {"✓": "green", "✗": "red", "!": "yellow"}
+    table = Table(*headers, box=box.SIMPLE, title=title, title_justify="left")
+    for row in rows:
+        cells = (
+            Text(clean(cell, 2000), style=colours.get(cell, ""), overflow="fold") for cell in row
+        )
+        table.add_row(*cells)
+    Console().print(table)
