@@ -69,7 +69,12 @@ ENCODER = model(
     {
         "modules.json": json.dumps(
             [
-                {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{t}"}
+                {
+                    "idx": i,
+                    "name": str(i),
+                    "path": path,
+                    "type": f"sentence_transformers.models.{t}",
+                }
                 for i, (path, t) in enumerate(
                     [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
                 )
@@ -231,7 +236,11 @@ TIMM = model(
         "architecture": "resnet18",
         "num_classes": 1000,
         "num_features": 512,
-        "pretrained_cfg": {"tag": "a1_in1k", "input_size": [3, 224, 224], "fixed_input_size": False},
+        "pretrained_cfg": {
+            "tag": "a1_in1k",
+            "input_size": [3, 224, 224],
+            "fixed_input_size": False,
+        },
     },
     license="apache-2.0",
     library_name="timm",

@@ -13,6 +13,7 @@ from zoopress.testing import check_technique
 
 EXAMPLES: dict[str, list[dict[str, Any]]] = {
     "entropy_coding": [{}],
+    "float_precision": [{}, {"dtype": "float16"}],
     "magnitude_pruning": [
         {"sparsity": 0.5},
         {"pattern": "2:4"},

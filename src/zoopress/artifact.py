@@ -46,6 +46,7 @@ from zoopress.manifest import (
     safe_name,
 )
 from zoopress.model import Model
+from zoopress.precision import accept_float32
 from zoopress.source import Architecture, build_on_meta
 from zoopress.store import file_digest, write_atomic
 from zoopress.tensor_files import MAX_SHARD_BYTES, Reader, open_tensors, write_tensors
@@ -196,6 +197,7 @@ def load_artifact(
         raise ArtifactError(f"{folder / MANIFEST}: field 'architecture': {error}") from error
     model = replay_edits(folder, manifest, module, plugins)
     fill_tensors(folder, manifest, model, architecture.stored_name, progress)
+    accept_float32(model.module)
     return model, architecture, manifest
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -21,6 +21,7 @@ from zoopress.edits import (
 )
 from zoopress.errors import StageError
 from zoopress.packing import CodeLayout, packed_weights
+from zoopress.precision import accept_float32
 from zoopress.weights import WEIGHT_KINDS, Weight, find_weights
 
 
@@ -170,6 +171,26 @@ class Model:
                 self.masks[f"{weight.name}.{buffer}"] = (
                     mask.movedim(weight.output_axis, 0).reshape(rows, layout.per_row).clone()
                 )
+
+    def cast(self, names: Collection[str], change: Callable[[Tensor], Tensor]) -> None:
+        """Change the float type of tensors; the artifact notes it by how it stores them.
+
+        Args:
+            names: full names of tensors, tied ones under each name.
+            change: returns a tensor of the same shape in another float type.
+        """
+        changed: dict[int, Tensor] = {}
+        for name in names:
+            path, _, attribute = name.rpartition(".")
+            owner = submodule(self.module, path)
+            old = tensor_of(owner, attribute)
+            if id(old) not in changed:
+                new = change(old.detach())
+                if isinstance(old, nn.Parameter):
+                    new = nn.Parameter(new, requires_grad=old.requires_grad)
+                changed[id(old)] = new
+            set_tensor(owner, attribute, changed[id(old)])
+        accept_float32(self.module)
 
     def code_layouts(self) -> dict[str, CodeLayout]:
         """Return how bit-packed buffers hold their codes, by the buffer's full name."""

@@ -64,6 +64,7 @@ class _Safetensors:
     def __init__(self, path: Path) -> None:
         try:
             self._file = safe_open(path, framework="pt")
+            self._stream = path.open("rb", buffering=0)
         except (SafetensorError, OSError) as error:
             with path.open("rb") as stream:
                 start = stream.read(2)
@@ -71,7 +72,6 @@ class _Safetensors:
             if start == b"PK" or start[:1] == b"\x80":
                 what = "is a pickle under another name; it was not opened"
             raise ArtifactError(f"{path.name}: {what}") from error
-        self._stream = path.open("rb", buffering=0)
         self._starts = self._find_starts()
 
     def __enter__(self) -> _Safetensors:

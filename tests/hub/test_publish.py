@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from hub_server import Fault, UploadRules
-from hub_server.fixtures import HubFixture
 from huggingface_hub import ModelCard
-from small_zoo import write_zoo
 
 import zoopress
+from hub_server import Fault, UploadRules
+from hub_server.fixtures import HubFixture
+from small_zoo import write_zoo
 from zoopress.card import load_card
 from zoopress.cli import main
 from zoopress.compress import compress

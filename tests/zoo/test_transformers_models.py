@@ -113,6 +113,13 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"vocab_size": 40, "hidden_size": 16, "state_size": 4, "num_hidden_layers": 2}
         | {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0},
     ),
+    "mamba2": (  # its config has an infinite number
+        "Mamba2",
+        "Mamba2ForCausalLM",
+        {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_heads": 4}
+        | {"head_dim": 8, "state_size": 8, "n_groups": 1}
+        | {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0},
+    ),
     "t5": (
         "T5",
         "T5ForConditionalGeneration",

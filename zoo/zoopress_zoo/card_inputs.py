@@ -30,6 +30,7 @@ TOKENIZER_FILES = frozenset(
 )
 _TOKENS = 64  # where the task `fidelity` cuts
 _OUTPUT_BYTES = 1 << 29  # of all outputs of the evaluation, which are held in memory
+_VOCABULARIES = ("vocab_size", "decoder.vocab_size", "text_config.vocab_size")
 _MOST_VALUES = 10_000_000  # of one sample
 _RANDOM = "Random values: they tell whether the model runs, and little about its quality."
 _EXAMPLE = (
@@ -69,9 +70,12 @@ def infer_inputs(
     guess = _guess(module, folder, text)
     if guess is None:
         return Inputs(missing=_EXAMPLE)
-    tokens = {"shape": [_TOKENS], "dtype": "int64", "high": 2}
-    random = guess or {"input_ids": tokens, "attention_mask": tokens}
+    # Not with an attention mask: models look at its values, which meta tensors lack.
+    random = guess or {"input_ids": {"shape": [_TOKENS], "dtype": "int64", "high": 2}}
     refused, size = _try(module, card, folder, task, random)
+    head = getattr(module, "get_output_embeddings", lambda: None)()
+    if not size and head is not None:  # nothing is known, and it may be a language model
+        size = _TOKENS * (_integer(module.config, *_VOCABULARIES) or 0)
     if refused:
         return Inputs(missing=f"{_EXAMPLE}\nIt refuses what was tried: {refused}")
     if not guess:
@@ -103,7 +107,7 @@ def _guess(module: Any, folder: Path, text: bool) -> dict[str, Any] | None:
     modalities = {modalities} if isinstance(modalities, str) else set(modalities)
     if kind in _UNUSUAL or type(module).__name__.endswith("ForMultipleChoice"):
         return None
-    vocabulary = _integer(config, "vocab_size", "decoder.vocab_size", "text_config.vocab_size")
+    vocabulary = _integer(config, *_VOCABULARIES)
     if kind in _CONTRASTIVE and {"input_ids", "pixel_values"} <= arguments.keys():
         pixels = _pixels(config, folder)
         length = min(_integer(config, "text_config.max_position_embeddings") or 16, _TOKENS)

@@ -138,7 +138,8 @@ class Gguf(Transformers):
             SourceError: if transformers cannot make them of the GGUF file.
         """
         chosen, config = self.resolve()
-        plain = {key: value for key, value in config.to_diff_dict().items() if key not in _LOCAL}
+        saved = json.loads(config.to_json_string())
+        plain = {key: value for key, value in saved.items() if key not in _LOCAL}
         plain |= {"architectures": [chosen.__name__], "model_type": config.model_type}
         made = {"config.json": _json(plain)}
         settings = library().GenerationConfig.from_model_config(config).to_diff_dict()

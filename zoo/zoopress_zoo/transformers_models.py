@@ -51,6 +51,7 @@ _FETCHING = frozenset(
         "kernel_config",
     }
 )
+_FLOATS = ("Infinity", "-Infinity", "NaN")  # transformers' way around what JSON has not
 _BACKBONES = ("backbone", "architecture")  # timm takes repositories and folders for them as well
 _COUNTED = re.compile(
     "(^|_)(layers?|labels?|depths?|blocks?|stages?|experts?|heads?|levels?|repeats?)$|^(n|num)_(?!ctx|pos)"
@@ -495,6 +496,8 @@ def _checked(config: Any, path: Path) -> Any:
         return [_checked(item, path) for item in config]
     if not isinstance(config, dict):
         return config
+    if config.keys() == {"__float__"} and config["__float__"] in _FLOATS:
+        return float(config["__float__"])
     for key, value in config.items():
         counts = value if isinstance(value, list) else [value]
         largest = max((n for n in counts if isinstance(n, int)), default=0)

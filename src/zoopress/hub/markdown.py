@@ -108,6 +108,15 @@ class _Dumper(yaml.SafeDumper):
         return super().represent_sequence(tag, items, flow_style=plain)
 
 
+def _represent_text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    # Rare ends of lines come back as spaces unless they are escaped.
+    style = '"' if set(value) & set("\x85\u2028\u2029\r") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
 def yaml_block(data: Any) -> str:
     """Return plain data as a block of YAML."""
     dumped = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)

@@ -1,0 +1,107 @@
+"""Lower float precision: every weight takes 16 bits, and so does what the model computes with.
+
+bfloat16 has float32's range and 8 bits of precision; float16 has 11 bits of precision and ends at
+65,504. The result is an ordinary model, which the library that it comes from loads by itself.
+
+Source: Micikevicius et al. 2018, arXiv:1710.03740 (float16); Kalamkar et al. 2019,
+arXiv:1905.12322 (bfloat16).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from zoopress.errors import StageError
+from zoopress.plugins import hookimpl
+from zoopress.technique import Claim, Config, Effects, Outcome, Technique
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from zoopress.model import Model
+    from zoopress.technique import Context
+
+
+class FloatPrecisionConfig(Config):
+    """Which type."""
+
+    dtype: Literal["bfloat16", "float16"] = Field(
+        default="bfloat16", description="type of weights and computation"
+    )
+
+
+def lower(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Round a float tensor to a type of 16 bits.
+
+    Args:
+        tensor: any shape, float32 or float64.
+        dtype: bfloat16 or float16.
+
+    Raises:
+        ValueError: if a finite value would become infinite.
+    """
+    lowered = tensor.to(dtype)
+    if bool((lowered.isinf() & tensor.isfinite()).any()):
+        raise ValueError(f"a value of {tensor.abs().max().item():.3g} is too large for {dtype}")
+    return lowered
+
+
+class FloatPrecision(Technique[FloatPrecisionConfig]):
+    """Store and compute in 16-bit floating point."""
+
+    name = "float_precision"
+    family = "quantization"
+    config_type = FloatPrecisionConfig
+
+    def effects(self) -> Effects:
+        """Touch no property: float weights stay float weights, and zeros stay zeros."""
+        return Effects()
+
+    def apply(self, model: Model, context: Context) -> Outcome:
+        """Round parameters, and the buffers that are saved with them."""
+        import torch
+
+        dtype: torch.dtype = getattr(torch, self.config.dtype)
+        kept = _kept_in_float32(model.module) | model.non_persistent()
+        touched, before = [], 0
+        for name, tensor in model.tensors().items():
+            if name in kept or tensor.dtype not in (torch.float32, torch.float64):
+                continue
+            before += tensor.nbytes
+            touched.append(name)
+            context.progress(name)
+        if not touched:
+            raise StageError(
+                "There is no float32 or float64 tensor to lower; leave this stage out."
+            )
+        try:
+            model.cast(touched, lambda tensor: lower(tensor, dtype))
+        except ValueError as error:
+            raise StageError(f"{error}. Use 'dtype: bfloat16', which has float32's range.") from error
+        tensors = model.tensors()
+        after = sum(tensors[name].nbytes for name in touched)
+        claims = [Claim("bytes saved of each float", 0.5, 1 - after / before)]
+        return Outcome(touched=touched, claims=claims, notes={"kept_in_float32": len(kept)})
+
+
+def _kept_in_float32(module: nn.Module) -> set[str]:
+    """Return the tensors that a transformers model wants to keep in float32."""
+    kept = set()
+    for path, part in module.named_modules():
+        wanted = [
+            *(getattr(part, "_keep_in_fp32_modules", None) or ()),
+            *(getattr(part, "_keep_in_fp32_modules_strict", None) or ()),
+        ]
+        for name, _ in part.named_parameters(remove_duplicate=False) if wanted else ():
+            if set(wanted) & set(name.split(".")):
+                kept.add(f"{path}.{name}" if path else name)
+    return kept
+
+
+@hookimpl
+def zoopress_techniques() -> list[type[FloatPrecision]]:
+    """Register the technique."""
+    return [FloatPrecision]
