@@ -174,6 +174,11 @@ class CardMaker(ABC):
         return None
 
 
+def as_yaml(values: Mapping[str, Any]) -> str:
+    """Return a card's keys and values as YAML, in the usual order."""
+    return "".join(f"{_entry(key, values[key])}\n" for key in _ORDER if key in values)
+
+
 def card_maker(scheme: str, plugins: Plugins) -> CardMaker | None:
     """Return what makes cards of a source, None if no plugin brings it.
 
@@ -184,7 +189,9 @@ def card_maker(scheme: str, plugins: Plugins) -> CardMaker | None:
         return None
     made: object = plugins.resolve("card_makers", scheme)(plugins, scheme)
     if not isinstance(made, CardMaker):
-        raise PluginError(f"The card maker of {scheme!r} is no subclass of zoopress.CardMaker.")
+        raise PluginError(
+            f"The card maker of {scheme!r} is no subclass of zoopress.card_maker.CardMaker."
+        )
     return made
 
 

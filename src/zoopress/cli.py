@@ -56,7 +56,11 @@ def _complete(kind: str) -> Any:
     def complete(incomplete: str) -> list[str]:
         from zoopress.plugins import load_plugins
 
-        names = getattr(load_plugins(), kind)
+        names = [*getattr(load_plugins(), kind)]
+        if kind == "cards":
+            from zoopress.card import local_cards
+
+            names += local_cards()
         files = [str(p) for p in Path().glob(f"{incomplete}*.yaml")]
         return [name for name in (*names, *files) if name.startswith(incomplete)]
 

@@ -17,7 +17,8 @@ def accept_float32(module: nn.Module) -> None:
     """
     types = {p.dtype for p in module.parameters() if p.is_floating_point()}
     if len(types) == 1 and types <= set(_LOW) and not hasattr(module, "_accepts_float32"):
-        module._accepts_float32 = True
+        marked: Any = module
+        marked._accepts_float32 = True
         module.register_forward_pre_hook(_round_inputs, with_kwargs=True)
 
 

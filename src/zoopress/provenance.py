@@ -6,6 +6,9 @@ import subprocess
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
+COMMIT_KEYS = frozenset({"commit", "repository", "changed"})
+"""What `git_state` returns."""
+
 
 def git_state(folder: Path) -> dict[str, str]:
     """Return `commit`, and `repository` and `changed` where they apply, of a folder under git.

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from zoopress.errors import StoreError
 from zoopress.gates import StageResult
+from zoopress.provenance import COMMIT_KEYS
 from zoopress.store import Entry, Store, digest, write_atomic
 
 
@@ -267,6 +268,7 @@ def publish(report: Report, entry: Entry, folder: Path, store: Store) -> None:
         locks = store.root / "locks"
         locks.mkdir(parents=True, exist_ok=True)
         with FileLock(locks / f"folder-{digest(str(folder.resolve()))}.lock"):
+            report = _with_known_commit(report, folder / "report.json")
             _replace_artifact(entry, folder, model_readme(report))
             write_atomic(folder / "report.json", _json(report.as_dict()))
             write_atomic(folder / "report.md", markdown(report))
@@ -276,6 +278,23 @@ def publish(report: Report, entry: Entry, folder: Path, store: Store) -> None:
             f"Cannot write to {folder}: {error.strerror or error}. All stages are safe in the "
             "store; run again with another --out."
         ) from error
+
+
+def _with_known_commit(report: Report, path: Path) -> Report:
+    """Keep the commit that a report which says all the same names: it reproduces it as well.
+
+    So nothing changes in what is published when something else in the repository does.
+    """
+
+    def said(of: Report) -> Any:
+        made_with = {k: v for k, v in of.made_with.items() if k not in COMMIT_KEYS}
+        return json.loads(_json(replace(of, made_with=made_with).as_dict()))
+
+    try:
+        before = Report.from_dict(json.loads(path.read_bytes()))
+        return before if said(before) == said(report) else report
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return report  # none, or one of another version
 
 
 def _replace_artifact(entry: Entry, folder: Path, readme: str) -> None:

@@ -67,7 +67,7 @@ def find_place(text: str, plugins: Plugins) -> Place:
     scheme, _, location = text.partition(":")
     if scheme in known and location and not location.startswith("//"):
         found = (scheme, location)
-    elif re.match(r"[a-z]+:(?!//)", text) and len(scheme) > 1 and not os.path.exists(text):
+    elif re.match(r"[a-z][a-z0-9]+:(?!//)", text) and len(scheme) > 1 and not os.path.exists(text):
         raise InputError(f"{text!r}: nothing makes cards of {scheme!r}.{nearest(scheme, known)}")
     elif os.path.exists(text) or text.startswith((".", "/", "~", "\\")) or not scheme[1:]:
         found = ("path", text)

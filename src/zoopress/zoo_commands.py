@@ -91,11 +91,9 @@ def show(card: CardArgument, as_json: JsonOption = False) -> None:
 
         zoopress zoo show minilm
     """
-    import yaml
-
     from zoopress.card import find_card, load_card
     from zoopress.card_check import megabytes
-    from zoopress.card_maker import card_maker
+    from zoopress.card_maker import as_yaml, card_maker
 
     plugins = _plugins()
     path, the_card = find_card(card, plugins), load_card(card, plugins)
@@ -117,7 +115,7 @@ def show(card: CardArgument, as_json: JsonOption = False) -> None:
         print(json.dumps(shown))
         return
     print(f"{path}\n")
-    print(yaml.safe_dump(shown["card"], sort_keys=False, allow_unicode=True), end="")
+    print(as_yaml(shown["card"]), end="")
     if "files" in shown:
         total = sum(file["bytes"] or 0 for file in shown["files"])
         print(f"\n{shown['place']} at {shown['revision']}: {megabytes(total)}")
@@ -206,7 +204,7 @@ def add(
         made = [item for item in done if item.state == "written"]
         same = sum(item.state == "unchanged" for item in done)
         print(f"{len(made)} written, {same} unchanged, {failed} failed", end="")
-        print(f". Next: zoopress zoo check {_named(made[0].path)}" if made else ".")
+        print(f". Next: zoopress zoo check {_named(made)}" if made else ".")
     if failed:
         raise typer.Exit(1)
 
@@ -323,10 +321,12 @@ def _print_added(item: Added, position: int, count: int) -> None:
         print("    to do: " + text.replace("\n", "\n        "))
 
 
-def _named(path: Path | None) -> str:
-    if path is None:
-        return ""
-    return path.stem if path.parent == Path("cards") else str(path)
+def _named(made: list[Added]) -> str:
+    """Return how cards are given to the next command."""
+    paths = [item.path for item in made if item.path is not None]
+    if len(paths) > 1:
+        return str(paths[0].parent / "*.yaml")
+    return paths[0].stem if paths[0].parent == Path("cards") else str(paths[0])
 
 
 def _table(headers: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:

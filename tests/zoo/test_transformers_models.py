@@ -308,7 +308,7 @@ def test_a_class_that_does_not_fit_is_refused(
         ({"model_type": "berd", "architectures": None}, r"no models of type 'berd'.*mean 'bert'"),
         ({"model_type": None, "architectures": None}, "has no 'model_type'"),
         ({"model_type": ["bert"], "architectures": None}, "no models of type"),
-        ({"hidden_size": "large"}, "hidden_size|config of BertForSequenceClassification"),
+        ({"hidden_size": "large"}, "hidden_size|cannot load it"),
         ({"architectures": ["MyBert"], "auto_map": {"AutoModel": "m.MyBert"}}, "Python code"),
         (
             {"architectures": None, "model_type": "x", "auto_map": {"AutoModel": "m.My"}},
@@ -332,6 +332,26 @@ def test_a_class_of_its_own_may_be_replaced_by_the_user(tmp_path: Path, plugins:
         lambda c: c.update(architectures=["MyBert"], auto_map={"AutoModel": "mine.MyBert"}),
     )
     assert _same(_load(tmp_path, plugins, model_class="BertForSequenceClassification"), model)
+
+
+def test_a_class_that_needs_another_package_says_so(
+    tmp_path: Path, plugins: Plugins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Library:
+        """Transformers, as if one class needed more than is installed."""
+
+        def __getattr__(self, name: str) -> Any:
+            if name == "BertForPreTraining":
+                raise ModuleNotFoundError("it requires the no_such library")
+            return getattr(hub, name)
+
+        def __dir__(self) -> list[str]:
+            return dir(hub)
+
+    _save("bert", tmp_path)
+    monkeypatch.setattr("zoopress_zoo.transformers_models.library", Library)
+    with pytest.raises(SourceError, match=r"BertForPreTraining.*requires the no_such library"):
+        _load(tmp_path, plugins, model_class="BertForPreTraining")
 
 
 def test_an_artifact_that_names_no_model_class_is_refused(tmp_path: Path) -> None:
@@ -499,9 +519,9 @@ def test_a_config_never_makes_transformers_fetch_anything(tmp_path: Path, plugin
 @pytest.mark.parametrize("name", ["org/backbone", "hf-hub:x", "local-dir:x", "../x"])
 def test_a_backbone_elsewhere_is_refused(name: str, tmp_path: Path, plugins: Plugins) -> None:
     _save("bert", tmp_path)
-    _edit(tmp_path, lambda config: config.update(model_type="detr", backbone=name))
+    _edit(tmp_path, lambda config: config.update(decoder={"backbone": name}))
     with pytest.raises(SourceError, match="a model elsewhere"):
-        _load(tmp_path, plugins, model_class="DetrForObjectDetection")
+        _load(tmp_path, plugins)
 
 
 def test_finding_the_architecture_imports_nothing_heavy(tmp_path: Path) -> None:

@@ -98,7 +98,9 @@ def test_one_command_makes_a_zoo_of_an_author_and_tells_what_could_not_be(
     assert sum(line.startswith("✓ [") for line in lines) == 10
     assert sum(line.startswith("✗ [") for line in lines) == 6
     assert "[16/16]" in done.out
-    assert lines[-1].startswith("10 written, 0 unchanged, 6 failed. Next: zoopress zoo check ")
+    assert lines[-1].startswith(
+        "10 written, 0 unchanged, 6 failed. Next: zoopress zoo check cards/"
+    )
     again = zoo("add", "zoo/vit", "zoo/t5")
     assert again.code == 0
     assert again.out.endswith("0 written, 2 unchanged, 0 failed.\n")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 QUANTIZER = "zoopress"
 EMPTY = "empty.safetensors"
-_MOST_TRIES = 16
+_MOST_TRIES = 24
 _Config = dict[str, Any]
 
 
@@ -105,8 +105,9 @@ def _expressed(
                 sizes.setdefault(old, set()).add(new)
     if not sizes or any(len(after) > 1 for after in sizes.values()):
         return None  # layers of one kind differ in size, and a config has one number for all
+    # What a config leaves open follows from something else, as GPT-2's inner size does.
     choices = [
-        [(place, after) for place, value in _integers(config) if value == old]
+        [(place, after) for value in (old, None) for place in _places(config, value)]
         for old, (after,) in sizes.items()
     ]
     for chosen in islice(product(*choices), _MOST_TRIES):
@@ -139,12 +140,13 @@ def _shapes(module: nn.Module) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in named}
 
 
-def _integers(config: Any, at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
+def _places(config: Any, wanted: int | None, at: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield where a config holds a value."""
     if isinstance(config, dict):
         for key, value in config.items():
-            yield from _integers(value, (*at, key))
-    elif type(config) is int:
-        yield at, config
+            yield from _places(value, wanted, (*at, key))
+    elif type(config) is type(wanted) and config == wanted:
+        yield at
 
 
 def _set(config: _Config, place: tuple[str, ...], value: int) -> None:

@@ -327,9 +327,15 @@ def _attribute(name: Any) -> Any:
     if not isinstance(name, str) or not name.isidentifier():
         return None
     # Transformers imports a class when it is asked for, and says so if that needs more.
-    with suppress(ImportError, RuntimeError):
+    try:
         return getattr(library(), name, None)
-    return None
+    except (ImportError, RuntimeError) as error:
+        if name not in dir(library()):
+            return None
+        raise SourceError(
+            f"transformers {library().__version__} has {name}, but cannot import it: "
+            f"{reason(error)}. Install what it needs."
+        ) from error
 
 
 def _is_model(found: Any) -> bool:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-BLOCK_CODES = 1 << 18
+BLOCK_CODES = 1 << 17
 """How many codes are packed or unpacked at once where the codes of a whole tensor would be many
 times its packed size; what is made of so many on the way stays in the processor's cache."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import traceback
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,7 @@ def _read(path: Path) -> str:
         ) from error
 
 
+@lru_cache(maxsize=2)
 def environment_for(own: str | None = None, path: Path | None = None) -> Environment:
     """Return a sandbox that knows the default template, and the user's if there is one."""
     from jinja2 import FunctionLoader, StrictUndefined

@@ -10,7 +10,9 @@ from typing import Any
 from zoopress.report import Report
 
 _LOCAL = re.compile(
-    r"(?P<scheme>[a-z]{2,}:)?(?P<path>(/|~|\.\.[/\\]|[A-Za-z]:[/\\]|\\\\|file:/).*)", re.DOTALL
+    r"(?P<scheme>[a-z]{2,}:)?"
+    r"(?P<path>(/|~[\w.-]*[/\\]|\.\.[/\\]|[A-Za-z]:[/\\]|\\\\\w|file:/).*)",
+    re.DOTALL,
 )
 _ADDRESS = re.compile(r"(?!file:)[a-z][a-z0-9+.-]*://")
 

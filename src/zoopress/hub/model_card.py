@@ -97,7 +97,7 @@ def _context(
         "title": text(f"{name}, compressed" + (f" {ratio:.1f}×" if ratio >= 1.05 else "")),
         "repo_id": text(repo_id or ""),
         "original": text(base or card["name"]),
-        "original_link": _model_link(base) if base else text(card["name"]),
+        "original_link": _original(report),
         "description": text(card.get("description", "")),
         "recipe_name": text(report.recipe["name"]),
         "recipe_description": text(report.recipe.get("description", "")),
@@ -141,8 +141,11 @@ def _size(count: int) -> str:
     return f"{count} bytes"
 
 
-def _model_link(repo_id: str) -> str:
-    return link(repo_id, f"https://huggingface.co/{repo_id}")
+def _original(report: Report) -> str:
+    base = base_model(report)
+    if base is None:
+        return f"the original {text(report.card['name'])}"
+    return link(base, f"https://huggingface.co/{base}")
 
 
 def _loading(report: Report, repo_id: str | None) -> list[dict[str, str]]:
@@ -251,13 +254,13 @@ def _plain(value: Any) -> str:
 
 
 def _made_from(report: Report, published: bool) -> str:
-    made, base = report.made_with, base_model(report)
+    made = report.made_with
     versions = [
         f"{text(name)} {text(version)}"
         for name, version in made.items()
         if version and name not in ("commit", "repository", "changed")
     ]
-    parts = [f"Made from {_model_link(base) if base else text(report.card['name'])}"]
+    parts = [f"Made from {_original(report)}"]
     if report.revision != "local":
         parts.append(f", revision {code(report.revision)}")
     parts.append(f", with {', '.join(versions)}." if versions else ".")
@@ -325,6 +328,12 @@ def _limits(report: Report, families: Sequence[str | None], published: bool) -> 
             "they save bytes, and no time, since no kernel skips them."
         )
     if published:
+        dense = sum(n for kernel, n in report.kernels.items() if kernel.startswith("dense"))
+        if dense:
+            limits.append(
+                f"{dense} of its {sum(report.kernels.values())} quantized weights have no kernel "
+                "where it was measured: loaded, they take as much memory as the original's."
+            )
         slow = [row for row in report.latency if row["speed_up"] < 0.95]
         limits += [
             f"Slower than the original at batch {int(row['batch_size'])}, where it was measured."
@@ -338,7 +347,7 @@ def _limits(report: Report, families: Sequence[str | None], published: bool) -> 
 
 
 def _licence(report: Report) -> str:
-    card, base = report.card, base_model(report)
+    card = report.card
     identifier = card.get("license")
     if not identifier or identifier == "unknown":
         return "No licence is known."
@@ -349,9 +358,7 @@ def _licence(report: Report) -> str:
         shown += f" ({code(identifier)})"
     if address and not web_address(address):
         shown += f", see {code(address)}"
-    return f"This is a changed version of {_model_link(base) if base else 'the original'}, " + (
-        f"under the same licence: {shown}."
-    )
+    return f"This is a changed version of {_original(report)}, under the same licence: {shown}."
 
 
 def _cite(report: Report) -> str:
