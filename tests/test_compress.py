@@ -277,7 +277,7 @@ def test_recipes_with_the_same_stages_share_results_under_their_own_names(zoo: P
     result = compress(card, other, zoo / "other-out", Store(zoo / "store"))
     assert result.computed == ()
     assert result.report.recipe["name"] == "other"
-    assert "compressed by other" in (result.artifact / "README.md").read_text()
+    assert "name: other" in (result.artifact / "README.md").read_text()
 
 
 def test_a_folder_that_is_no_artifact_is_not_overwritten(zoo: Path) -> None:

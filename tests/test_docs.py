@@ -22,6 +22,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from hub_server.fixtures import HubFixture
 from zoopress.card import Card, Data, RandomInput
 from zoopress.cli import app
 from zoopress.edits import Pack, Replace, Resize
@@ -357,11 +358,22 @@ def minilm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @needs_minilm
-@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/tutorials/user.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/index.md", "docs/tutorials/user.md", "docs/model-card.md"]
+)
 def test_pages_about_the_encoder_run(page: str, minilm: Desk, tmp_path: Path) -> None:
     desk = make_desk(tmp_path / "desk", Path(minilm.env["ZOOPRESS_STORE"]), minilm.slow)
     shutil.copytree(minilm.folder / "out", desk.folder / "out")
     desk.run_page(ROOT / page)
+
+
+@needs_minilm
+def test_publish_tutorial_runs(minilm: Desk, tmp_path: Path, hub: HubFixture) -> None:
+    hub.add_user("me", token="hf_memememe", orgs=["my-org"])
+    desk = make_desk(tmp_path / "desk", Path(minilm.env["ZOOPRESS_STORE"]), minilm.slow)
+    desk.env.update(hub.environment("hf_memememe"))
+    desk.run_page(DOCS / "tutorials" / "publish.md")
+    assert "zoopress.json" in hub.files("my-org/minilm-small", "v1")
 
 
 @needs_minilm

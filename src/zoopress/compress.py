@@ -20,7 +20,7 @@ from zoopress.plugins import Plugins, load_plugins
 from zoopress.progress import Reporter
 from zoopress.provenance import git_state
 from zoopress.recipe import Recipe, Targets
-from zoopress.report import Report, publish, stage_line
+from zoopress.report import Report, stage_line, write_results
 from zoopress.store import Entry, Store
 
 T = TypeVar("T")
@@ -78,7 +78,7 @@ def compress(
         for position, result in enumerate(report.stages, start=1):
             _check_targets(cell, position, result)
         reporter.line(f"nothing to compute: {card.name} × {recipe.name} is in the store")
-        publish(report, last, folder, cell.store)
+        write_results(report, last, folder, cell.store)
         return Result(report, folder, ())
 
     # Only from here on is torch imported.
@@ -102,7 +102,7 @@ def compress(
 
     assert previous is not None
     report = _of_this_run(execute("evaluate", lambda: bench.evaluate(previous, results)), cell)
-    publish(report, previous, folder, cell.store)
+    write_results(report, previous, folder, cell.store)
     return Result(report, folder, tuple(computed))
 
 

@@ -16,13 +16,8 @@ def push(
     folder: Annotated[Path, typer.Argument(help="Folder that `zoopress run` wrote.")],
     repo: Annotated[str, typer.Argument(help="Repository on the Hub: org/name.")],
     private: Annotated[
-        bool | None,
-        typer.Option(
-            "--private/--public",
-            help="Who sees a new repository; the Hub's default if left out.",
-            show_default=False,
-        ),
-    ] = None,
+        bool, typer.Option("--private", help="Make a new repository private; refuse a public one.")
+    ] = False,
     tag: Annotated[
         str | None, typer.Option(help="Name this version, as v1.", show_default=False)
     ] = None,
@@ -61,7 +56,7 @@ def push(
     from zoopress.plugins import load_plugins
 
     options = publish.PushOptions(
-        private=private,
+        private=private or None,
         branch=branch,
         tag=tag,
         message=message,

@@ -182,39 +182,6 @@ def markdown(report: Report) -> str:
     )
 
 
-def model_readme(report: Report) -> str:
-    """Return the README.md of an artifact; it holds only what every machine measures alike."""
-    card = report.card
-    base = card.get("base_model") or card["name"]
-    # Only the user can name code, so the factory is a hint here.
-    factory = f", factory=...)  # {card['factory']}" if "factory" in card else ")"
-    front = ["---", *(f"{key}: {card[key]}" for key in ("license", "base_model") if key in card)]
-    return "\n".join(
-        [
-            *front,
-            "library_name: zoopress",
-            "---",
-            "",
-            f"# {card['name']}, compressed by {report.recipe['name']}",
-            "",
-            f"Made from `{base}` (revision `{report.revision}`) by zoopress.",
-            "",
-            *_table(("", "original", "compressed", ""), comparison_rows(report, latency=False)),
-            "",
-            "```python",
-            "import zoopress",
-            "",
-            f'model = zoopress.load("PATH/TO/THIS/FOLDER"{factory}',
-            "```",
-            "",
-            "## How it was made",
-            "",
-            *_stage_table(report),
-            "",
-        ]
-    )
-
-
 def _kernel_line(report: Report) -> list[str]:
     if not report.kernels:
         return []
@@ -251,7 +218,7 @@ def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
-def publish(report: Report, entry: Entry, folder: Path, store: Store) -> None:
+def write_results(report: Report, entry: Entry, folder: Path, store: Store) -> None:
     """Write artifact and report into a folder, each in one step; what is right already stays.
 
     Args:
@@ -263,13 +230,15 @@ def publish(report: Report, entry: Entry, folder: Path, store: Store) -> None:
     Raises:
         StoreError: if the folder cannot be written.
     """
+    from zoopress.hub.model_card import render_model_card  # which imports this module
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
         locks = store.root / "locks"
         locks.mkdir(parents=True, exist_ok=True)
         with FileLock(locks / f"folder-{digest(str(folder.resolve()))}.lock"):
             report = _with_known_commit(report, folder / "report.json")
-            _replace_artifact(entry, folder, model_readme(report))
+            _replace_artifact(entry, folder, render_model_card(report))
             write_atomic(folder / "report.json", _json(report.as_dict()))
             write_atomic(folder / "report.md", markdown(report))
             write_atomic(folder / "metrics.json", _json(report.metrics()))

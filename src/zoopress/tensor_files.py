@@ -57,7 +57,7 @@ class _Safetensors:
 
     The pages of a mapped file count as memory beside the tensors that are copied from them, and
     what lies in them is unaligned, which crashes some of torch's kernels, and vanishes with the
-    file. The reading backend of safetensors 0.8 aligns to 32 bytes; torch's kernels ask for 64,
+    file. The reading backend of safetensors 0.8 aligns to 16 bytes; torch's kernels ask for 64,
     which torch gives what it allocates itself.
     """
 

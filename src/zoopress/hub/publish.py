@@ -161,7 +161,7 @@ def plan_push(hub: Hub, release: Release, repo_id: str, options: PushOptions) ->
         raise HubError("HF_HUB_OFFLINE forbids requests. Unset it to publish.")
     repo_id = _full_name(hub, repo_id)
     card, carried = release.report.card, sorted(release.manifest.files)
-    check_license(card, carried, _base(hub, release.report), options.permission)
+    check_license(card, carried, _base(hub, release.report), options.permission, repo_id)
     readme = render_model_card(
         release.report, repo_id, options.template, options.permission, carried
     )
@@ -271,12 +271,14 @@ def _base(hub: Hub, report: Report) -> BaseInfo | None:
         log.warning("the licence of %s could not be compared with the Hub: %s", name, error)
         return None
     told = found.card
+    license = told.get("license")
     return BaseInfo(
-        license=told.get("license"),
+        license=license[0] if isinstance(license, list) and len(license) == 1 else license,
         license_name=told.get("license_name"),
         license_link=told.get("license_link"),
         gated=found.gated,
         private=found.private,
+        files=tuple(found.files),
     )
 
 
