@@ -371,7 +371,9 @@ def test_pages_about_the_encoder_run(page: str, minilm: Desk, tmp_path: Path) ->
 def test_publish_tutorial_runs(minilm: Desk, tmp_path: Path, hub: HubFixture) -> None:
     hub.add_user("me", token="hf_memememe", orgs=["my-org"])
     desk = make_desk(tmp_path / "desk", Path(minilm.env["ZOOPRESS_STORE"]), minilm.slow)
+    desk.env.pop("HF_HUB_OFFLINE")
     desk.env.update(hub.environment("hf_memememe"))
+    desk.env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{desk.env['PATH']}"
     desk.run_page(DOCS / "tutorials" / "publish.md")
     assert "zoopress.json" in hub.files("my-org/minilm-small", "v1")
 
