@@ -23,7 +23,7 @@ SCHEMA = 2
 """Raise it when stored results of older versions can no longer be used."""
 
 
-LIBRARIES = ("zoopress", "torch", "transformers")
+LIBRARIES = ("zoopress", "torch", "transformers", "timm", "gguf")
 """What results depend on besides a technique's own distribution."""
 
 

@@ -175,7 +175,7 @@ class Workbench:
                 kernels=kernels,
                 loads_as=manifest.loads_as(),
                 machine=describe_machine(),
-                made_with={name: installed_version(name) for name in LIBRARIES},
+                made_with={name: v for name in LIBRARIES if (v := installed_version(name))},
             )
             claim.commit(report.as_dict())
             return report

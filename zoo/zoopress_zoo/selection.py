@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from zoopress.errors import SourceError, nearest
+from zoopress.hub.licenses import LEGAL_FILE
 
 FORMATS = (".safetensors", ".bin", ".pth", ".pt")
 """Suffixes of files that hold a model's tensors, the preferred first."""
@@ -54,11 +55,6 @@ _COMPANIONS = frozenset(
         *("word_shape.json", "word_pronunciation.json", "prophetnet.tokenizer", "byte_maps.json"),
         *("normalizer.json", "dict.txt", "emoji.json", "chat_template.jinja", "chat_template.json"),
     }
-)
-_LEGAL = re.compile(
-    r"(LICEN[CS]E|NOTICE|COPYING|COPYRIGHT|USE_POLICY)[A-Za-z0-9_+-]*"
-    r"(\.(txt|md|rst|pdf|html?|(apache|mit|bsd|gpl)[-0-9.]*))?",
-    re.IGNORECASE,
 )
 _TEMPLATE = re.compile(r"additional_chat_templates/[A-Za-z0-9_][A-Za-z0-9_.-]*\.jinja")
 _MOST_NAMED = 20
@@ -131,7 +127,7 @@ def _module_folders(names: Collection[str]) -> list[str]:
 
 
 def _others(names: Collection[str]) -> tuple[str, ...]:
-    found = {name for name in names if name in _COMPANIONS or _LEGAL.fullmatch(name)}
+    found = {name for name in names if name in _COMPANIONS or LEGAL_FILE.fullmatch(name)}
     found |= {name for name in names if _TEMPLATE.fullmatch(name)}
     for folder in _module_folders(names):
         found |= {f"{folder}/{name}" for name in _inside(names, folder) if name in _COMPANIONS}

@@ -56,6 +56,8 @@ class ZoopressQuantizer(HfQuantizer):  # type: ignore[misc]
         config.transformers_weights = EMPTY
         return config
 
+    update_tp_plan = update_attn_implementation  # what transformers before 5.20 calls at that point
+
     def _process_model_before_weight_loading(
         self,
         model: Any,

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-BLOCK_CODES = 1 << 17
-"""How many codes are packed or unpacked at once where the codes of a whole tensor would be many
-times its packed size; what is made of so many on the way stays in the processor's cache."""
+BLOCK_CODES = 1 << 18
+"""How many codes are packed or unpacked at once where those of a whole tensor would take many times
+its packed size. Fewer take longer: a step has its price however little it does."""
 
 
 def packed_size(count: int, bits: int) -> int:
@@ -51,13 +51,14 @@ def pack_codes(codes: Tensor, bits: int) -> Tensor:
     group_codes, group_bytes = _group(bits)
     padded = pad(codes, (0, -count % group_codes))
     columns = _columns(padded, group_codes)
-    packed = codes.new_empty(*codes.shape[:-1], padded.shape[-1] // group_codes, group_bytes)
-    for byte, value in enumerate(packed.unbind(-1)):
+    packed: list[Tensor] = []
+    for byte in range(group_bytes):
         first = byte * 8 // bits
-        torch.bitwise_right_shift(columns[first], byte * 8 - first * bits, out=value)
+        value = columns[first] >> (byte * 8 - first * bits)
         for j in range(first + 1, (byte * 8 + 7) // bits + 1):
             value |= columns[j] << (j * bits - byte * 8)  # uint8 drops what overflows
-    return packed.flatten(-2)[..., : packed_size(count, bits)].contiguous()
+        packed.append(value)
+    return torch.stack(packed, -1).flatten(-2)[..., : packed_size(count, bits)].contiguous()
 
 
 def unpack_codes(packed: Tensor, bits: int, count: int) -> Tensor:
