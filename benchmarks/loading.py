@@ -4,8 +4,8 @@ The model is an embedding that is also the output layer, and as many weights aga
 its weights are random. Peak memory is what the kernel counts as resident, pages of mapped files
 included, above what the process held before; the process has imported everything and loaded a tiny
 artifact of the same kind. Each load runs in a fork of its own, of a process that made no artifact,
-since memory that was used and freed would be used again unseen. The bound is 1.25 × the loaded model
-and its largest tensor. Files are in the system's cache when they are read.
+since memory that was used and freed would be used again unseen. The bound is 1.25 × the loaded
+model and its largest tensor. Files are in the system's cache when they are read.
 """
 
 from __future__ import annotations

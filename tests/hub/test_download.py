@@ -1,6 +1,9 @@
 """Fetching from the Hub with the real client: pinned, verified, offline, under faults."""
 
+from typing import Any
+
 import pytest
+from huggingface_hub import HfApi
 
 from hub_server import Fault
 from hub_server.fixtures import HubFixture
@@ -37,6 +40,19 @@ def test_only_what_was_chosen_is_fetched(repo: HubFixture) -> None:
     assert got.names == ("config.json",)
     assert not (got.folder / "big.bin").exists()
     assert got.commit == repo.head("zoo/m")
+
+
+def test_a_server_that_tells_digests_in_its_tree_alone(
+    repo: HubFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = HfApi.model_info
+
+    def model_info(self: HfApi, repo_id: str, **options: Any) -> Any:
+        return real(self, repo_id, **{**options, "files_metadata": False})
+
+    monkeypatch.setattr(HfApi, "model_info", model_info)
+    repo.faults.add(Fault.flip(1234, path="/cdn/", times=1))
+    assert contents(everything()) == FILES
 
 
 def test_a_branch_or_tag_becomes_a_commit(repo: HubFixture) -> None:

@@ -53,8 +53,8 @@ class HubServer(HubState):
 
     @property
     def cdn(self) -> str:
-        """The origin of large files."""
-        return self._listeners["cdn"].url
+        """The origin of large files: of another name, or clients take it for the Hub itself."""
+        return self._listeners["cdn"].url.replace("127.0.0.1", "localhost")
 
     def start(self) -> "HubServer":
         for listener in self._listeners.values():

@@ -49,8 +49,9 @@ def pack_codes(codes: Tensor, bits: int) -> Tensor:
         )
     count = codes.shape[-1]
     group_codes, group_bytes = _group(bits)
-    padded = pad(codes, (0, -count % group_codes))
-    columns = _columns(padded, group_codes)
+    if count % group_codes:
+        codes = pad(codes, (0, -count % group_codes))
+    columns = _columns(codes, group_codes)
     packed: list[Tensor] = []
     for byte in range(group_bytes):
         first = byte * 8 // bits

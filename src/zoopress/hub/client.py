@@ -37,7 +37,8 @@ class RemoteFile:
 
     Attributes:
         size: bytes.
-        digest: "sha256:…" of files in large file storage, else "git:…", git's SHA-1 of a blob.
+        digest: "sha256:…" of files in large file storage, else "git:…", git's SHA-1 of a blob;
+            "" if the server tells none.
     """
 
     size: int
@@ -104,18 +105,41 @@ class Hub:
         Raises:
             HubError: if there is none, or it cannot be had.
         """
-        info = self.call(
-            f"asking for {repo_id}",
-            lambda: self.api.model_info(repo_id, revision=revision, files_metadata=True),
-            repo_id,
-            revision,
+        found: RemoteModel = self.call(
+            f"asking for {repo_id}", lambda: self._ask(repo_id, revision), repo_id, revision
         )
+        return found
+
+    def find(self, repo_id: str, revision: str | None = None) -> RemoteModel | None:
+        """Ask for a model, None if there is no such repository or revision.
+
+        Raises:
+            HubError: if the Hub cannot tell.
+        """
+
+        def work() -> RemoteModel | None:
+            try:
+                return self._ask(repo_id, revision)
+            except Exception as error:
+                if _is_missing(error):
+                    return None
+                raise
+
+        return self.call(f"looking for {repo_id}", work, repo_id, revision)
+
+    def _ask(self, repo_id: str, revision: str | None) -> RemoteModel:
+        info = self.api.model_info(repo_id, revision=revision, files_metadata=True)
         if not info.sha:
             raise HubError(f"{self.api.endpoint} does not say which commit of {repo_id} it has.")
+        files: list[Any] = list(info.siblings or ())
+        if any(file.lfs is None and not file.blob_id for file in files):
+            # Not every server tells digests here.
+            tree = self.api.list_repo_tree(info.id, recursive=True, revision=info.sha)
+            files = [entry for entry in tree if hasattr(entry, "blob_id")]
         return RemoteModel(
             repo_id=info.id,
             commit=info.sha,
-            files={item.rfilename: _remote_file(item) for item in info.siblings or ()},
+            files={_path(file): _remote_file(file) for file in files},
             private=bool(info.private),
             gated=bool(info.gated),
             card=_plain(info.card_data),
@@ -276,6 +300,22 @@ def _short(error: BaseException) -> str:
     return f"{type(_root(error)).__name__}: {text}"[:300].rstrip(". ")
 
 
+def _is_missing(error: BaseException) -> bool:
+    from huggingface_hub import errors, get_token
+
+    if isinstance(error, errors.GatedRepoError):
+        return False
+    if isinstance(error, errors.RevisionNotFoundError):
+        return True
+    # Without a token the Hub answers 401 to what does not exist, too; with one, to a bad one.
+    unknown = status_of(error) == 404 or (status_of(error) == 401 and not get_token())
+    return isinstance(error, errors.RepositoryNotFoundError) and unknown
+
+
+def _path(file: Any) -> str:
+    return str(getattr(file, "rfilename", None) or file.path)
+
+
 def _plain(card_data: Any) -> dict[str, Any]:
     found = card_data.to_dict() if card_data is not None else {}
     return {key: value for key, value in found.items() if value is not None}
@@ -285,4 +325,4 @@ def _remote_file(item: Any) -> RemoteFile:
     lfs = getattr(item, "lfs", None)
     if lfs is not None:
         return RemoteFile(int(lfs.size), f"sha256:{lfs.sha256}")
-    return RemoteFile(int(item.size or 0), f"git:{item.blob_id}")
+    return RemoteFile(int(item.size or 0), f"git:{item.blob_id}" if item.blob_id else "")

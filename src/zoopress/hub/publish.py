@@ -214,7 +214,7 @@ def _compare(
     hub: Hub, repo_id: str, wanted: Mapping[str, Path | bytes], options: PushOptions
 ) -> PushPlan:
     """Compare what a repository holds with what it shall hold."""
-    remote, tags = _remote(hub, repo_id, options)
+    remote, tagged = _remote(hub, repo_id, options)
     files = remote.files if remote else {}
     added = [path for path in wanted if path not in files]
     changed = [path for path in wanted if path in files and not files[path].matches(wanted[path])]
@@ -229,7 +229,6 @@ def _compare(
         same=tuple(path for path in wanted if path not in {*added, *changed}),
         upload_bytes=sum(_size(wanted[path]) for path in (*added, *changed)),
     )
-    tagged = tags.get(options.tag or "")
     if tagged is not None and not (plan.nothing and tagged == plan.parent):
         raise HubError(
             f"{repo_id} has a tag {options.tag!r} already, for commit {tagged[:12]}, which holds "
@@ -282,20 +281,18 @@ def _base(hub: Hub, report: Report) -> BaseInfo | None:
     )
 
 
-def _remote(
-    hub: Hub, repo_id: str, options: PushOptions
-) -> tuple[RemoteModel | None, dict[str, str]]:
-    """Return what the repository holds, None if there is none, and the commits of its tags.
+def _remote(hub: Hub, repo_id: str, options: PushOptions) -> tuple[RemoteModel | None, str | None]:
+    """Return what the repository holds, and the commit of the tag; None for what is not there.
 
     Raises:
         HubError: if it is somebody else's, or not as private as was asked for.
     """
-    exists = hub.call(f"looking for {repo_id}", lambda: hub.api.repo_exists(repo_id), repo_id)
-    if not exists:
-        return None, {}
-    refs = hub.call(f"asking for {repo_id}", lambda: hub.api.list_repo_refs(repo_id), repo_id)
-    here = any(branch.name == options.branch for branch in refs.branches)
-    found = hub.model(repo_id, options.branch if here else None)
+    found = hub.find(repo_id)
+    if found is None:
+        return None, None
+    if options.branch != "main":
+        found = hub.find(repo_id, options.branch) or found
+    tagged = hub.find(repo_id, options.tag) if options.tag else None
     if options.private and not found.private:
         raise HubError(
             f"{repo_id} is public, and 'private' was asked for; nothing was sent. Make it private "
@@ -308,7 +305,7 @@ def _remote(
             "that zoopress did not publish; nothing was sent. Choose another name or another "
             "branch."
         )
-    return found, {tag.name: tag.target_commit for tag in refs.tags}
+    return found, tagged.commit if tagged else None
 
 
 def _contents(release: Release, readme: str) -> dict[str, Path | bytes]:
@@ -394,8 +391,7 @@ def _tag(hub: Hub, repo_id: str, tag: str, commit: str) -> None:
         lambda: hub.api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True),
         repo_id,
     )
-    refs = hub.call(f"asking for {repo_id}", lambda: hub.api.list_repo_refs(repo_id), repo_id)
-    target = next((item.target_commit for item in refs.tags if item.name == tag), None)
+    target = hub.model(repo_id, tag).commit
     if target != commit:
         raise HubError(
             f"{repo_id}: the tag {tag!r} is on {target}, not on {commit}, which was just "
