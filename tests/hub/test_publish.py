@@ -302,6 +302,37 @@ def test_what_the_licence_forbids_is_refused_unless_permitted(
     assert "Letter of the owner, 2026-05-01" in alice.files(REPO)["README.md"].decode()
 
 
+def of_base(run: Path) -> None:
+    edit_report(run, lambda report: report["card"].update(base_model="zoo/original"))
+
+
+def test_the_licence_text_of_the_original_goes_along(
+    alice: HubFixture, run: Path, plugins: Plugins
+) -> None:
+    page = b"---\nlicense: mit\n---\n# Original\n"
+    files = {"README.md": page, "LICENSE": b"The text.", "NOTICE.txt": b"Notice.", "x.bin": b"x"}
+    alice.create_repo("zoo/original", files)
+    of_base(run)
+    publish(run, plugins)
+    assert remote_files(alice) == {
+        **local_files(run),
+        "LICENSE": b"The text.",
+        "NOTICE.txt": b"Notice.",
+    }
+    assert "`LICENSE`" in alice.files(REPO)["README.md"].decode()
+    assert not publish(run, plugins).changed
+
+
+def test_a_licence_other_than_the_originals_is_refused(
+    alice: HubFixture, run: Path, plugins: Plugins
+) -> None:
+    page = b"---\nlicense: gpl-3.0\n---\n# Original\n"
+    alice.create_repo("zoo/original", {"README.md": page})
+    of_base(run)
+    with pytest.raises(HubError, match=r"gpl-3\.0"):
+        publish(run, plugins)
+
+
 @pytest.mark.parametrize(
     ("token", "message"),
     [

@@ -58,6 +58,11 @@ class RemoteFile:
                 hasher.update(block)
         return f"{kind}:{hasher.hexdigest()}" == self.digest
 
+    def contradicts(self, content: Path | bytes) -> bool:
+        """Tell whether a file cannot be this one; without a digest, only its size is known."""
+        size = len(content) if isinstance(content, bytes) else content.stat().st_size
+        return size != self.size or (bool(self.digest) and not self.matches(content))
+
 
 @dataclass(frozen=True)
 class RemoteModel:

@@ -143,8 +143,7 @@ class _Cache:
                 stamp = [state.st_size, state.st_mtime_ns, state.st_ino]
                 if verified.get(name) == stamp:
                     continue
-                whole = state.st_size == expected.size
-                if expected.matches(path) if expected.digest else whole:
+                if not expected.contradicts(path):
                     verified[name], changed = stamp, True
                     continue
             wrong.append(name)

@@ -293,7 +293,7 @@ def _unmet(
     if missing and _needs_text(identifier):
         yield (
             f"the license {identifier} asks that its text go along, and {', '.join(missing)} of "
-            "the original would not. Copy it from there into the artifact's folder."
+            "the original would not, since it could not be fetched from there."
         )
     begins, name = _NAMES.get(identifier or ""), (repo_id or "").rpartition("/")[2]
     if begins is not None and repo_id is not None and not begins.match(name):

@@ -20,7 +20,7 @@ from zoopress.hub.address import parse_address
 from zoopress.hub.card_metadata import base_model
 from zoopress.hub.client import Hub, RemoteModel, log, status_of
 from zoopress.hub.download import fetch
-from zoopress.hub.licenses import BaseInfo, check_license
+from zoopress.hub.licenses import LEGAL_FILE, BaseInfo, check_license
 from zoopress.hub.model_card import render_model_card
 from zoopress.manifest import MANIFEST, Manifest, parse_manifest, read_manifest, size_bytes
 from zoopress.plugins import Plugins
@@ -160,12 +160,15 @@ def plan_push(hub: Hub, release: Release, repo_id: str, options: PushOptions) ->
     if hub.offline:
         raise HubError("HF_HUB_OFFLINE forbids requests. Unset it to publish.")
     repo_id = _full_name(hub, repo_id)
-    card, carried = release.report.card, sorted(release.manifest.files)
-    check_license(card, carried, _base(hub, release.report), options.permission, repo_id)
+    base = _base(hub, release.report)
+    legal = _legal_texts(hub, base, release.manifest)
+    carried = sorted({*release.manifest.files, *legal})
+    info = _base_info(base) if base else None
+    check_license(release.report.card, carried, info, options.permission, repo_id)
     readme = render_model_card(
         release.report, repo_id, options.template, options.permission, carried
     )
-    return _compare(hub, repo_id, _contents(release, readme), options)
+    return _compare(hub, repo_id, {**_contents(release, readme), **legal}, options)
 
 
 def push(hub: Hub, release: Release, repo_id: str, options: PushOptions) -> Published:
@@ -259,26 +262,42 @@ def _full_name(hub: Hub, repo_id: str) -> str:
     return f"{user['name']}/{address.repo_id}"
 
 
-def _base(hub: Hub, report: Report) -> BaseInfo | None:
-    """Ask the Hub what it says of the original's licence now."""
+def _base(hub: Hub, report: Report) -> RemoteModel | None:
+    """Ask the Hub for the original as it is now, None if it is not there."""
     name = base_model(report)
-    if name is None:
-        return None
-    try:
-        found = hub.model(name)
-    except HubError as error:
-        log.warning("the licence of %s could not be compared with the Hub: %s", name, error)
-        return None
-    told = found.card
-    license = told.get("license")
+    found = hub.find(name) if name else None
+    if name and found is None:
+        log.warning("%s is not on the Hub, so its licence could not be compared", name)
+    return found
+
+
+def _base_info(base: RemoteModel) -> BaseInfo:
+    """Return what matters for the right to publish."""
+    license = base.card.get("license")
     return BaseInfo(
         license=license[0] if isinstance(license, list) and len(license) == 1 else license,
-        license_name=told.get("license_name"),
-        license_link=told.get("license_link"),
-        gated=found.gated,
-        private=found.private,
-        files=tuple(found.files),
+        license_name=base.card.get("license_name"),
+        license_link=base.card.get("license_link"),
+        gated=base.gated,
+        private=base.private,
+        files=tuple(base.files),
     )
+
+
+def _legal_texts(hub: Hub, base: RemoteModel | None, manifest: Manifest) -> dict[str, Path]:
+    """Fetch the original's licence, notice and the like, unless the artifact has them already."""
+    if base is None:
+        return {}
+    wanted = [n for n in base.files if LEGAL_FILE.fullmatch(n) and n not in manifest.files]
+    if not wanted:
+        return {}
+    address = parse_address(f"{base.repo_id}@{base.commit}")
+    try:
+        folder = fetch(hub, address, lambda names: wanted).folder
+    except HubError as error:
+        log.warning("%s could not be fetched: %s", ", ".join(wanted), error)
+        return {}
+    return {name: folder / name for name in wanted}
 
 
 def _remote(hub: Hub, repo_id: str, options: PushOptions) -> tuple[RemoteModel | None, str | None]:
@@ -375,7 +394,7 @@ def _quiet_bars() -> None:
 def _verify(hub: Hub, repo_id: str, commit: str, wanted: Mapping[str, Path | bytes]) -> None:
     """Compare what the Hub holds with what was sent."""
     held = hub.model(repo_id, commit).files
-    wrong = [p for p, content in wanted.items() if p not in held or not held[p].matches(content)]
+    wrong = [p for p, content in wanted.items() if p not in held or held[p].contradicts(content)]
     if wrong:
         raise HubError(
             f"{repo_id} at {commit}: the Hub holds other bytes than were sent of "
