@@ -349,7 +349,7 @@ def test_a_class_that_needs_another_package_says_so(
             return dir(hub)
 
     _save("bert", tmp_path)
-    monkeypatch.setattr("zoopress_zoo.transformers_models.library", Library)
+    monkeypatch.setattr("zoopress_zoo.transformers_classes.library", Library)
     with pytest.raises(SourceError, match=r"BertForPreTraining.*requires the no_such library"):
         _load(tmp_path, plugins, model_class="BertForPreTraining")
 

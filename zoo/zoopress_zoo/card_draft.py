@@ -16,7 +16,8 @@ from zoopress.source import Architecture, SourceFiles, build_on_meta, detect_arc
 from zoopress.task import Task
 from zoopress_zoo.card_facts import bases, describe, pipeline_of
 from zoopress_zoo.card_inputs import TOKENIZER_FILES, Inputs, infer_inputs, inputs_without_module
-from zoopress_zoo.transformers_models import named_class, read_config
+from zoopress_zoo.transformers_classes import named_class
+from zoopress_zoo.transformers_config import read_config
 
 _MILLION = 1_000_000
 _LIBRARIES = {

@@ -19,14 +19,9 @@ from typing import TYPE_CHECKING, Any
 from zoopress.card import Card
 from zoopress.errors import SourceError
 from zoopress.source import Companions, SourceFiles
-from zoopress_zoo.transformers_models import (
-    Transformers,
-    check_complete,
-    find_class,
-    library,
-    make_config,
-    reason,
-)
+from zoopress_zoo.transformers_classes import find_class
+from zoopress_zoo.transformers_config import library, make_config, reason
+from zoopress_zoo.transformers_models import Transformers, check_complete
 
 if TYPE_CHECKING:
     from torch import nn

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoopress.edits import Edit, Resize
 from zoopress.source import Companions
-from zoopress_zoo.transformers_models import make_config, read_config
+from zoopress_zoo.transformers_config import make_config, read_config
 
 if TYPE_CHECKING:
     import torch

@@ -17,13 +17,9 @@ from typing import TYPE_CHECKING, Any
 from zoopress.card import Card
 from zoopress.errors import ArtifactError, SourceError, nearest
 from zoopress.source import Architecture, Companions, SourceFiles
-from zoopress_zoo.transformers_models import (
-    Transformers,
-    load_pretrained,
-    named_class,
-    read_config,
-    refuse_quantized,
-)
+from zoopress_zoo.transformers_classes import named_class
+from zoopress_zoo.transformers_config import read_config, refuse_quantized
+from zoopress_zoo.transformers_models import Transformers, load_pretrained
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

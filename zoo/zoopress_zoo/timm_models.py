@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from zoopress.card import Card
 from zoopress.errors import ArtifactError, SourceError, nearest
 from zoopress.source import Architecture, SourceFiles
-from zoopress_zoo.transformers_models import read_config
+from zoopress_zoo.transformers_config import read_config
 
 if TYPE_CHECKING:
     from torch import nn

@@ -15,8 +15,8 @@ from zoopress.coding.bits import packed_size, unpack_codes
 from zoopress.packing import CodeLayout, PackedWeight, Product
 from zoopress.weights import as_matrix, from_matrix
 
-# Made dense at once: what is made on the way for a whole tensor could take more than the tensor.
-_BLOCK_WEIGHTS = 1 << 20
+# Unpacked at once: what is made on the way for a whole tensor would take as much as the tensor.
+_BLOCK_WEIGHTS = 1 << 18
 INT8_KERNEL_ROWS = 64
 INT4_KERNEL_ROWS = 128
 INT4_KERNEL_GROUPS = (32, 64, 128, 256)
@@ -72,7 +72,8 @@ class QuantizedWeight(PackedWeight):
     def dense(self) -> Tensor:
         """Return the weight in its own shape and type."""
         matrix = torch.empty(self.rows, self.columns, dtype=self.dtype, device=self.codes.device)
-        step = max(1, _BLOCK_WEIGHTS // self.columns)
+        # Codes of 8 bits are used as they are.
+        step = self.rows if self.bits == 8 else max(1, _BLOCK_WEIGHTS // self.columns)
         for first in range(0, self.rows, step):
             some = slice(first, first + step)
             zero_point = None if self.zero_point is None else self.zero_point[some]

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-BLOCK_CODES = 1 << 18
+BLOCK_CODES = 1 << 16
 """How many codes are packed or unpacked at once where those of a whole tensor would take many times
-its packed size. Fewer take longer: a step has its price however little it does."""
+its packed size. Fewer take longer, since a step has its price however little it does; of more, the
+C library maps memory anew every time, or keeps what is freed in holes between tensors."""
 
 
 def packed_size(count: int, bits: int) -> int:
@@ -129,19 +130,28 @@ class RowPacker:
         self._count, self._bits = rows * count if long else count, bits
         self._row = self._column = 0
         self._missing = rows * count
-        self._waiting: list[Tensor] = []
+        # One place for what waits, since many large pieces would leave memory full of holes.
+        self._waiting = torch.empty(min(self._missing, 2 * BLOCK_CODES), dtype=torch.uint8)
+        self._filled = 0
 
     def add(self, codes: Tensor) -> None:
-        """Take the next codes [n], uint8, in row-major order; they must not change afterwards.
+        """Take the next codes [n], uint8, in row-major order.
 
         Raises:
             ValueError: if a code does not fit into its bits.
         """
-        self._waiting.append(codes)
-        self._missing -= len(codes)
-        if self._missing and sum(map(len, self._waiting)) < BLOCK_CODES:
-            return  # a step takes a while however few codes there are
-        codes = torch.cat(self._waiting)
+        while len(codes):
+            taken = min(len(codes), len(self._waiting) - self._filled)
+            self._waiting[self._filled : self._filled + taken] = codes[:taken]
+            self._filled += taken
+            self._missing -= taken
+            codes = codes[taken:]
+            if self._filled == len(self._waiting) or not self._missing:
+                self._pack()
+
+    def _pack(self) -> None:
+        """Pack what waits, but for codes that neither end a row nor fill many bytes."""
+        codes = self._waiting[: self._filled]
         while left := len(codes):
             missing = self._count - self._column
             if left < min(missing, BLOCK_CODES):
@@ -153,7 +163,8 @@ class RowPacker:
                 taken = missing if left >= missing else left // 8 * 8
                 self._pack_part(codes[:taken])
             codes = codes[taken:]
-        self._waiting = [codes.clone()]
+        self._filled = len(codes)
+        self._waiting[: self._filled] = codes.clone()
 
     def _pack_rows(self, codes: Tensor) -> None:
         self._rows[self._row : self._row + len(codes)] = pack_codes(codes, self._bits)
