@@ -101,6 +101,11 @@ class Report:
         return cls(**values)
 
 
+def times_smaller(ratio: float) -> str:
+    """Say a compression ratio in words; an original that was packed already may be smaller."""
+    return f"{ratio:.2f}× smaller" if ratio >= 1 else f"{1 / ratio:.2f}× larger"
+
+
 def comparison_rows(report: Report, latency: bool = True) -> list[tuple[str, str, str, str]]:
     """Return the table: figure, original, compressed, and the two compared."""
     last, fidelity = report.last, report.last.fidelity
@@ -109,7 +114,7 @@ def comparison_rows(report: Report, latency: bool = True) -> list[tuple[str, str
             "bytes, all files",
             f"{report.original_size_bytes:,}",
             f"{last.size_bytes:,}",
-            f"{report.compression_ratio:.2f}× smaller",
+            times_smaller(report.compression_ratio),
         ),
         (
             "bytes, tensors",

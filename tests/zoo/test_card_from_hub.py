@@ -157,7 +157,8 @@ def test_a_file_or_folder_of_a_repository_has_a_card_of_its_own(
     card = written(made, tmp_path, plugins)
     assert card.name == "gguf-mistral-7b.Q4_K_M"
     assert card.source == f"hub:zoo/gguf/mistral-7b.Q4_K_M.gguf@{zoo.head('zoo/gguf')}"
-    assert "data" in made.missing
+    assert card.data is not None
+    assert card.data.text == "python-docstrings"
     zoo.create_repo("zoo/parts", {f"body/{k}": v for k, v in hub_models.VIT.items()})
     assert draft("zoo/parts/body", plugins).name == "parts-body"
 

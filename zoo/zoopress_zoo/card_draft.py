@@ -159,7 +159,7 @@ def _task(values: Mapping[str, Any], encodes: bool, files: SourceFiles, plugins:
 
 def _inputs(values: Mapping[str, Any], files: SourceFiles, plugins: Plugins, module: Any) -> Inputs:
     if module is None:
-        return inputs_without_module(files.folder, files.others)
+        return inputs_without_module(files.folder, files.others, _is_gguf(files))
     card = Card.model_validate({**values, "data": None, "language": (), "tags": ()})
     task: type[Task] = plugins.resolve("tasks", card.task)
     return infer_inputs(module, files.folder, files.others, card, task)

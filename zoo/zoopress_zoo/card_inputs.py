@@ -85,8 +85,11 @@ def infer_inputs(
     return Inputs({"random": random, **_counts(largest, 64)}, _RANDOM)
 
 
-def inputs_without_module(folder: Path, others: Collection[str]) -> Inputs:
+def inputs_without_module(folder: Path, others: Collection[str], is_gguf: bool = False) -> Inputs:
     """Propose inputs for a model that cannot be built here: one of timm, or of a GGUF file."""
+    if is_gguf:
+        data = {"text": "python-docstrings", **_counts(1 << 21, 256)}
+        return Inputs(data, "Not tried: a GGUF file tells what it takes once it is here.")
     if any(Path(name).name in TOKENIZER_FILES for name in others):
         return Inputs({"text": "python-docstrings", **_counts(1 << 21, 256)})
     pixels = _pixels(None, folder)

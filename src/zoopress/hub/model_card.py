@@ -30,7 +30,7 @@ from zoopress.hub.licenses import (
 )
 from zoopress.hub.local_paths import without_local_paths
 from zoopress.hub.markdown import code, fence, link, one_line, table, text, web_address, yaml_block
-from zoopress.report import Report, comparison_rows
+from zoopress.report import Report, comparison_rows, times_smaller
 
 if TYPE_CHECKING:
     from zoopress.plugins import Plugins
@@ -101,7 +101,7 @@ def _context(
         "description": text(card.get("description", "")),
         "recipe_name": text(report.recipe["name"]),
         "recipe_description": text(report.recipe.get("description", "")),
-        "times_smaller": f"{ratio:.2f}× smaller" if ratio >= 1 else f"{1 / ratio:.2f}× larger",
+        "times_smaller": times_smaller(ratio),
         "size": _size(last.size_bytes),
         "original_size": _size(report.original_size_bytes),
         "cosine": f"{fidelity.cosine:.4f}",
