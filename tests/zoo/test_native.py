@@ -151,11 +151,7 @@ def logits(module: Any, model: str) -> torch.Tensor:
 
 QUICK = {("gpt2", "neurons"), ("llama", "all"), *(("bert", chain) for chain in CHAINS)}
 CASES = [
-    pytest.param(
-        model,
-        chain,
-        marks=() if model in ("bert", "resnet") or chain == "all" else pytest.mark.slow,
-    )
+    pytest.param(model, chain, marks=() if (model, chain) in QUICK else pytest.mark.slow)
     for model in MODELS
     for chain in CHAINS
 ]
@@ -244,6 +240,19 @@ def test_zoopress_need_not_be_imported(made: Any) -> None:
         text=True,
         check=False,
     )
+    assert done.returncode == 0, done.stderr
+
+
+def test_transformers_works_whatever_is_wrong_with_zoopress() -> None:
+    code = (
+        "import sys, warnings; sys.modules['zoopress_zoo.transformers_quantizer'] = None\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    warnings.simplefilter('always')\n"
+        "    from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING\n"
+        "assert 'zoopress' not in AUTO_QUANTIZER_MAPPING and 'gptq' in AUTO_QUANTIZER_MAPPING\n"
+        "assert any('could not register' in str(w.message) for w in caught)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

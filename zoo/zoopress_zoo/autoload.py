@@ -26,9 +26,18 @@ class _Finder:
 
         def execute_and_register(module):  # type: ignore[no-untyped-def]
             execute(module)
-            from zoopress_zoo.transformers_quantizer import register
+            try:
+                from zoopress_zoo.transformers_quantizer import register
 
-            register()
+                register()
+            except Exception as error:  # transformers must work, whatever is wrong with us
+                import warnings
+
+                warnings.warn(
+                    f"zoopress could not register with transformers ({error}), so models that it "
+                    "compressed load through zoopress.load alone. Update both.",
+                    stacklevel=1,
+                )
 
         spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
         return spec
