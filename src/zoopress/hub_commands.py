@@ -53,6 +53,7 @@ def push(
     """
     from zoopress.hub import publish
     from zoopress.hub.client import Hub
+    from zoopress.hub.release import open_release
     from zoopress.plugins import load_plugins
 
     options = publish.PushOptions(
@@ -63,7 +64,7 @@ def push(
         template=template,
         permission=permission,
     )
-    release = publish.open_release(folder, load_plugins())
+    release = open_release(folder, load_plugins())
     hub = Hub()
     if dry_run:
         plan = publish.plan_push(hub, release, repo, options)

@@ -43,6 +43,8 @@ class Report:
     loads_as: dict[str, Any] = field(default_factory=dict)
     """The `architecture`, its `class` if it has one, and whether it is `native`: loaded by the
     library that it comes from, without zoopress."""
+    artifact_sha256: str = ""
+    """Of the artifact's zoopress.json, which in turn has those of all its other files."""
     made_with: dict[str, str] = field(default_factory=dict)
     """Versions of what computed it; `commit` and `repository` of the folder it ran in, if known."""
     schema: int = field(default=2)

@@ -26,14 +26,14 @@ from zoopress.evaluation import (
     run_all,
 )
 from zoopress.gates import GateInput, StageResult, check_sound
-from zoopress.manifest import Base, Manifest, size_bytes
+from zoopress.manifest import MANIFEST, Base, Manifest, size_bytes
 from zoopress.model import Model
 from zoopress.packing import unpack
 from zoopress.plugins import Plugins
 from zoopress.progress import Reporter
 from zoopress.report import Report
 from zoopress.source import Architecture
-from zoopress.store import Entry
+from zoopress.store import Entry, file_digest
 from zoopress.technique import Context
 from zoopress.tensor_files import plain_bytes
 
@@ -174,6 +174,7 @@ class Workbench:
                 latency=latency,
                 kernels=kernels,
                 loads_as=manifest.loads_as(),
+                artifact_sha256=file_digest(last.artifact / MANIFEST),
                 machine=describe_machine(),
                 made_with={name: v for name in LIBRARIES if (v := installed_version(name))},
             )

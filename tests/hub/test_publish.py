@@ -19,7 +19,8 @@ from zoopress.compress import compress
 from zoopress.errors import ArtifactError, GateError, HubError
 from zoopress.hub import client
 from zoopress.hub.client import Hub
-from zoopress.hub.publish import Published, PushOptions, open_release, plan_push, push
+from zoopress.hub.publish import Published, PushOptions, plan_push, push
+from zoopress.hub.release import open_release
 from zoopress.plugins import Plugins, load_plugins
 from zoopress.recipe import load_recipe
 from zoopress.store import Store

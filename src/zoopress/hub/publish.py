@@ -7,24 +7,21 @@ arrived are not sent again. After the commit, the Hub's digests are compared onc
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zoopress.errors import ArtifactError, GateError, HubError, InputError
-from zoopress.gates import GateInput, check_sound, check_targets
+from zoopress.errors import ArtifactError, HubError, InputError
 from zoopress.hub.address import parse_address
 from zoopress.hub.card_metadata import base_model
 from zoopress.hub.client import Hub, RemoteModel, log, status_of
 from zoopress.hub.download import fetch
 from zoopress.hub.licenses import LEGAL_FILE, BaseInfo, check_license
 from zoopress.hub.model_card import render_model_card
-from zoopress.manifest import MANIFEST, Manifest, parse_manifest, read_manifest, size_bytes
-from zoopress.plugins import Plugins
-from zoopress.recipe import Targets
+from zoopress.hub.release import Release
+from zoopress.manifest import MANIFEST, Manifest, parse_manifest
 from zoopress.report import Report
 
 README = "README.md"
@@ -99,56 +96,6 @@ class Published:
     tag: str | None
     changed: bool
     """Whether there was anything to commit."""
-
-
-@dataclass(frozen=True)
-class Release:
-    """A compressed model that may be published."""
-
-    folder: Path
-    """The artifact."""
-    manifest: Manifest
-    report: Report
-
-
-def open_release(folder: Path, plugins: Plugins) -> Release:
-    """Open the result of a run, and prove once more that it may leave the house.
-
-    Args:
-        folder: with `artifact/` and `report.json`, or that `artifact/`.
-        plugins: for their gates.
-
-    Raises:
-        ArtifactError: if it is damaged, or not the one that the report is about.
-        GateError: if a stage did not pass a gate, or misses the recipe's targets.
-    """
-    run = folder if (folder / "artifact").is_dir() else folder.absolute().parent
-    artifact = run / "artifact" if run is folder else folder
-    manifest = read_manifest(artifact)
-    try:
-        report = Report.from_dict(json.loads((run / "report.json").read_bytes()))
-    except FileNotFoundError:
-        raise ArtifactError(
-            f"{run}: has no report.json, so nothing shows that the model passed its gates. Give "
-            "the folder that `zoopress run` wrote."
-        ) from None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ArtifactError(
-            f"{run / 'report.json'}: cannot be read ({type(error).__name__}: {error}). Run the "
-            "recipe again; finished stages are in the store."
-        ) from error
-    techniques = [stage.get("technique") for stage in manifest.lineage]
-    if (
-        report.last.size_bytes != size_bytes(artifact, manifest)
-        or [stage.technique for stage in report.stages] != techniques
-        or report.revision != manifest.base.revision
-    ):
-        raise ArtifactError(
-            f"{run / 'report.json'} is about another model than {artifact}. Run the recipe again; "
-            "finished stages are in the store."
-        )
-    _check_gates(report, plugins)
-    return Release(artifact, manifest, report)
 
 
 def plan_push(hub: Hub, release: Release, repo_id: str, options: PushOptions) -> PushPlan:
@@ -238,18 +185,6 @@ def _compare(
             "something else. A version never changes: choose another tag."
         )
     return plan
-
-
-def _check_gates(report: Report, plugins: Plugins) -> None:
-    shared = report.recipe.get("targets", {})
-    stages = report.recipe.get("stages", [])
-    if len(stages) != len(report.stages):
-        raise GateError("The report's recipe has other stages than were measured; run it again.")
-    for position, (result, stage) in enumerate(zip(report.stages, stages, strict=True), start=1):
-        targets = Targets(**{**shared, **stage.get("targets", {})})
-        given = GateInput(result, targets, report.original_size_bytes)
-        check_sound(given, position)
-        check_targets(given, position, position == len(stages), plugins)
 
 
 def _full_name(hub: Hub, repo_id: str) -> str:
