@@ -169,15 +169,7 @@ def figures(
     return result
 
 
-# Masks are still unpacked and kept, and some constructors still fill memory.
-PENDING = ("masked int4", "zpz masked 5 bits", "constructor looks at values")
-PARAMETERS = [
-    pytest.param(*case, marks=pytest.mark.xfail(case[0] in PENDING, reason="not streamed yet"))
-    for case in CASES
-]
-
-
-@pytest.mark.parametrize(("kind", "unpacking", "verify"), PARAMETERS)
+@pytest.mark.parametrize(("kind", "unpacking", "verify"), CASES)
 def test_loading_takes_little_more_memory_than_the_model(
     kind: str, unpacking: str, verify: bool, figures: dict[str, dict[str, int]]
 ) -> None:

@@ -171,6 +171,7 @@ def load_artifact(
     factory: Callable[..., nn.Module] | None = None,
     verify: bool = True,
     progress: Callable[[str], None] = lambda name: None,
+    masks: bool = True,
 ) -> tuple[Model, Architecture, Manifest]:
     """Load an artifact.
 
@@ -180,6 +181,7 @@ def load_artifact(
         factory: the function that builds the module, for a model that came from a Python factory.
         verify: whether to compare every file's SHA-256 first.
         progress: called with each tensor's name.
+        masks: whether to keep pruning masks, a byte a weight; only techniques need them.
 
     Raises:
         ArtifactError: if it is damaged, hostile or needs a plugin that is not installed.
@@ -196,7 +198,7 @@ def load_artifact(
             raise
         raise ArtifactError(f"{folder / MANIFEST}: field 'architecture': {error}") from error
     model = replay_edits(folder, manifest, module, plugins)
-    fill_tensors(folder, manifest, model, architecture.stored_name, progress)
+    fill_tensors(folder, manifest, model, architecture.stored_name, progress, masks)
     accept_float32(model.module)
     return model, architecture, manifest
 
@@ -225,6 +227,7 @@ def fill_tensors(
     model: Model,
     stored_name: Callable[[str], str],
     progress: Callable[[str], None] = lambda name: None,
+    masks: bool = False,
 ) -> None:
     """Read every tensor of an artifact into the rebuilt model.
 
@@ -234,12 +237,13 @@ def fill_tensors(
         model: with all edits replayed.
         stored_name: gives the name in the file of a tensor of the model.
         progress: called with each tensor's name.
+        masks: whether to keep pruning masks, a byte a weight.
 
     Raises:
         ArtifactError: if they do not fit.
     """
     try:
-        _fill(folder, model, manifest, stored_name, progress)
+        _fill(folder, model, manifest, stored_name, progress, masks)
     except ArtifactError as error:
         raise ArtifactError(f"{folder}: {str(error).rstrip('.')}. {AGAIN}") from error
 
@@ -276,6 +280,7 @@ def _fill(
     manifest: Manifest,
     stored_name: Callable[[str], str],
     progress: Callable[[str], None],
+    masks: bool,
 ) -> None:
     """Read every tensor into the rebuilt model."""
     expected = {n: Expected(t.shape, t.dtype) for n, t in model.tensors().items()}
@@ -323,6 +328,7 @@ def _fill(
                     layouts.get(name),
                     read,
                     lambda other: get(other, depth + 1),
+                    masks,
                 )
                 _set(model.module, name, tensor)
                 if mask is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules import module as registration
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -28,11 +28,13 @@ def memory_bytes() -> int:
 
 
 @contextmanager
-def bounded_build(most_parts: int) -> Iterator[None]:
+def bounded_build(most_parts: int, keep_parameters: bool = True) -> Iterator[None]:
     """Stop a module's constructor that makes too many parts or fills more than all memory.
 
     Args:
         most_parts: modules, parameters and buffers, all together.
+        keep_parameters: whether parameters keep their memory; else each moves to the meta device
+            as soon as a module has it.
 
     Raises:
         SourceError: from within the constructor.
@@ -50,7 +52,16 @@ def bounded_build(most_parts: int) -> Iterator[None]:
                 "than its files can hold"
             )
 
+    def free(_: nn.Module, name: str, parameter: nn.Parameter) -> Any:
+        # One that is there already is tied, and must stay the same.
+        plain = type(parameter) is nn.Parameter and not parameter.is_meta
+        if threading.get_ident() != thread or not plain:
+            return None
+        return nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+
     with ExitStack() as stack:
+        if not keep_parameters:
+            stack.callback(registration.register_module_parameter_registration_hook(free).remove)
         for register in (
             registration.register_module_module_registration_hook,
             registration.register_module_parameter_registration_hook,

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from zoopress.coding.bits import pack_codes, unpack_codes
+from zoopress.coding.masks import PackedMask
 from zoopress.coding.zpz import StoredTensor
 from zoopress.errors import ArtifactError, StageError
 from zoopress.packing import CodeLayout
@@ -134,6 +135,7 @@ def decode(
     layout: CodeLayout | None,
     read: Callable[[str], Tensor],
     tensor_named: Callable[[str], Tensor],
+    masks: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     """Rebuild a tensor from a file.
 
@@ -144,9 +146,10 @@ def decode(
         layout: how it holds codes, if it does.
         read: returns a stored tensor by name.
         tensor_named: returns another, already decoded tensor of the model.
+        masks: whether to return the mask, which takes a byte a weight.
 
     Returns:
-        The tensor, and its mask if it has one.
+        The tensor, and its mask if it has one and `masks`.
 
     Raises:
         ArtifactError: if what is stored does not fit.
@@ -164,10 +167,12 @@ def decode(
     if isinstance(entry, Boolean):
         if expected.dtype != torch.bool:
             raise ArtifactError(f"tensor {name!r}: stored as bools, expected {expected.dtype}")
-        return _read_bits(name, name, read, expected.shape.numel()).view(expected.shape), None
+        return _read_mask(name, name, read, expected.shape).unpack(), None
     if layout is None:
-        return _decode_masked(name, expected, read)
-    return _decode_masked_codes(name, expected, layout, read, tensor_named)
+        tensor, mask = _decode_masked(name, expected, read)
+    else:
+        tensor, mask = _decode_masked_codes(name, expected, layout, read, tensor_named)
+    return tensor, mask.unpack() if masks else None
 
 
 def _encode_masked(
@@ -197,18 +202,17 @@ def _encode_masked(
 
 def _decode_masked(
     name: str, expected: Expected, read: Callable[[str], Tensor]
-) -> tuple[Tensor, Tensor]:
-    mask = _read_bits(name, name + MASK, read, expected.shape.numel()).view(expected.shape)
+) -> tuple[Tensor, PackedMask]:
+    mask = _read_mask(name, name + MASK, read, expected.shape)
     kept = read(name + KEPT)
-    count = int(mask.sum())
+    count = mask.count()
     floats = kept.is_floating_point() and expected.dtype.is_floating_point
     if kept.shape != (count,) or not floats:
         raise ArtifactError(
             f"tensor {name!r}: its mask keeps {count} weights, but {kept.dtype} of shape "
             f"{tuple(kept.shape)} is stored"
         )
-    tensor = torch.zeros(expected.shape, dtype=kept.dtype)
-    return tensor.masked_scatter_(mask, kept), mask
+    return mask.scatter(kept), mask
 
 
 def _decode_masked_codes(
@@ -217,32 +221,38 @@ def _decode_masked_codes(
     layout: CodeLayout,
     read: Callable[[str], Tensor],
     tensor_named: Callable[[str], Tensor],
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, PackedMask]:
     shape = torch.Size((expected.shape[0], layout.per_row))
-    mask = _read_bits(name, name + MASK, read, shape.numel()).view(shape)
+    mask = _read_mask(name, name + MASK, read, shape)
     kept = read(name + KEPT)
-    count = int(mask.sum())
+    count = mask.count()
     if kept.shape != ((count * layout.bits + 7) // 8,) or kept.dtype != torch.uint8:
         raise ArtifactError(
             f"tensor {name!r}: its mask keeps {count} codes of {layout.bits} bits, but "
             f"{kept.dtype} of shape {tuple(kept.shape)} is stored"
         )
-    fill = _fill_codes(layout, shape, name, tensor_named)
-    codes = fill.masked_scatter(mask, unpack_codes(kept[None], layout.bits, count)[0])
     try:
-        return pack_codes(codes, layout.bits), mask
+        packed = mask.scatter_codes(
+            kept, layout.bits, lambda rows: _fill_codes(layout, shape, name, tensor_named, rows)
+        )
+        return packed, mask
     except ValueError as error:  # the zero points, which are codes too, do not fit
         raise ArtifactError(f"tensor {name!r}: {error}") from error
 
 
 def _fill_codes(
-    layout: CodeLayout, shape: torch.Size, name: str, tensor_named: Callable[[str], Tensor]
+    layout: CodeLayout,
+    shape: torch.Size,
+    name: str,
+    tensor_named: Callable[[str], Tensor],
+    rows: slice = slice(None),
 ) -> Tensor:
-    """Return the code of zero at every place of [rows, codes per row]."""
+    """Return the code of zero at every place of some rows of [rows, codes per row]."""
+    size = (len(range(shape[0])[rows]), shape[1])
     if isinstance(layout.fill, int):
-        return torch.full(shape, layout.fill, dtype=torch.uint8)
-    fill = tensor_named(f"{name.rpartition('.')[0]}.{layout.fill}")
-    return fill.to(torch.uint8).repeat_interleave(layout.group, 1)[:, : shape[1]].expand(shape)
+        return torch.full(size, layout.fill, dtype=torch.uint8)
+    fill = tensor_named(f"{name.rpartition('.')[0]}.{layout.fill}")[rows]
+    return fill.to(torch.uint8).repeat_interleave(layout.group, 1)[:, : shape[1]].expand(size)
 
 
 def _bits(mask: Tensor) -> StoredTensor:
@@ -250,14 +260,17 @@ def _bits(mask: Tensor) -> StoredTensor:
     return StoredTensor(pack_codes(mask.reshape(1, -1).to(torch.uint8), 1)[0], 1, count)
 
 
-def _read_bits(name: str, stored: str, read: Callable[[str], Tensor], count: int) -> Tensor:
+def _read_mask(
+    name: str, stored: str, read: Callable[[str], Tensor], shape: torch.Size
+) -> PackedMask:
+    count = shape.numel()
     packed = read(stored)
     if packed.dtype != torch.uint8 or packed.shape != ((count + 7) // 8,):
         raise ArtifactError(
             f"tensor {name!r}: {count} bits are expected in {stored!r}, but {packed.dtype} of "
             f"shape {tuple(packed.shape)} is stored"
         )
-    return unpack_codes(packed[None], 1, count)[0].bool()
+    return PackedMask(packed, shape)
 
 
 def _same_memory(one: Tensor, other: Tensor) -> bool:

@@ -50,6 +50,8 @@ def load(
     if isinstance(factory, str):
         factory = load_callable(factory, Path.cwd())
     folder = find_artifact(place, revision)
-    model, architecture, _ = load_artifact(folder, load_plugins(), factory, verify, progress)
+    model, architecture, _ = load_artifact(
+        folder, load_plugins(), factory, verify, progress, masks=False
+    )
     unpack(model.module, unpacking)
     return architecture.finish(model.module)

@@ -7,10 +7,10 @@ import importlib.util
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from zoopress.errors import CardError, SourceError, ZoopressError
 from zoopress.store import file_digest
@@ -162,22 +162,13 @@ def build_on_meta(architecture: Architecture, most_parts: int = 1_000_000) -> nn
     Raises:
         SourceError: if it cannot be built.
     """
-    import torch
-
     from zoopress.bounds import bounded_build
 
     try:
-        with bounded_build(most_parts):
-            try:
-                with torch.device("meta"):
-                    module = architecture.build()
-                stray = _stray_meta_tensor(module)
-            except (NotImplementedError, RuntimeError) as error:
-                stray = f"{type(error).__name__}: {error}"
-                if "meta" not in stray:
-                    raise
-        if stray:
-            # Some constructors look at values, or keep tensors that no file will fill.
+        module = _try_on_meta(architecture, most_parts, "all")
+        if module is None:
+            module = _try_on_meta(architecture, most_parts, "parameters")
+        if module is None:
             with bounded_build(most_parts):
                 module = architecture.build()
     except ZoopressError:
@@ -186,6 +177,29 @@ def build_on_meta(architecture: Architecture, most_parts: int = 1_000_000) -> nn
         reason = f"{type(error).__name__}: {error}"
         raise SourceError(f"The architecture cannot be built: {reason[:400]}.") from error
     return module.eval()
+
+
+def _try_on_meta(
+    architecture: Architecture, most_parts: int, what: Literal["all", "parameters"]
+) -> nn.Module | None:
+    """Return the module without memory, None if its constructor needs values.
+
+    Some constructors look at values, or keep tensors that no file will fill; most of those leave
+    parameters alone, which are nearly all of a module's memory.
+    """
+    import torch
+
+    from zoopress.bounds import bounded_build
+
+    device = torch.device("meta") if what == "all" else nullcontext()
+    try:
+        with bounded_build(most_parts, keep_parameters=what == "all"), device:
+            module = architecture.build()
+    except (NotImplementedError, RuntimeError) as error:
+        if "meta" not in f"{type(error).__name__}: {error}":
+            raise
+        return None
+    return None if _stray_meta_tensor(module) else module
 
 
 def _stray_meta_tensor(module: nn.Module) -> str | None:

@@ -5,9 +5,7 @@ from typing import Any
 
 import yaml
 
-FRONT_MATTER = re.compile(
-    r"^\ufeff?\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|$)", re.DOTALL
-)
+FRONT_MATTER = re.compile(r"^\ufeff?\s*---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|$)", re.DOTALL)
 NO_METADATA = "empty or missing yaml metadata in repo card"
 
 _LICENSES = """
