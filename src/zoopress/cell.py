@@ -19,7 +19,7 @@ from zoopress.source import Architecture, SourceFiles, detect_architecture, pull
 from zoopress.store import Store, digest, file_digest
 from zoopress.task import Task
 
-SCHEMA = 3
+SCHEMA = 4
 """Raise it when stored results of older versions can no longer be used."""
 
 

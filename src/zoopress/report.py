@@ -41,8 +41,8 @@ class Report:
     kernels: dict[str, int] = field(default_factory=dict)
     """How many packed weights compute in which way, once loaded."""
     loads_as: dict[str, Any] = field(default_factory=dict)
-    """The `architecture`, its `class` if it has one, and whether it is `native`: loaded by the
-    library that it comes from, without zoopress."""
+    """The `architecture`, its `class` if it has one, whether the library that it comes from opens
+    it, `by_library`, and whether it does so without zoopress, `native`."""
     artifact_sha256: str = ""
     """Of the artifact's zoopress.json, which in turn has those of all its other files."""
     made_with: dict[str, str] = field(default_factory=dict)

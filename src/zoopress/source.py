@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from zoopress.card import Card
     from zoopress.edits import Edit
+    from zoopress.manifest import Manifest
     from zoopress.model import Model
     from zoopress.plugins import Plugins
 
@@ -109,6 +110,10 @@ class Architecture(ABC):
             others: the files that came with what it was made from.
         """
         return Companions(others, model.edits)
+
+    def library_opens(self, manifest: Manifest) -> bool:
+        """Tell whether the model's own library opens a compressed one, with zoopress installed."""
+        return bool(manifest.native)
 
     def stored_name(self, name: str) -> str:
         """Return the name that a tensor of the module has in the files of its library."""

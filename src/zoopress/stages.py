@@ -153,7 +153,7 @@ class Workbench:
             if claim.entry is not None:
                 return Report.from_dict(claim.entry.record)
             with self.reporter.step("measuring latency"):
-                model, _, manifest = self._load(last.artifact)
+                model, architecture, manifest = self._load(last.artifact)
                 kernels = unpack(model.module, "auto")  # as users get it
                 latency = measure_latency(
                     self.task,
@@ -173,7 +173,10 @@ class Workbench:
                 stages=list(results),
                 latency=latency,
                 kernels=kernels,
-                loads_as=manifest.loads_as(),
+                loads_as={
+                    **manifest.loads_as(),
+                    "by_library": architecture.library_opens(manifest),
+                },
                 artifact_sha256=file_digest(last.artifact / MANIFEST),
                 machine=describe_machine(),
                 made_with={name: v for name in LIBRARIES if (v := installed_version(name))},

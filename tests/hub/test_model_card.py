@@ -66,7 +66,12 @@ def encoder(report: Report, architecture: str = "sentence_encoder", **loads: Any
     """Return the report of a model that a library of the Hub's loads."""
     return replace(
         of(report, factory=None, factory_arguments=None, base_model="org/Original-v2"),
-        loads_as={"architecture": architecture, "native": False, **loads},
+        loads_as={
+            "architecture": architecture,
+            "native": False,
+            "by_library": loads.get("native", architecture != "timm"),
+            **loads,
+        },
     )
 
 

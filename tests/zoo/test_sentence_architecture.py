@@ -12,13 +12,17 @@ import pytest
 import torch
 from torch import nn
 
+import zoopress
 from zoopress.artifact import load_artifact, save_artifact
-from zoopress.card import Card
+from zoopress.card import Card, load_card
+from zoopress.compress import compress
 from zoopress.errors import ArtifactError, SourceError
 from zoopress.manifest import Base
 from zoopress.model import Model
 from zoopress.plugins import Plugins, load_plugins
+from zoopress.recipe import load_recipe
 from zoopress.source import Architecture, SourceFiles, build_on_meta, detect_architecture, pull
+from zoopress.store import Store
 from zoopress_zoo.sentence_architecture import SentenceEncoderArchitecture
 from zoopress_zoo.sentence_encoder import SentenceEncoder, pool
 
@@ -348,3 +352,45 @@ def test_padding_changes_no_embedding(kind: str) -> None:
     left = pool(torch.cat([junk, hidden], 1), torch.tensor([[0, 0, 1, 1, 1]]), kind)
     torch.testing.assert_close(right, alone)
     torch.testing.assert_close(left, alone)
+
+
+@pytest.mark.parametrize("own_folder", [False, True], ids=["top", "folder"])
+@pytest.mark.parametrize(
+    "stages",
+    [
+        "{technique: float_precision}",
+        "{technique: weight_quantization, bits: 8, kinds: [linear, embedding], "
+        "exclude: ['modules_.*']}, {technique: entropy_coding}",
+    ],
+    ids=["native", "packed"],
+)
+def test_a_compressed_encoder_opens_in_sentence_transformers(
+    transformer: Path, tmp_path: Path, plugins: Plugins, stages: str, own_folder: bool
+) -> None:
+    library = _modules()
+    folder = tmp_path / "encoder"
+    modules = (library.Pooling(16, "mean"), library.Dense(16, 8), library.Normalize())
+    _theirs(transformer, folder, *modules)
+    if own_folder:
+        inside = folder / "0_Transformer"
+        inside.mkdir()
+        kept = ("modules.json", "config_sentence_transformers.json", "README.md")
+        for path in [p for p in folder.iterdir() if p.is_file() and p.name not in kept]:
+            path.rename(inside / path.name)
+        listed = json.loads((folder / "modules.json").read_text())
+        listed[0]["path"] = "0_Transformer"
+        (folder / "modules.json").write_text(json.dumps(listed))
+    (tmp_path / "text.txt").write_text("\n".join(f"zoo {i} keeps many animals" for i in range(40)))
+    (tmp_path / "card.yaml").write_text(
+        "name: tiny\nsource: path:encoder\ntask: sentence-similarity\n"
+        "data: {text: text.txt, calibration_samples: 8, evaluation_samples: 16}\n"
+    )
+    (tmp_path / "recipe.yaml").write_text(f"stages: [{stages}]\n")
+    card = load_card(str(tmp_path / "card.yaml"), plugins)
+    recipe = load_recipe(str(tmp_path / "recipe.yaml"), plugins)
+    result = compress(card, recipe, tmp_path / "out", Store(tmp_path / "store"), plugins)
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = sentence_transformers.SentenceTransformer(str(result.artifact), device="cpu")
+    _agree(zoopress.load(result.artifact), theirs)  # type: ignore[arg-type]

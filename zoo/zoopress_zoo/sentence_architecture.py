@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from zoopress.manifest import Manifest
     from zoopress.model import Model
     from zoopress_zoo.sentence_encoder import SentenceEncoder
 
@@ -39,7 +40,7 @@ _FLAGS = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 _POOLINGS = tuple(_FLAGS.values())
-_CORE = "transformer."  # where a SentenceEncoder has it
+_CORE, _AFTER = "transformer.", "modules_."  # where a SentenceEncoder has these
 # Classes of torch.nn that need no arguments and change every value by itself.
 _ACTIVATIONS = frozenset(
     {
@@ -156,6 +157,14 @@ class SentenceEncoderArchitecture(Architecture):
         files.update(after or {})
         return Companions(files, made.edits, made.native and after is not None, arguments)
 
+    def library_opens(self, manifest: Manifest) -> bool:
+        """Tell whether the modules after pooling are as they were: else it finds no weights."""
+        changed = [
+            *(edit.module for edit in manifest.edits),
+            *(name for name, entry in manifest.tensors.items() if entry.form == "masked"),
+        ]
+        return not any(name.startswith(_AFTER) for name in changed)
+
     @staticmethod
     def _modules_files(model: Model, folders: list[str]) -> dict[str, bytes] | None:
         """Return what sentence-transformers reads of the modules after pooling.
@@ -167,7 +176,7 @@ class SentenceEncoderArchitecture(Architecture):
         found: dict[str, bytes] = {}
         core: Any = model.module
         changed = [*(edit.module for edit in model.edits), *model.masks]
-        if any(name.startswith("modules_.") for name in changed):
+        if any(name.startswith(_AFTER) for name in changed):
             return None
         for folder, child in zip(folders, core.modules_, strict=False):
             if state := child.state_dict():

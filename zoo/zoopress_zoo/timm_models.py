@@ -13,11 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from zoopress.card import Card
 from zoopress.errors import ArtifactError, SourceError, nearest
-from zoopress.source import Architecture, SourceFiles
+from zoopress.source import Architecture, Companions, SourceFiles
 from zoopress_zoo.transformers_config import read_config
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
     from torch import nn
+
+    from zoopress.model import Model
 
 _NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")
 _KEY = re.compile(r"[a-z][a-z0-9_]*")
@@ -88,6 +93,10 @@ class Timm(Architecture):
         origin = files.folder / files.weights[0]
         load_into(module, tensors, origin, "config.json and weights are of different models.")
         return module.eval()
+
+    def companions(self, model: Model, others: Mapping[str, Path]) -> Companions:
+        """Say that timm opens by itself what has its own tensors and no others."""
+        return Companions(others, model.edits, native=not model.edits)
 
 
 def _library() -> Any:

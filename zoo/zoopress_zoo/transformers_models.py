@@ -31,6 +31,7 @@ from zoopress_zoo.transformers_config import (
 if TYPE_CHECKING:
     from torch import nn
 
+    from zoopress.manifest import Manifest
     from zoopress.model import Model
 
 _MOST_SHOWN = 5
@@ -89,6 +90,10 @@ class Transformers(Architecture):
 
         self.resolve()  # an artifact names the concrete class
         return companions(model, model.module, "", self.folder / "config.json", others)
+
+    def library_opens(self, manifest: Manifest) -> bool:
+        """Say that transformers does, by the quantizer that registers itself."""
+        return True
 
     def resolve(self) -> tuple[Any, Any]:
         """Return class and config, and record the class.

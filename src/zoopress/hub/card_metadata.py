@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 
     from zoopress.report import Report
 
-LIBRARIES = {"transformers": "transformers", "sentence_encoder": "sentence-transformers"}
-"""Libraries that also load what zoopress changed, by architecture: zoopress plugs into them."""
+LIBRARIES = {
+    "transformers": "transformers",
+    "sentence_encoder": "sentence-transformers",
+    "timm": "timm",
+}
+"""What the Hub calls the libraries that architectures are of."""
 
 _ORDER = [
     *("license", "license_name", "license_link", "language", "library_name", "pipeline_tag"),
@@ -104,10 +108,9 @@ def base_model(report: Report) -> str | None:
 
 def library_name(report: Report) -> str:
     """Return the library that loads the model by this repository's name."""
-    architecture = report.loads_as.get("architecture")
-    if architecture == "timm" and report.loads_as.get("native"):
-        return "timm"
-    return LIBRARIES.get(str(architecture), "zoopress")
+    if not report.loads_as.get("by_library"):
+        return "zoopress"
+    return LIBRARIES.get(str(report.loads_as.get("architecture")), "zoopress")
 
 
 def auto_class(report: Report) -> str | None:

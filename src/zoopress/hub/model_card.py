@@ -41,6 +41,12 @@ FOLDER = "PATH/TO/THIS/FOLDER"
 _LABELS = {
     "sentence-similarity": ("their nearest neighbour", "its nearest neighbour among the samples")
 }
+_PACKAGES = {
+    "transformers": "'zoopress[transformers]'",
+    "sentence_encoder": "'zoopress[transformers]'",
+    "timm": "'zoopress[timm]'",
+}
+"""What to install for each architecture."""
 _TRAINED = frozenset({"distillation", "transfer"})
 
 
@@ -153,9 +159,9 @@ def _loading(report: Report, repo_id: str | None) -> list[dict[str, str]]:
     place = _quoted(repo_id or FOLDER)
     library, native = library_name(report), bool(report.loads_as.get("native"))
     factory = str(report.card.get("factory") or "")
-    sentences = report.loads_as.get("architecture") == "sentence_encoder"
-    needs = {"transformers": "'zoopress[transformers]'", "timm": "zoopress timm"}
-    package = needs.get(library.removeprefix("sentence-"), "zoopress")
+    architecture = str(report.loads_as.get("architecture"))
+    sentences = architecture == "sentence_encoder"
+    package = _PACKAGES.get(architecture, "zoopress")
     lines = ["import zoopress", ""]
     if factory:
         function = factory.rpartition(":")[2]
