@@ -80,7 +80,9 @@ class FloatPrecision(Technique[FloatPrecisionConfig]):
         try:
             model.cast(touched, lambda tensor: lower(tensor, dtype))
         except ValueError as error:
-            raise StageError(f"{error}. Use 'dtype: bfloat16', which has float32's range.") from error
+            raise StageError(
+                f"{error}. Use 'dtype: bfloat16', which has float32's range."
+            ) from error
         tensors = model.tensors()
         after = sum(tensors[name].nbytes for name in touched)
         claims = [Claim("bytes saved of each float", 0.5, 1 - after / before)]
