@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,12 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zoopress import hub_commands
+from zoopress.command_arguments import (
+    CardArgument,
+    JsonOption,
+    completion,
+    loaded_plugins,
+    note,
+)
 from zoopress.errors import ZoopressError
 from zoopress.zoo_commands import zoo_app
 
 if TYPE_CHECKING:
     from zoopress.compress import Result
-    from zoopress.plugins import Plugins
 
 app = typer.Typer(
     name="zoopress",
@@ -38,43 +43,11 @@ class Engine(str, Enum):
     prefect = "prefect"
 
 
-def _plugins() -> Plugins:
-    from zoopress.plugins import load_plugins
-
-    plugins = load_plugins()
-    plugins.check()
-    for broken in plugins.broken:
-        _note(f"warning: {broken}")
-    return plugins
-
-
-def _note(text: str) -> None:
-    print(text, file=sys.stderr)
-
-
-def _complete(kind: str) -> Any:
-    def complete(incomplete: str) -> list[str]:
-        from zoopress.plugins import load_plugins
-
-        names = [*getattr(load_plugins(), kind)]
-        if kind == "cards":
-            from zoopress.card import local_cards
-
-            names += local_cards()
-        files = [str(p) for p in Path().glob(f"{incomplete}*.yaml")]
-        return [name for name in (*names, *files) if name.startswith(incomplete)]
-
-    return complete
-
-
-CardArgument = Annotated[
-    str, typer.Argument(help="A card's name or file.", autocompletion=_complete("cards"))
-]
 RecipeArgument = Annotated[
     str,
     typer.Argument(
         help="A recipe's name or file, or a section of a file as params.yaml#recipes.hybrid.",
-        autocompletion=_complete("recipes"),
+        autocompletion=completion("recipes"),
     ),
 ]
 StoreOption = Annotated[
@@ -117,7 +90,7 @@ def run(
     from zoopress.recipe import load_recipe
     from zoopress.store import Store
 
-    plugins = _plugins()
+    plugins = loaded_plugins()
     the_card, the_recipe = load_card(card, plugins), load_recipe(recipe, plugins)
     make_plan(the_card, the_recipe)
     folder = out or Path("out") / the_card.name / the_recipe.name
@@ -131,7 +104,7 @@ def run(
                 the_card, the_recipe, folder, Store(store), plugins, terminal(quiet=silent)
             )
     except KeyboardInterrupt:
-        _note("Interrupted. Finished stages are in the store; the same command goes on from there.")
+        note("Interrupted. Finished stages are in the store; the same command goes on from there.")
         raise typer.Exit(130) from None
     if as_json:
         print(json.dumps(result.report.metrics()))
@@ -159,7 +132,7 @@ def plan(
     from zoopress.recipe import load_recipe
     from zoopress.store import Store
 
-    plugins = _plugins()
+    plugins = loaded_plugins()
     the_card, the_recipe = load_card(card, plugins), load_recipe(recipe, plugins)
     shown = preview(the_card, the_recipe, Store(store), plugins)
     table = Table("", "technique", "config", "result")
@@ -229,7 +202,7 @@ def evaluate(
     artifact: ArtifactArgument,
     card: CardArgument,
     revision: RevisionOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Compare an artifact with its original on a card's data: fidelity and latency.
 
@@ -243,7 +216,7 @@ def evaluate(
     from zoopress.hub.artifacts import find_artifact
     from zoopress.stages import evaluate_artifact
 
-    plugins = _plugins()
+    plugins = loaded_plugins()
     folder = find_artifact(artifact, revision)
     figures = evaluate_artifact(folder, load_card(card, plugins), plugins)
     if as_json:
@@ -259,7 +232,7 @@ def techniques() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    plugins = _plugins()
+    plugins = loaded_plugins()
     table = Table("technique", "family", "from", "what it does")
     for name, technique in sorted(plugins.techniques.items()):
         origin = plugins.technique_origin(name)
@@ -271,7 +244,7 @@ def techniques() -> None:
 @app.command()
 def technique(
     name: Annotated[
-        str, typer.Argument(help="The technique's name.", autocompletion=_complete("techniques"))
+        str, typer.Argument(help="The technique's name.", autocompletion=completion("techniques"))
     ],
 ) -> None:
     """Show what a technique can be told in a recipe.
@@ -284,7 +257,7 @@ def technique(
     from rich.markup import escape
     from rich.table import Table
 
-    chosen = _plugins().technique(name)
+    chosen = loaded_plugins().technique(name)
     if not chosen.config_type.model_fields:
         Console().print(f"{name} has nothing to choose.")
         return
@@ -301,7 +274,7 @@ def technique(
 @app.command()
 def recipes() -> None:
     """List the recipes that can be given by name."""
-    _print_described(_plugins().recipes)
+    _print_described(loaded_plugins().recipes)
 
 
 @plugin_app.command("new")
@@ -402,5 +375,5 @@ def main() -> None:
     try:
         app()
     except ZoopressError as error:
-        _note(f"error: {error}")
+        note(f"error: {error}")
         raise SystemExit(1) from None

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from zoopress.command_arguments import JsonOption, loaded_plugins
+
 if TYPE_CHECKING:
     from zoopress.hub.publish import PushPlan
 
@@ -38,7 +40,7 @@ def push(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be sent; send nothing.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Publish a compressed model on the Hub: one commit, verified; nothing if nothing changed.
 
@@ -54,7 +56,6 @@ def push(
     from zoopress.hub import publish
     from zoopress.hub.client import Hub
     from zoopress.hub.release import open_release
-    from zoopress.plugins import load_plugins
 
     options = publish.PushOptions(
         private=private or None,
@@ -64,7 +65,7 @@ def push(
         template=template,
         permission=permission,
     )
-    release = open_release(folder, load_plugins())
+    release = open_release(folder, loaded_plugins())
     hub = Hub()
     if dry_run:
         plan = publish.plan_push(hub, release, repo, options)

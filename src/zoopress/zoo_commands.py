@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from zoopress.command_arguments import (
+    CardArgument,
+    JsonOption,
+    completion,
+    loaded_plugins,
+    note,
+)
 from zoopress.errors import InputError, ZoopressError
 
 if TYPE_CHECKING:
@@ -22,22 +28,9 @@ if TYPE_CHECKING:
 zoo_app = typer.Typer(help="Make, list, show, fetch and check cards.", no_args_is_help=True)
 
 
-def _complete(incomplete: str) -> list[str]:
-    from zoopress.card import local_cards
-    from zoopress.plugins import load_plugins
-
-    names = {*load_plugins().cards, *local_cards()}
-    files = {str(path) for path in Path().glob(f"{incomplete}*.yaml")}
-    return sorted(name for name in names | files if name.startswith(incomplete))
-
-
-CardArgument = Annotated[
-    str, typer.Argument(help="A card's name or file.", autocompletion=_complete)
-]
 CardsArgument = Annotated[
-    list[str], typer.Argument(help="Names or files of cards.", autocompletion=_complete)
+    list[str], typer.Argument(help="Names or files of cards.", autocompletion=completion("cards"))
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @zoo_app.command("list")
@@ -57,7 +50,7 @@ def list_cards(
     """
     from zoopress.card import local_cards
 
-    plugins = _plugins()
+    plugins = loaded_plugins()
     rows = [_row(name, path, plugins, "plugin") for name, path in sorted(plugins.cards.items())]
     for name, path in local_cards(cards).items():
         known = name if cards == Path("cards") and name not in plugins.cards else str(path)
@@ -95,7 +88,7 @@ def show(card: CardArgument, as_json: JsonOption = False) -> None:
     from zoopress.card_check import megabytes
     from zoopress.card_maker import as_yaml, card_maker
 
-    plugins = _plugins()
+    plugins = loaded_plugins()
     path, the_card = find_card(card, plugins), load_card(card, plugins)
     shown: dict[str, Any] = {"path": str(path), "card": the_card.as_dict()}
     maker = card_maker(the_card.scheme, plugins)
@@ -179,7 +172,7 @@ def add(
     from zoopress.card_maker import Wish
     from zoopress.zoo_add import CardWriter, Place, check_wish, find_places, parse_data
 
-    plugins = _plugins()
+    plugins = loaded_plugins()
     wish = Wish(to, task, parse_data(data, to) if data is not None else None)
     check_wish(wish, plugins)
     if not (sources or author or collection):
@@ -221,14 +214,14 @@ def pull(cards: CardsArgument, as_json: JsonOption = False) -> None:
     from zoopress.card_check import megabytes
     from zoopress.source import pull as fetch
 
-    plugins = _plugins()
+    plugins = loaded_plugins()
     done: list[dict[str, Any]] = []
     for name in cards:
         try:
             files = fetch(load_card(name, plugins), plugins)
         except ZoopressError as error:
             done.append({"card": name, "problem": str(error)})
-            _note(f"✗ {name}: {error}")
+            note(f"✗ {name}: {error}")
             continue
         sizes = {file: (files.folder / file).stat().st_size for file in files.all}
         done.append({"card": name, "folder": str(files.folder), "files": sizes})
@@ -260,7 +253,7 @@ def check(
     """
     from zoopress.card_check import CardCheck
 
-    plugins = _plugins()
+    plugins = loaded_plugins()
     marks = {"ok": "✓", "note": "!", "failed": "✗", "skipped": "–"}
     found = {}
     for name in cards:
@@ -272,20 +265,6 @@ def check(
         print(json.dumps({name: [asdict(f) for f in items] for name, items in found.items()}))
     if any(item.state == "failed" for items in found.values() for item in items):
         raise typer.Exit(1)
-
-
-def _plugins() -> Plugins:
-    from zoopress.plugins import load_plugins
-
-    plugins = load_plugins()
-    plugins.check()
-    for broken in plugins.broken:
-        _note(f"warning: {broken}")
-    return plugins
-
-
-def _note(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 def _row(name: str, path: Path, plugins: Plugins, origin: str) -> dict[str, Any]:

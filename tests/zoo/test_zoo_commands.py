@@ -18,10 +18,10 @@ from small_zoo import write_zoo
 from zoopress.card import load_card
 from zoopress.card_check import compare_shapes
 from zoopress.cli import main
+from zoopress.command_arguments import completion
 from zoopress.errors import CardError
 from zoopress.hub import client
 from zoopress.plugins import Plugins
-from zoopress.zoo_commands import _complete
 
 transformers = pytest.importorskip("transformers")
 
@@ -427,5 +427,5 @@ def test_a_bare_name_is_a_card_of_the_folder_cards(
     assert load_card("cards/minilm.yaml", plugins).scheme == "path"
     with pytest.raises(CardError, match=r"Did you mean 'Qwen2\.5-0\.5B'\?"):
         load_card("Qwen2.5-0.5", plugins)
-    assert _complete("Q") == ["Qwen2.5-0.5B"]
-    assert _complete("cards/m") == ["cards/minilm.yaml"]
+    assert completion("cards")("Q") == ["Qwen2.5-0.5B"]
+    assert completion("cards")("cards/m") == ["cards/minilm.yaml"]
