@@ -4,6 +4,8 @@ import json
 import shutil
 import subprocess
 import sys
+import venv
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +255,31 @@ def test_transformers_works_whatever_is_wrong_with_zoopress() -> None:
         "assert any('could not register' in str(w.message) for w in caught)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_an_installed_wheel_is_found_by_transformers(made: Any, tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    quiet = ["-q", "--disable-pip-version-check"]
+    pip = [sys.executable, "-m", "pip"]
+    wheels = ["wheel", *quiet, "--no-deps", "-w", str(tmp_path), str(root)]
+    subprocess.run([*pip, *wheels], check=True, capture_output=True)
+    home = tmp_path / "environment"
+    venv.create(home, with_pip=False)
+    [packages] = home.glob("lib/python*/site-packages")
+    [wheel] = tmp_path.glob("zoopress-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(packages)  # what installing it does, with all else from outside
+    # A path alone: what this environment runs at its start is not run there.
+    (packages / "outside.pth").write_text(f"{Path(pytest.__file__).parents[1]}\n")
+    done = subprocess.run(
+        [home / "bin" / "python", "-c", "import sys\n" + LOAD, str(made("bert", "all"))],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
 
 
