@@ -285,7 +285,7 @@ def test_the_metadata_follow_the_hubs_conventions(report: Report, tmp_path: Path
     assert data.license == "apache-2.0"
     assert data.language == ["en", "no"]
     assert data.datasets == ["s2orc"]
-    assert data.metrics == ["accuracy"]
+    assert data.metrics[:2] == ["accuracy", "cosine_similarity"]
     assert data.tags == [
         *("arxiv:1908.10084", "finance", "zoopress", "compressed"),
         *("pruning", "quantization", "entropy-coding"),

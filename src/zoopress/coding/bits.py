@@ -131,7 +131,7 @@ class RowPacker:
         self._row = self._column = 0
         self._missing = rows * count
         # One place for what waits, since many large pieces would leave memory full of holes.
-        self._waiting = torch.empty(min(self._missing, 8 * BLOCK_CODES), dtype=torch.uint8)
+        self._waiting = torch.empty(min(self._missing, 2 * BLOCK_CODES), dtype=torch.uint8)
         self._filled = 0
 
     def add(self, codes: Tensor) -> None:

@@ -65,6 +65,7 @@ _OF_THE_ORIGINAL = re.compile(
 )
 _FAMILY_TAGS = {"low_rank": "low-rank", "coding": "entropy-coding"}
 _TRAINED = frozenset({"distillation", "transfer"})
+_FIDELITY = frozenset({"cosine_similarity", "label_loyalty", "probability_loyalty"})
 
 
 def metadata(report: Report, repo_id: str | None, families: Sequence[str | None]) -> ModelCardData:
@@ -78,6 +79,8 @@ def metadata(report: Report, repo_id: str | None, families: Sequence[str | None]
     from huggingface_hub import ModelCardData
 
     card, library, tag = report.card, library_name(report), pipeline_tag(report)
+    results = _results(report, tag)
+    fidelity = [result.metric_type for result in results if result.metric_type in _FIDELITY]
     data = ModelCardData(
         base_model=base_model(report),
         base_model_relation=_relation(report, families),
@@ -88,10 +91,10 @@ def metadata(report: Report, repo_id: str | None, families: Sequence[str | None]
         license_link=_word(card.get("license_link")),
         language=_words(card, "language"),
         datasets=_words(card, "datasets"),
-        metrics=_words(card, "metrics"),
+        metrics=list(dict.fromkeys([*_words(card, "metrics", []), *fidelity])),
         tags=_tags(report, library, tag, families),
         model_name=one_line(repo_id or report.name).rpartition("/")[2],
-        eval_results=_results(report, tag),
+        eval_results=results,
     )
     data.to_yaml(original_order=_ORDER)  # the only way to order them
     return data
