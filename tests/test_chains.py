@@ -117,12 +117,14 @@ MAGNITUDE = {"technique": "magnitude_pruning", "sparsity": 0.6}
 QUANTIZE = {"technique": "weight_quantization", "bits": 4, "group_size": 32}
 SVD = {"technique": "truncated_svd", "parameters": 0.6}
 CODE = {"technique": "entropy_coding"}
+HALF = {"technique": "float_precision"}
 STEPS: dict[str, dict[str, Any]] = {
     "neuron": NEURON,
     "magnitude": MAGNITUDE,
     "quantize": QUANTIZE,
     "svd": SVD,
     "code": CODE,
+    "half": HALF,
 }
 
 MODELS = ("cnn", "lstm", "gru", "encoder", "bert", "gpt2")
@@ -137,6 +139,8 @@ CHAINS = (
     "code magnitude neuron quantize",
     "svd code quantize",
     "magnitude quantize",
+    "half svd neuron magnitude quantize code",
+    "neuron magnitude half quantize code",
 )
 FAST = {
     ("cnn", "svd neuron magnitude quantize code"),
@@ -303,7 +307,9 @@ def test_chain_runs_shrinks_and_reloads(model: str, chain: str, tmp_path: Path) 
         assert figures[name] == pytest.approx(metrics[name], abs=1e-4)
 
 
-@pytest.mark.parametrize("chain", ["quantize magnitude", "quantize neuron", "magnitude svd"])
+@pytest.mark.parametrize(
+    "chain", ["quantize magnitude", "quantize neuron", "magnitude svd", "quantize half"]
+)
 def test_chain_in_an_order_that_undoes_work_is_refused_with_one_that_works(
     chain: str, tmp_path: Path
 ) -> None:
@@ -312,3 +318,14 @@ def test_chain_in_an_order_that_undoes_work_is_refused_with_one_that_works(
     with pytest.raises(zoopress.ZoopressError, match=f"This order works: {working}"):
         run(chain, card, tmp_path)
     assert not (tmp_path / "out").exists()
+
+
+def test_half_precision_after_single_weights_were_packed_says_where_it_belongs(
+    tmp_path: Path,
+) -> None:
+    card = make_card("cnn", tmp_path)
+    some = {**QUANTIZE, "include": ["4.*"]}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({"stages": [some, HALF]}))
+    recipe = load_recipe(str(tmp_path / "recipe.yaml"), PLUGINS)
+    with pytest.raises(zoopress.ZoopressError, match="Put this stage before the one that quant"):
+        compress(card, recipe, tmp_path / "out", Store(tmp_path / "store"), PLUGINS)

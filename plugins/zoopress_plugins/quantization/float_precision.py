@@ -15,7 +15,7 @@ from pydantic import Field
 
 from zoopress.errors import StageError
 from zoopress.plugins import hookimpl
-from zoopress.technique import Claim, Config, Effects, Outcome, Technique
+from zoopress.technique import KINDS, Claim, Config, Effects, Outcome, Technique, float_weights
 
 if TYPE_CHECKING:
     import torch
@@ -57,13 +57,23 @@ class FloatPrecision(Technique[FloatPrecisionConfig]):
     config_type = FloatPrecisionConfig
 
     def effects(self) -> Effects:
-        """Touch no property: float weights stay float weights, and zeros stay zeros."""
-        return Effects()
+        """Require float weights of every kind: a packed one goes on to compute in float32.
+
+        They stay float weights, and zeros stay zeros.
+        """
+        return Effects(requires=frozenset(float_weights(kind) for kind in KINDS))
 
     def apply(self, model: Model, context: Context) -> Outcome:
         """Round parameters, and the buffers that are saved with them."""
         import torch
 
+        from zoopress.packing import packed_weights
+
+        if packed := packed_weights(model.module):
+            raise StageError(
+                f"{next(iter(packed))!r} is quantized already, and goes on to compute in float32 "
+                "beside the rest. Put this stage before the one that quantizes."
+            )
         dtype: torch.dtype = getattr(torch, self.config.dtype)
         kept = _kept_in_float32(model.module) | model.non_persistent()
         touched, before = [], 0

@@ -139,13 +139,14 @@ def push(hub: Hub, release: Release, repo_id: str, options: PushOptions) -> Publ
             lambda: hub.api.create_branch(repo_id, branch=options.branch, exist_ok=True),
             repo_id,
         )
-    made = None
-    for _ in range(_MOST_CONFLICTS):
+    if not plan.exists or options.branch != "main":
         plan = _compare(hub, repo_id, plan.contents, options)
+    for _ in range(_MOST_CONFLICTS):
         made = None if plan.nothing else _commit(hub, release, plan, options)
         if plan.nothing or made is not None:
             break
         log.warning("%s: another commit came first; comparing again", repo_id)
+        plan = _compare(hub, repo_id, plan.contents, options)
     else:
         raise HubError(
             f"{repo_id}: another commit came first {_MOST_CONFLICTS} times. Somebody else writes "
