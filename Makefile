@@ -61,6 +61,7 @@ bench: $(VENV)/.dev  ## Measure what README and docs claim.
 	$(BIN)/python benchmarks/coding.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/loading.py
+	$(BIN)/python benchmarks/store.py
 
 docs: $(VENV)/.docs  ## Build the documentation into site/.
 	$(BIN)/mkdocs build --strict

@@ -221,7 +221,7 @@ def test_a_full_disk_while_saving_is_reported_as_such(plugins: Plugins, tmp_path
         patch.setattr("zoopress.tensor_files.save_file", full)
         with pytest.raises(OSError, match="No space left") as failed:
             save(claim.staging, Model(everything(), plugins.layers))
-        assert isinstance(claim.store._explained("write to", failed.value), StoreError)
+        assert isinstance(claim.store.local.explained("write to", failed.value), StoreError)
 
 
 # From here on: artifacts of strangers.

@@ -23,6 +23,7 @@ import yaml
 from typer.testing import CliRunner
 
 from hub_server.fixtures import HubFixture
+from repository_tools import IDENTITY
 from zoopress.card import Card, Data, RandomInput
 from zoopress.cli import app
 from zoopress.edits import Pack, Replace, Resize
@@ -32,6 +33,7 @@ from zoopress.manifest import ArchitectureRecord, Base, FileRecord, Manifest
 from zoopress.plugins import HookSpecs, load_plugins
 from zoopress.recipe import Targets, _RecipeFile, parse_recipe
 from zoopress.yaml_source import parse_yaml
+from zoopress.zoo_files import TEMPLATES
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -188,7 +190,8 @@ def test_shown_files_are_the_ones_that_ship() -> None:
 
     assert yaml.safe_load(PLUGINS.cards["minilm"].read_text()) in shown("cards.md")
     assert yaml.safe_load(PLUGINS.recipes["hybrid"].read_text()) in shown("recipes.md")
-    assert yaml.safe_load((ROOT / "dvc.yaml").read_text()) in shown("tutorials/dvc.md")
+    pipeline = (TEMPLATES / "dvc.yaml").read_text(encoding="utf-8")
+    assert pipeline in [block.text for block in blocks(DOCS / "tutorials" / "dvc.md")]
 
 
 @pytest.mark.parametrize(
@@ -323,7 +326,8 @@ class Desk:
 
 def make_desk(folder: Path, store: Path, slow: bool) -> Desk:
     folder.mkdir()
-    for name in ("params.yaml", "dvc.yaml", "examples", "zoo/zoopress_zoo/cards"):
+    needed = ("params.yaml", "dvc.yaml", "examples", "zoo/zoopress_zoo/cards")
+    for name in (*needed, "constraints.txt", "plugins/zoopress_plugins"):
         source, target = ROOT / name, folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(source, target) if source.is_dir() else shutil.copyfile(source, target)
@@ -359,7 +363,15 @@ def minilm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @needs_minilm
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/index.md", "docs/tutorials/user.md", "docs/model-card.md"]
+    "page",
+    [
+        "README.md",
+        "docs/index.md",
+        "docs/plan.md",
+        "docs/tutorials/user.md",
+        "docs/model-card.md",
+        "docs/store.md",
+    ],
 )
 def test_pages_about_the_encoder_run(page: str, minilm: Desk, tmp_path: Path) -> None:
     desk = make_desk(tmp_path / "desk", Path(minilm.env["ZOOPRESS_STORE"]), minilm.slow)
@@ -417,13 +429,33 @@ def test_platform_engineers_tutorial_runs(classifier: Desk) -> None:
         assert again == other
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("dvc") is None, reason="needs the extra 'versions'")
-def test_dvc_tutorial_runs(classifier: Desk, tmp_path: Path) -> None:
-    desk = make_desk(tmp_path / "desk", Path(classifier.env["ZOOPRESS_STORE"]), slow=False)
-    for name in ("net.py", "digits.yaml"):
-        shutil.copyfile(classifier.folder / name, desk.folder / name)
-    desk.run_page(DOCS / "tutorials" / "dvc.md")
-    figures = json.loads((desk.folder / "models/digits/hard/metrics.json").read_text())
+def test_refresh_of_the_platform_engineers_tutorial_runs(tmp_path: Path) -> None:
+    (tmp_path / "zoo").mkdir()
+    desk = make_desk(tmp_path / "desk", tmp_path / "store", slow=False)
+    zoo = Desk(tmp_path / "zoo", {**desk.env, **IDENTITY}, slow=False)
+    [refresh] = [
+        block
+        for block in blocks(DOCS / "tutorials" / "platform-engineer.md")
+        if block.language == "bash" and not block.mark
+    ]
+    zoo.run_bash(refresh)
+    assert (zoo.folder / "models/example/small/artifact/zoopress.json").is_file()
+
+
+@pytest.mark.skipif(shutil.which("dvc") is None, reason="needs the extra 'versions'")
+def test_dvc_tutorial_runs(tmp_path: Path) -> None:
+    (tmp_path / "zoo").mkdir()
+    desk = make_desk(tmp_path / "desk", tmp_path / "store", slow=False)
+    zoo = Desk(tmp_path / "zoo", {**desk.env, **IDENTITY}, slow=False)
+    zoo.run_page(DOCS / "tutorials" / "dvc.md")
+    ours, cloned = (
+        (folder / "models/example/small/artifact/model.zpz").read_bytes()
+        for folder in (zoo.folder, tmp_path / "clone")
+    )
+    assert ours == cloned
+    figures = json.loads((zoo.folder / "models/example/small/metrics.json").read_text())
     assert figures["bits_per_weight"] < 4
 
 

@@ -1,5 +1,6 @@
 """Plugins: broken ones are named and left out, clashes are refused, any can be blocked."""
 
+import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
@@ -73,6 +74,18 @@ def assert_rest_works(plugins: Plugins) -> None:
 
 def test_nothing_that_is_installed_is_broken_or_clashes() -> None:
     assert names(load_plugins()) == set()
+
+
+def test_entry_points_of_importlib_metadata_are_as_good_as_the_standard_librarys() -> None:
+    # Once imported it is what finds distributions; some libraries of Dask and Prefect import it.
+    code = (
+        "import importlib_metadata\n"
+        "from zoopress.plugins import load_plugins\n"
+        "print(sorted(load_plugins().references['sources']))\n"
+    )
+    pytest.importorskip("importlib_metadata")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "package" in done.stdout
 
 
 def test_an_installed_distribution_adds_its_technique(install: Install) -> None:

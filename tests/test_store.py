@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zoopress.errors import StoreError
-from zoopress.store import Store, default_root, digest, file_digest, write_atomic
+from zoopress.store import Store, digest, file_digest, write_atomic
 
 KEY = digest("a key")
 JSON = st.recursive(
@@ -43,7 +43,7 @@ def test_the_root_is_the_environments_or_the_users(
     monkeypatch.setenv("ZOOPRESS_STORE", str(tmp_path))
     assert Store().root == tmp_path
     monkeypatch.delenv("ZOOPRESS_STORE")
-    assert default_root().parent.name == "zoopress"
+    assert Store().root.parent.name == "zoopress"
 
 
 @given(JSON)

@@ -46,7 +46,7 @@ def compress_flow(
     Returns:
         The metrics.
     """
-    result = _compress(card, recipe, out, store, quiet, _as_task)
+    result = _compress(card, recipe, out, store, quiet, as_task)
     create_markdown_artifact(markdown(result.report), key="report", description="zoopress report")
     return result.report.metrics()
 
@@ -80,10 +80,10 @@ def _compress(
     plugins = load_plugins()
     the_card, the_recipe = load_card(card, plugins), load_recipe(recipe, plugins)
     folder = Path(out) if out else Path("out") / the_card.name / the_recipe.name
-    kept = Store(Path(store) if store else None)
+    kept = Store(store)
     return compress(the_card, the_recipe, folder, kept, plugins, terminal(quiet), execute)
 
 
-def _as_task(name: str, work: Callable[[], Any]) -> Any:
+def as_task(name: str, work: Callable[[], Any]) -> Any:
     """Run a step as a Prefect task."""
     return task(name=name, cache_policy=NO_CACHE, persist_result=False)(lambda: work())()

@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from zoopress.card import Card, find_card, load_card
-from zoopress.card_maker import CardMaker, Listing, card_maker, clean, pinned_from
+from zoopress.card_maker import (
+    CardMaker,
+    Listing,
+    card_maker,
+    clean,
+    list_files,
+    pinned_from,
+)
 from zoopress.errors import ZoopressError
 from zoopress.source import build_on_meta, detect_architecture, pull
 from zoopress.task import Task
@@ -90,15 +97,10 @@ class CardCheck:
         return "ok", f"{path}: {card.name}, task {card.task}", card
 
     def _source(self, card: Card, maker: CardMaker | None) -> tuple[State, str, Listing]:
-        if maker is None:
-            files = pull(card, self.plugins)
-            sizes = {name: (files.folder / name).stat().st_size for name in files.all}
-            listing = Listing(files, sizes, frozenset(files.all), str(files.folder))
-        else:
-            asked = maker.commit(card)
-            listing = maker.listing(card, ["others"])
-            if asked is None and card.scheme == "hub":
-                return "note", "HF_HUB_OFFLINE: not asked; the cache has its settings", listing
+        asked = maker.commit(card) if maker is not None else None
+        listing = list_files(card, self.plugins, ["others"])
+        if asked is None and card.scheme == "hub":
+            return "note", "HF_HUB_OFFLINE: not asked; the cache has its settings", listing
         return "ok", f"{listing.place} at {listing.files.revision}", listing
 
     def _revision(self, card: Card, maker: CardMaker | None) -> None:

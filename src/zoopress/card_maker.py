@@ -18,7 +18,7 @@ import yaml
 
 from zoopress.card import Card
 from zoopress.errors import CardError, PluginError
-from zoopress.source import SourceFiles
+from zoopress.source import SourceFiles, pull
 from zoopress.yaml_source import parse_yaml, validate
 
 if TYPE_CHECKING:
@@ -193,6 +193,25 @@ def card_maker(scheme: str, plugins: Plugins) -> CardMaker | None:
             f"The card maker of {scheme!r} is no subclass of zoopress.card_maker.CardMaker."
         )
     return made
+
+
+def list_files(card: Card, plugins: Plugins, wanted: Collection[str] = ()) -> Listing:
+    """Return a card's files, weights not fetched where its source can be asked without that.
+
+    Args:
+        card: whose files.
+        plugins: what sources there are.
+        wanted: "config" fetches files of settings, "others" all that are no weights.
+
+    Raises:
+        ZoopressError: if they cannot be found.
+    """
+    maker = card_maker(card.scheme, plugins)
+    if maker is not None:
+        return maker.listing(card, wanted)
+    files = pull(card, plugins)
+    sizes = {name: (files.folder / name).stat().st_size for name in files.all}
+    return Listing(files, sizes, frozenset(files.all), str(files.folder))
 
 
 def clean(text: str, most: int = 200) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -90,7 +90,7 @@ class Cell:
                         "input": keys[-1],
                         "stage": stage.as_dict(),
                         "from": [origin.distribution, origin.version],
-                        "code": _code_digest(type(stage.technique)),
+                        "code": technique_code(type(stage.technique)),
                     }
                 )
             )
@@ -99,7 +99,12 @@ class Cell:
     @property
     def report_key(self) -> str:
         """The key of the final comparison with the original."""
-        return digest([self.keys[-1], "report"])
+        return digest([self.keys[-1], "report with layers"])
+
+    @property
+    def store_keys(self) -> tuple[str, ...]:
+        """The keys of all that the store keeps of this cell."""
+        return (*self.keys, self.report_key)
 
 
 def open_cell(card: Card, recipe: Recipe, store: Store, plugins: Plugins) -> Cell:
@@ -112,16 +117,17 @@ def open_cell(card: Card, recipe: Recipe, store: Store, plugins: Plugins) -> Cel
     return Cell(open_original(card, plugins), recipe, plugins, store)
 
 
-def _code_digest(technique: type) -> str:
+def technique_code(technique: type) -> str:
     """Return the digest of the code a technique comes with: versions stand still in development.
 
     That is every module of its top-level package, since it may use any of them.
     """
-    return _package_digest(technique.__module__.partition(".")[0])
+    return package_digest(technique.__module__.partition(".")[0])
 
 
 @lru_cache(maxsize=64)
-def _package_digest(name: str) -> str:
+def package_digest(name: str) -> str:
+    """Return the digest of all Python files of an imported package."""
     module = sys.modules.get(name)
     folders = [Path(folder) for folder in getattr(module, "__path__", ())]
     files = sorted(file for folder in folders for file in folder.rglob("*.py"))
@@ -130,6 +136,7 @@ def _package_digest(name: str) -> str:
     return digest([[file.name, file_digest(file)] for file in files])
 
 
+@cache
 def installed_version(distribution: str) -> str:
     """Return the version of an installed distribution, "" of one that is not."""
     try:

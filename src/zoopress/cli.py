@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
-from enum import Enum
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zoopress import hub_commands
+from zoopress import hub_commands, init_command, nightly_command, plan_command, zoo_run_command
 from zoopress.command_arguments import (
     CardArgument,
+    EngineOption,
     JsonOption,
+    StoreOption,
     completion,
+    flow_module,
     loaded_plugins,
     note,
+    use_prefect,
 )
 from zoopress.errors import ZoopressError
+from zoopress.plain_text import write_any_text
+from zoopress.store_commands import store_app
+from zoopress.flow_commands import flows_app
 from zoopress.zoo_commands import zoo_app
 
 if TYPE_CHECKING:
@@ -34,13 +40,9 @@ app = typer.Typer(
 plugin_app = typer.Typer(help="Write and inspect plugins.", no_args_is_help=True)
 app.add_typer(plugin_app, name="plugin")
 app.add_typer(zoo_app, name="zoo")
-
-
-class Engine(str, Enum):
-    """What runs the stages."""
-
-    inline = "inline"
-    prefect = "prefect"
+app.add_typer(flows_app, name="flows")
+app.add_typer(store_app, name="store")
+zoo_app.command()(zoo_run_command.run)
 
 
 RecipeArgument = Annotated[
@@ -48,12 +50,6 @@ RecipeArgument = Annotated[
     typer.Argument(
         help="A recipe's name or file, or a section of a file as params.yaml#recipes.hybrid.",
         autocompletion=completion("recipes"),
-    ),
-]
-StoreOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--store", envvar="ZOOPRESS_STORE", help="Where results are kept.", show_default=False
     ),
 ]
 
@@ -66,10 +62,7 @@ def run(
         Path | None, typer.Option("--out", "-o", help="Folder of the result: out/CARD/RECIPE.")
     ] = None,
     store: StoreOption = None,
-    engine: Annotated[
-        Engine | None,
-        typer.Option(help="What runs the stages; prefect where PREFECT_API_URL is set."),
-    ] = None,
+    engine: EngineOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
 ) -> None:
@@ -96,9 +89,9 @@ def run(
     folder = out or Path("out") / the_card.name / the_recipe.name
     silent = quiet or as_json
     try:
-        if engine is Engine.prefect or (engine is None and "PREFECT_API_URL" in os.environ):
-            kept = str(store) if store else None
-            result: Result = _flow_runner()(card, recipe, str(folder), kept, silent)
+        if use_prefect(engine):
+            run_in_flow = flow_module("compress").run_in_flow
+            result: Result = run_in_flow(card, recipe, str(folder), store, silent)
         else:
             result = compress(
                 the_card, the_recipe, folder, Store(store), plugins, terminal(quiet=silent)
@@ -112,46 +105,12 @@ def run(
         _print_result(result)
 
 
-@app.command()
-def plan(
-    card: CardArgument,
-    recipe: RecipeArgument,
-    store: StoreOption = None,
-) -> None:
-    """Check a card and a recipe, and show what would be computed; computes nothing.
-
-    Example:
-
-        zoopress plan minilm hybrid
-    """
-    from rich.console import Console
-    from rich.table import Table
-
-    from zoopress.card import load_card
-    from zoopress.compress import preview
-    from zoopress.recipe import load_recipe
-    from zoopress.store import Store
-
-    plugins = loaded_plugins()
-    the_card, the_recipe = load_card(card, plugins), load_recipe(recipe, plugins)
-    shown = preview(the_card, the_recipe, Store(store), plugins)
-    table = Table("", "technique", "config", "result")
-    for i, (stage, stored) in enumerate(zip(the_recipe.stages, shown.stored, strict=True), start=1):
-        config = stage.technique.config.model_dump(mode="json", exclude_unset=True)
-        text = ", ".join(f"{key}: {value}" for key, value in config.items())
-        table.add_row(str(i), stage.name, text, "in the store" if stored else "to compute")
-    console = Console()
-    console.print(f"{the_card.name} × {the_recipe.name}: the order works.")
-    console.print(table)
-    console.print(
-        f"Source: {shown.source_bytes / 1e6:.1f} MB. Rough upper bounds: "
-        f"{shown.memory_bytes / 1e6:.0f} MB of memory besides torch, "
-        f"{shown.disk_bytes / 1e6:.0f} MB of disk in the store."
-    )
-
-
+app.command()(plan_command.plan)
+app.command()(init_command.init)
 app.command()(hub_commands.push)
 app.command()(hub_commands.pull)
+app.command()(hub_commands.lineage)
+app.command()(nightly_command.nightly)
 
 ArtifactArgument = Annotated[
     str, typer.Argument(help="Folder with a zoopress.json, or a repository on the Hub: org/name.")
@@ -336,20 +295,6 @@ def _top(
     pass
 
 
-def _flow_runner() -> Any:
-    """Return the function that runs the Prefect flow."""
-    from importlib import import_module
-    from importlib.util import find_spec
-
-    if find_spec("prefect") is None:
-        raise ZoopressError(
-            "The engine 'prefect' needs Prefect: pip install 'zoopress[flows]', or leave "
-            "--engine out."
-        )
-    # By name: the core imports no flow.
-    return import_module("zoopress_flows.compress").run_in_flow
-
-
 def _print_result(result: Result) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -372,6 +317,8 @@ def _print_result(result: Result) -> None:
 
 def main() -> None:
     """Run the command line; errors that a user can act on come without a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        write_any_text(stream)
     try:
         app()
     except ZoopressError as error:

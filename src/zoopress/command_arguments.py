@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from zoopress.errors import InputError, ZoopressError
 
 if TYPE_CHECKING:
     from zoopress.plugins import Plugins
@@ -50,3 +54,81 @@ CardArgument = Annotated[
     str, typer.Argument(help="A card's name or file.", autocompletion=completion("cards"))
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+CardsOption = Annotated[
+    list[str],
+    typer.Option(
+        "--cards",
+        help="Cards: a name, a file, a pattern, or a folder of them. Repeat for more.",
+        autocompletion=completion("cards"),
+        default_factory=list,
+        show_default=False,
+    ),
+]
+RecipesOption = Annotated[
+    list[str],
+    typer.Option(
+        "--recipes",
+        help="Recipes: a name, a file, a pattern, or all of a section as params.yaml#recipes. "
+        "Repeat for more.",
+        autocompletion=completion("recipes"),
+        default_factory=list,
+        show_default=False,
+    ),
+]
+MatrixOption = Annotated[
+    str | None,
+    typer.Option(
+        "--matrix",
+        help="A file such as params.yaml; its 'matrix' names the cards and recipes that are not "
+        "given.",
+        show_default=False,
+    ),
+]
+StoreOption = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        envvar="ZOOPRESS_STORE",
+        help="Where results are kept: a folder, or a URL such as s3://bucket/zoo.",
+        show_default=False,
+    ),
+]
+
+
+class Engine(str, Enum):
+    """What runs the stages."""
+
+    inline = "inline"
+    prefect = "prefect"
+
+
+EngineOption = Annotated[
+    Engine | None,
+    typer.Option(help="What runs the stages; prefect where PREFECT_API_URL is set."),
+]
+
+
+def use_prefect(engine: Engine | None, runner: str | None = None) -> bool:
+    """Tell whether Prefect is to run it."""
+    if engine is Engine.inline and runner is not None:
+        raise InputError(f"--runner {runner} is for Prefect; leave --engine inline out.")
+    return engine is Engine.prefect or bool(
+        engine is None and (runner is not None or "PREFECT_API_URL" in os.environ)
+    )
+
+
+def flow_module(name: str) -> Any:
+    """Import a module of flows.
+
+    Raises:
+        ZoopressError: if Prefect is not installed.
+    """
+    from importlib import import_module
+    from importlib.util import find_spec
+
+    if find_spec("prefect") is None:
+        raise ZoopressError(
+            "The engine 'prefect' needs Prefect: pip install 'zoopress[flows]', or leave "
+            "--engine out."
+        )
+    return import_module(f"zoopress_flows.{name}")  # by name: the core imports no flow

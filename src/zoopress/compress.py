@@ -8,10 +8,10 @@ run that was interrupted gives the same bytes as one that was not.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from zoopress.card import Card
 from zoopress.cell import Cell, open_cell
@@ -22,6 +22,9 @@ from zoopress.provenance import git_state
 from zoopress.recipe import Recipe, Targets
 from zoopress.report import Report, stage_line, write_results
 from zoopress.store import Entry, Store
+
+if TYPE_CHECKING:
+    from zoopress.stages import Workbench
 
 T = TypeVar("T")
 Execute = Callable[[str, Callable[[], T]], T]
@@ -71,24 +74,72 @@ def compress(
     """
     plugins, reporter = plugins or load_plugins(), reporter or Reporter()
     cell = open_cell(card, recipe, store or Store(), plugins)
+    with cell.store.using(cell.store_keys):
+        finished = find_finished(cell)
+        if finished is not None:
+            reporter.line(f"nothing to compute: {card.name} × {recipe.name} is in the store")
+            return deliver(cell, *finished, folder)
 
+        # Only from here on is torch imported.
+        from zoopress.stages import Workbench
+
+        bench = Workbench(cell, reporter)
+        done = run_stages(bench, execute)
+        report = execute("evaluate", lambda: bench.evaluate(done.last, done.results))
+        return deliver(cell, report, done.last, folder, done.computed)
+
+
+def find_finished(cell: Cell) -> tuple[Report, Entry] | None:
+    """Return report and last result of a cell of which nothing is left to compute, else None.
+
+    Raises:
+        GateError: if the stored result misses this recipe's targets.
+    """
     last, reported = cell.store.find(cell.keys[-1]), cell.store.find(cell.report_key)
-    if last is not None and reported is not None:
-        report = _of_this_run(Report.from_dict(reported.record), cell)
-        for position, result in enumerate(report.stages, start=1):
-            _check_targets(cell, position, result)
-        reporter.line(f"nothing to compute: {card.name} × {recipe.name} is in the store")
-        write_results(report, last, folder, cell.store)
-        return Result(report, folder, ())
+    if last is None or reported is None:
+        return None
+    report = Report.from_dict(reported.record)
+    for position, result in enumerate(report.stages, start=1):
+        _check_targets(cell, position, result)
+    return report, last
 
-    # Only from here on is torch imported.
-    from zoopress.stages import Workbench
 
-    bench = Workbench(cell, reporter)
+@dataclass(frozen=True)
+class Done:
+    """Stages that are in the store.
+
+    Attributes:
+        results: what each gained and cost.
+        last: the last one's entry.
+        computed: names of those that were computed just now.
+    """
+
+    results: tuple[StageResult, ...]
+    last: Entry
+    computed: tuple[str, ...]
+
+
+def run_stages(
+    bench: Workbench, execute: Execute[Any] = run_inline, count: int | None = None
+) -> Done:
+    """Compute the stages of a cell that are not in the store.
+
+    Args:
+        bench: of the cell.
+        execute: runs each stage, given its name.
+        count: stop after so many, and hold none to the recipe's targets: these stages are the
+            beginning of other recipes as well. All of them by default.
+
+    Raises:
+        StageError: if a technique cannot do its work.
+        GateError: if a result is not sound, or misses the recipe's targets.
+    """
+    cell = bench.cell
+    stages = cell.recipe.stages
     results: list[StageResult] = []
     computed: list[str] = []
     previous: Entry | None = None
-    for position, stage in enumerate(recipe.stages, start=1):
+    for position, stage in enumerate(stages[:count], start=1):
         found = cell.store.find(cell.keys[position - 1])
         before = previous
         previous = found or execute(stage.name, lambda: bench.run_stage(position, before))  # noqa: B023
@@ -96,50 +147,50 @@ def compress(
             computed.append(stage.name)
         result = StageResult.from_dict(previous.record)
         results.append(result)
-        count = len(recipe.stages)
-        reporter.line(stage_line(position, count, result, from_store=found is not None))
-        _check_targets(cell, position, result)
+        bench.reporter.line(
+            stage_line(position, len(stages), result, from_store=found is not None)
+        )
+        if count is None:
+            _check_targets(cell, position, result)
+    assert previous is not None, "a recipe has at least one stage"
+    return Done(tuple(results), previous, tuple(computed))
 
-    assert previous is not None
-    report = _of_this_run(execute("evaluate", lambda: bench.evaluate(previous, results)), cell)
-    write_results(report, previous, folder, cell.store)
-    return Result(report, folder, tuple(computed))
+
+def deliver(
+    cell: Cell,
+    report: Report,
+    last: Entry,
+    folder: Path,
+    computed: tuple[str, ...] = (),
+    made_in: Mapping[str, str] | None = None,
+) -> Result:
+    """Write what is in the store of a finished cell to a folder.
+
+    Args:
+        cell: which one.
+        report: of its result.
+        last: the result of its last stage.
+        folder: where to.
+        computed: names of the stages that were computed just now.
+        made_in: the commit that this run belongs to; that of the working folder by default.
+
+    Raises:
+        StoreError: if the folder cannot be written.
+    """
+    report = _of_this_run(report, cell, git_state(Path.cwd()) if made_in is None else made_in)
+    write_results(report, last, folder, cell.plugins)
+    return Result(report, folder, computed)
 
 
-def _of_this_run(report: Report, cell: Cell) -> Report:
+def _of_this_run(report: Report, cell: Cell, made_in: Mapping[str, str]) -> Report:
     """Name this run's card, recipe and commit: they are no part of a key, so may be another's."""
     return replace(
         report,
         card=cell.original.card.as_dict(),
         recipe=cell.recipe.as_dict(),
-        made_with={**report.made_with, **git_state(Path.cwd())},
+        store_keys=list(cell.store_keys),
+        made_with={**report.made_with, **made_in},
     )
-
-
-@dataclass(frozen=True)
-class Preview:
-    """What a run would do."""
-
-    stored: tuple[bool, ...]
-    """For each stage, whether its result is in the store."""
-    source_bytes: int
-    memory_bytes: int
-    disk_bytes: int
-
-
-def preview(card: Card, recipe: Recipe, store: Store, plugins: Plugins) -> Preview:
-    """Check a card and a recipe and say what a run would compute, without computing anything.
-
-    Memory holds the original, the model that is worked on, its copy for the reload gate, and a
-    tensor or two; disk at most one plain model for each stage.
-
-    Raises:
-        ZoopressError: if the two do not fit together.
-    """
-    cell = open_cell(card, recipe, store, plugins)
-    stored = tuple(store.find(key) is not None for key in cell.keys)
-    size = cell.original.files.size_bytes()
-    return Preview(stored, size, 4 * size, size * stored.count(False))
 
 
 def _check_targets(cell: Cell, position: int, result: StageResult) -> None:

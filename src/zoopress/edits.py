@@ -27,7 +27,11 @@ PACKED_DTYPES = {
 
 
 class ReplacementLayer(Protocol):
-    """What a registered layer offers: building itself in the place of a module."""
+    """What a registered layer offers: building itself in the place of a module.
+
+    One with an attribute of the name of the weight that it takes the place of, [out, in, …], is
+    compared with that weight in reports.
+    """
 
     @classmethod
     def from_module(cls, module: nn.Module, **arguments: Any) -> nn.Module:

@@ -8,6 +8,7 @@
     ├── PluginError                  a plugin is broken, clashes or is missing
     ├── SourceError                  a model's files cannot be found or read
     ├── HubError                     the Hub cannot be reached, or does not let us
+    ├── RepositoryError              git or DVC cannot do what is needed in a repository
     ├── StageError                   a technique could not do its work on this model
     ├── GateError                    a stage did its work, and the result is not good enough
     ├── ArtifactError (ValueError)   a saved model is damaged, hostile or of an unknown version
@@ -53,6 +54,10 @@ class SourceError(ZoopressError):
 
 class HubError(ZoopressError):
     """The Hub cannot be reached, does not have what was asked for, or does not allow it."""
+
+
+class RepositoryError(ZoopressError):
+    """Git or DVC cannot do what is needed in a repository."""
 
 
 class StageError(ZoopressError):

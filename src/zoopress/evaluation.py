@@ -7,8 +7,8 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +17,17 @@ from zoopress.errors import StageError
 from zoopress.gates import Fidelity
 from zoopress.task import Task
 
+if TYPE_CHECKING:
+    from zoopress.progress import Progress
+
 MAX_OUTPUT_ELEMENTS = 50_000_000
 """Outputs are kept for comparison up to this many numbers; later batches are left out."""
 
+_BLOCK_ELEMENTS = 1 << 22
+
 
 def run_all(
-    task: Task, module: nn.Module, progress: Callable[[str], None] = lambda item: None
+    task: Task, module: nn.Module, progress: Progress = lambda item, fraction=None: None
 ) -> list[Tensor]:
     """Return a module's outputs on the task's evaluation batches.
 
@@ -31,11 +36,12 @@ def run_all(
     """
     outputs: list[Tensor] = []
     elements = 0
-    for i, batch in enumerate(task.batches("evaluation")):
+    batches = task.batches("evaluation")
+    for i, batch in enumerate(batches, start=1):
         output = call(task, module, batch)
         outputs.append(output)
         elements += output.numel()
-        progress(f"batch {i + 1}")
+        progress(f"batch {i} of {len(batches)}", i / len(batches))
         if elements > MAX_OUTPUT_ELEMENTS:
             break
     return outputs
@@ -69,13 +75,8 @@ def compare_outputs(
     samples = sum(output.shape[0] for output in original)
     if not all(bool(output.isfinite().all()) for output in compressed):
         return Fidelity(samples, 0.0), False
-    cosines = [
-        nn.functional.cosine_similarity(_rows(a), _rows(b), dim=1, eps=1e-30)
-        for a, b in zip(original, compressed, strict=True)
-    ]
-    # Two equal all-zero outputs are as close as can be, though their angle is not defined.
-    same = [(_rows(a) == _rows(b)).all(1) for a, b in zip(original, compressed, strict=True)]
-    cosine = torch.where(torch.cat(same), 1.0, torch.cat(cosines)).mean()
+    pairs = zip(original, compressed, strict=True)
+    cosine = torch.cat([sample_cosines(a, b) for a, b in pairs]).mean()
     scores, other = task.similarity(original), task.similarity(compressed)
     if scores is None or other is None:
         return Fidelity(samples, float(cosine)), True
@@ -85,6 +86,14 @@ def compare_outputs(
         label_loyalty(scores, other),
         probability_loyalty(scores, other),
     ), True
+
+
+def sample_cosines(original: Tensor, compressed: Tensor) -> Tensor:
+    """Return the cosine similarity [samples] of each sample's output as one vector."""
+    a, b = _rows(original), _rows(compressed)
+    cosines = nn.functional.cosine_similarity(a, b, dim=1, eps=1e-30)
+    # Two equal all-zero outputs are as close as can be, though their angle is not defined.
+    return torch.where((a == b).all(1), 1.0, cosines)
 
 
 def label_loyalty(original: Tensor, compressed: Tensor) -> float:
@@ -99,15 +108,22 @@ def probability_loyalty(original: Tensor, compressed: Tensor) -> float:
 
     Source: Xu et al. 2021, arXiv:2109.03228, section 3.2.
     """
-    p, q = original.double().softmax(1), compressed.double().softmax(1)
+    # In blocks: in double precision, all of a language model's scores would take gigabytes.
+    rows = max(1, _BLOCK_ELEMENTS // original.shape[1])
+    blocks = zip(original.split(rows), compressed.split(rows), strict=True)
+    return float(torch.cat([1 - _divergences(a, b).sqrt() for a, b in blocks]).mean())
+
+
+def _divergences(one: Tensor, other: Tensor) -> Tensor:
+    """Return the Jensen–Shannon divergence, to base 2, of each row's softmax."""
+    p, q = one.double().softmax(1), other.double().softmax(1)
     middle = (p + q) / 2
 
     def divergence(a: Tensor) -> Tensor:
         terms: Tensor = torch.special.xlogy(a, a / middle)
         return terms.nan_to_num(0.0).sum(1) / math.log(2)
 
-    jsd = (divergence(p) + divergence(q)) / 2
-    return float((1 - jsd.clamp(0, 1).sqrt()).mean())
+    return ((divergence(p) + divergence(q)) / 2).clamp(0, 1)
 
 
 def relative_difference(a: Tensor, b: Tensor) -> float:
@@ -127,6 +143,7 @@ def measure_latency(
     compressed: nn.Module,
     batch_sizes: Sequence[int] = (1, 32),
     seconds: float = 4.0,
+    progress: Progress = lambda item, fraction=None: None,
 ) -> list[dict[str, float]]:
     """Time both models on the same inputs, in turns, after a warm-up.
 
@@ -136,6 +153,7 @@ def measure_latency(
         compressed: the model that was made from it.
         batch_sizes: how many samples a call gets.
         seconds: about how long to measure each batch size.
+        progress: called before each batch size; never while something is timed.
 
     Returns:
         For each batch size the median and 95th percentile of both in milliseconds, and the
@@ -144,7 +162,8 @@ def measure_latency(
     batches = task.batches("evaluation")
     batch = batches[len(batches) // 2]  # where batches are sorted by length, a typical one
     rows = []
-    for size in batch_sizes:
+    for done, size in enumerate(batch_sizes):
+        progress(f"batch size {size}", done / len(batch_sizes))
         inputs = first_samples(batch, size)
         times: tuple[list[float], list[float]] = ([], [])
         until = 0.0

@@ -1,4 +1,4 @@
-"""Commands that talk to the Hub: push and pull."""
+"""Commands about the Hub: push, pull and lineage."""
 
 from __future__ import annotations
 
@@ -119,6 +119,38 @@ def pull(
         part.rename(to)
         folder = to
     print(folder)
+
+
+def lineage(
+    place: Annotated[
+        str,
+        typer.Argument(
+            help="Folder of a run or of an artifact, or a repository on the Hub: org/name, "
+            "org/name@v1."
+        ),
+    ],
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit on the Hub.", show_default=False)
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show where a compressed model comes from: source, stages, metrics, git and Hub commits.
+
+    What is not known is said to be unknown. Weights are not fetched.
+
+    Examples:
+
+        zoopress lineage models/minilm/hybrid
+
+        zoopress lineage my-org/minilm-small@v1 --json
+    """
+    from zoopress.lineage import find_lineage, lineage_lines
+
+    found = find_lineage(place, revision)
+    if as_json:
+        print(json.dumps(found.as_dict()))
+    else:
+        print("\n".join(lineage_lines(found)))
 
 
 def _plan_data(plan: PushPlan) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import importlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -334,9 +334,10 @@ def load_plugins(blocked: Iterable[str] = (), extra: Mapping[str, object] | None
     found = {(point.name, point.value, _distribution(point)): point for point in _entry_points()}
     for point in found.values():
         origin = Origin(point.name, *_distribution(point))
-        _register(plugins, origin, point)
+        # Not told by its class: importlib_metadata, once imported, finds entry points of its own.
+        _register(plugins, origin, point.load)
     for name, module in (extra or {}).items():
-        _register(plugins, Origin(name, "(not installed)", "0"), module)
+        _register(plugins, Origin(name, "(not installed)", "0"), partial(_itself, module))
     return plugins
 
 
@@ -353,7 +354,11 @@ def _distribution(point: EntryPoint) -> tuple[str, str]:
     return name or "(unknown)", version or "0"
 
 
-def _register(plugins: Plugins, origin: Origin, source: object) -> None:
+def _itself(module: object) -> object:
+    return module
+
+
+def _register(plugins: Plugins, origin: Origin, load: Callable[[], object]) -> None:
     if origin.plugin in plugins.blocked:
         return
     if origin.plugin in plugins.origins:
@@ -364,8 +369,7 @@ def _register(plugins: Plugins, origin: Origin, source: object) -> None:
         )
     plugins.origins[origin.plugin] = origin
     try:
-        module = source.load() if isinstance(source, EntryPoint) else source
-        plugins.manager.register(module, name=origin.plugin)
+        plugins.manager.register(load(), name=origin.plugin)
         # pluggy reports a misspelt hook only when asked, and then for all plugins at once.
         plugins.manager.check_pending()
     # Any error at all, be it `sys.exit()` at import: the plugin is not ours.

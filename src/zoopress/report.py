@@ -9,14 +9,42 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
 from zoopress.errors import StoreError
 from zoopress.gates import StageResult
 from zoopress.provenance import COMMIT_KEYS
-from zoopress.store import Entry, Store, digest, write_atomic
+from zoopress.store import Entry, write_atomic
+
+if TYPE_CHECKING:
+    from zoopress.plugins import Plugins
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """What the whole chain did to one weight of the original.
+
+    Attributes:
+        name: the weight's; tied weights count once, under their first name.
+        kind: "linear", "conv", "embedding", "recurrent" or "parameter".
+        parameters: how many numbers it has in the original.
+        bytes_before: of the original's tensor in memory.
+        bytes_after: of all that stands for it in the artifact's tensor files.
+        relative_error: Frobenius norm of the difference ÷ that of the original; None if its shape
+            is another now.
+        sensitivity: 1 − mean cosine of the original's outputs with and without this one change;
+            None if it was not measured.
+    """
+
+    name: str
+    kind: str
+    parameters: int
+    bytes_before: int
+    bytes_after: int
+    relative_error: float | None
+    sensitivity: float | None
 
 
 @dataclass(frozen=True)
@@ -47,6 +75,10 @@ class Report:
     """Of the artifact's zoopress.json, which in turn has those of all its other files."""
     made_with: dict[str, str] = field(default_factory=dict)
     """Versions of what computed it; `commit` and `repository` of the folder it ran in, if known."""
+    layers: list[LayerResult] = field(default_factory=list)
+    """Every weight of two or more axes, in the order of the model."""
+    store_keys: list[str] = field(default_factory=list)
+    """Of the stages' results and of this report, which `zoopress store gc` keeps on request."""
     schema: int = field(default=2)
 
     @property
@@ -100,6 +132,7 @@ class Report:
         """Rebuild from `as_dict`."""
         values = dict(data)
         values["stages"] = [StageResult.from_dict(stage) for stage in values["stages"]]
+        values["layers"] = [LayerResult(**layer) for layer in values.get("layers", [])]
         return cls(**values)
 
 
@@ -158,7 +191,7 @@ def stage_line(position: int, count: int, result: StageResult, from_store: bool)
     """Return one line on a stage: what it did to bytes and fidelity."""
     loyalty = result.fidelity.label_loyalty
     parts = [
-        f"[bold]stage {position}/{count}[/bold]  {result.technique:<20}",
+        f"stage {position}/{count}  {result.technique:<20}",
         f"{result.weight_bytes_before / 1e6:8.3f} → {result.weight_bytes / 1e6:.3f} MB",
         f"cosine {result.fidelity.cosine:.4f}",
     ]
@@ -225,30 +258,37 @@ def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
-def write_results(report: Report, entry: Entry, folder: Path, store: Store) -> None:
+def write_results(
+    report: Report, entry: Entry, folder: Path, plugins: Plugins | None = None
+) -> None:
     """Write artifact and report into a folder, each in one step; what is right already stays.
 
     Args:
         report: the report.
         entry: the stored result with the artifact.
-        folder: gets `artifact/`, `report.json`, `report.md` and `metrics.json`.
-        store: only lends a lock, so that two runs with one folder do not meet.
+        folder: gets `artifact/`, `report.json`, `report.md`, `metrics.json` and `plots/`.
+        plugins: know what the techniques are; everything installed by default.
 
     Raises:
         StoreError: if the folder cannot be written.
     """
-    from zoopress.hub.model_card import render_model_card  # which imports this module
+    from zoopress.hub.model_card import render_model_card  # these import this module
+    from zoopress.plots import plot_files
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        locks = store.root / "locks"
-        locks.mkdir(parents=True, exist_ok=True)
-        with FileLock(locks / f"folder-{digest(str(folder.resolve()))}.lock"):
+        # Here, not in the store: that may be read-only, or another one.
+        lock = folder / ".lock"
+        with FileLock(lock):
             report = _with_known_commit(report, folder / "report.json")
-            _replace_artifact(entry, folder, render_model_card(report))
+            _replace_artifact(entry, folder, render_model_card(report, plugins=plugins))
             write_atomic(folder / "report.json", _json(report.as_dict()))
             write_atomic(folder / "report.md", markdown(report))
             write_atomic(folder / "metrics.json", _json(report.metrics()))
+            (folder / "plots").mkdir(exist_ok=True)
+            for name, text in plot_files([report]).items():
+                write_atomic(folder / "plots" / name, text)
+            lock.unlink(missing_ok=True)
     except OSError as error:
         raise StoreError(
             f"Cannot write to {folder}: {error.strerror or error}. All stages are safe in the "

@@ -32,10 +32,13 @@ from zoopress.packing import unpack
 from zoopress.plugins import Plugins
 from zoopress.progress import Reporter
 from zoopress.report import Report
+from zoopress.sensitivity import measure_layers, stored_bytes
 from zoopress.source import Architecture
 from zoopress.store import Entry, file_digest
 from zoopress.technique import Context
 from zoopress.tensor_files import plain_bytes
+
+_OF_THE_ORIGINAL = frozenset({"original", "reference"})
 
 
 class _Input(NamedTuple):
@@ -49,10 +52,18 @@ class _Input(NamedTuple):
 
 
 class Workbench:
-    """Holds what the stages of one run share, each made when first needed."""
+    """Holds what the stages of one run share, each made when first needed.
 
-    def __init__(self, cell: Cell, reporter: Reporter) -> None:
+    Args:
+        cell: what is worked on.
+        reporter: where progress goes.
+        like: another one, whose original is used again if it is the same.
+    """
+
+    def __init__(self, cell: Cell, reporter: Reporter, like: Workbench | None = None) -> None:
         self.cell = cell
+        if like is not None and like.cell.source_key == cell.source_key:
+            vars(self).update({k: v for k, v in vars(like).items() if k in _OF_THE_ORIGINAL})
         self.recipe, self.plugins, self.store = cell.recipe, cell.plugins, cell.store
         self.card, self.files = cell.original.card, cell.original.files
         self.architecture, self.task = cell.original.architecture, cell.original.task
@@ -75,7 +86,7 @@ class Workbench:
             if claim.entry is not None:
                 return claim.entry
             title = f"stage {position}/{len(self.recipe.stages)}  {stage.name}"
-            with self.reporter.step(title) as progress:
+            with self.reporter.step(title, closing_line=False) as progress:
                 model, architecture, others, lineage, bytes_before = self._input(previous)
                 hooks = self.plugins.manager.hook
                 self._tell(
@@ -152,7 +163,7 @@ class Workbench:
         with self.store.claim(self.cell.report_key) as claim:
             if claim.entry is not None:
                 return Report.from_dict(claim.entry.record)
-            with self.reporter.step("measuring latency"):
+            with self.reporter.step("measuring latency") as progress:
                 model, architecture, manifest = self._load(last.artifact)
                 kernels = unpack(model.module, "auto")  # as users get it
                 latency = measure_latency(
@@ -160,7 +171,14 @@ class Workbench:
                     self.original,
                     model.module,
                     sorted({1, min(32, self.task.data.batch_size)}),
+                    progress=progress,
                 )
+            with self.reporter.step("measuring the sensitivity of layers") as progress:
+                stored = stored_bytes(last.artifact, manifest, architecture.stored_name)
+                layers = measure_layers(self.task, self.original, model, stored, progress)
+            measured = sum(layer.sensitivity is not None for layer in layers)
+            if measured < len(layers):
+                self.reporter.line(f"sensitivity: {measured} of {len(layers)} weights measured")
             report = Report(
                 card=self.card.as_dict(),
                 recipe=self.recipe.as_dict(),
@@ -180,6 +198,7 @@ class Workbench:
                 artifact_sha256=file_digest(last.artifact / MANIFEST),
                 machine=describe_machine(),
                 made_with={name: v for name in LIBRARIES if (v := installed_version(name))},
+                layers=layers,
             )
             claim.commit(report.as_dict())
             return report
@@ -240,7 +259,7 @@ class Workbench:
         try:
             hook(**news)
         except Exception as error:
-            self.reporter.line(f"warning: an observer failed: {type(error).__name__}: {error}")
+            self.reporter.warn(f"an observer failed: {type(error).__name__}: {error}")
 
     def _input(self, previous: Entry | None) -> _Input:
         """Return what a stage starts from."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from zoopress.model import Model
+    from zoopress.progress import Progress
     from zoopress.weights import Weight
 
 Family = Literal[
@@ -101,7 +102,8 @@ class Context:
         device: where to compute.
         batches: returns calibration batches, sized for one forward pass; never test data.
         call: runs a module on one batch and returns its output tensor, without gradients.
-        progress: call it with an item's name as each is finished.
+        progress: call it with an item's name as each is finished, and with how much of the work is
+            done, 0 to 1, if that is known.
         checkpoint: a folder that survives a killed run, for stages that take long.
     """
 
@@ -109,7 +111,7 @@ class Context:
     device: torch.device
     batches: Callable[[], Sequence[Any]]
     call: Callable[[nn.Module, Any], Tensor]
-    progress: Callable[[str], None]
+    progress: Progress
     checkpoint: Path
 
     def generator(self) -> torch.Generator:
@@ -120,9 +122,10 @@ class Context:
 
     def track(self, items: Iterable[Weight]) -> Iterable[Weight]:
         """Yield weights and report each as progress when the next is asked for."""
-        for item in items:
+        count = len(items) if isinstance(items, Sized) else None
+        for done, item in enumerate(items, start=1):
             yield item
-            self.progress(item.name)
+            self.progress(item.name, done / count if count else None)
 
 
 class Technique(ABC, Generic[ConfigT]):
@@ -155,6 +158,24 @@ class Technique(ABC, Generic[ConfigT]):
             StageError: if nothing in the model fits, or the work fails for a reason the user can
                 act on.
         """
+
+    def work(self, rows: int, columns: int) -> float:
+        """Return how much there is to compute on a weight [rows, columns], in any unit.
+
+        `zoopress plan` times `apply` on small weights and scales by it.
+        """
+        return float(rows * columns)
+
+    def working_bytes(self, total: int, largest: int) -> int:
+        """Return how much memory `apply` takes at most besides the model.
+
+        The default is what a ranking of all weights together takes: scores, a copy, their order.
+
+        Args:
+            total: bytes of the model's weights.
+            largest: bytes of the largest of them.
+        """
+        return 8 * total
 
 
 class WeightSelection(Config):

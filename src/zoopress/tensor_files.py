@@ -28,6 +28,7 @@ class Reader(Protocol):
 
     def names(self) -> list[str]: ...
     def itemsize(self, name: str) -> int: ...
+    def stored_bytes(self, name: str) -> int: ...
     def read(self, name: str) -> Tensor: ...
 
 
@@ -86,6 +87,10 @@ class _Safetensors:
     def itemsize(self, name: str) -> int:
         return max(1, self._bits(name) // 8)
 
+    def stored_bytes(self, name: str) -> int:
+        shape: list[int] = self._file.get_slice(name).get_shape()
+        return math.prod(shape) * self._bits(name) // 8
+
     def _bits(self, name: str) -> int:
         found = re.match("[A-Z]+(\\d+)", self._file.get_slice(name).get_dtype())
         return int(found[1]) if found else 8
@@ -96,7 +101,7 @@ class _Safetensors:
         starts: dict[str, int] = {}
         for name in self._file.offset_keys():
             starts[name] = at
-            at += math.prod(self._file.get_slice(name).get_shape()) * self._bits(name) // 8
+            at += self.stored_bytes(name)
         return starts
 
     def read(self, name: str) -> Tensor:
@@ -129,6 +134,7 @@ class _Zpz:
         self._reader = reader
         self.names = reader.names
         self.read = reader.read
+        self.stored_bytes = reader.stored_bytes
 
     def itemsize(self, name: str) -> int:
         dtype: torch.dtype = getattr(torch, self._reader.info(name)[0])

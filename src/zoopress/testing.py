@@ -322,7 +322,7 @@ def context_for(card: Card, folder: Path, plugins: Plugins | None = None, seed: 
         device=torch.device("cpu"),
         batches=lambda: task.batches("calibration"),
         call=lambda module, batch: call(task, module, batch),
-        progress=lambda item: None,
+        progress=lambda item, fraction=None: None,
         checkpoint=folder,
     )
 

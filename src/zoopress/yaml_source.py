@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -71,7 +72,16 @@ def read_yaml(path: Path, error: type[InputError]) -> YamlSource:
 
 
 def parse_yaml(text: str, path: Path, error: type[InputError]) -> YamlSource:
-    """Parse YAML text; see `read_yaml`."""
+    """Parse YAML text; see `read_yaml`.
+
+    A file of many recipes is asked for each of them, so the last few texts are kept; nobody changes
+    what was parsed.
+    """
+    return _parsed(text, path, error)  # type: ignore[arg-type]  # a class is hashable
+
+
+@lru_cache(maxsize=8)
+def _parsed(text: str, path: Path, error: type[InputError]) -> YamlSource:
     source = YamlSource(path, None)
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)

@@ -267,6 +267,25 @@ def check(
         raise typer.Exit(1)
 
 
+@zoo_app.command("plots")
+def collect(
+    results: Annotated[Path, typer.Argument(help="Folder of results: RESULTS/CARD/RECIPE.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the two files.")] = (
+        Path("plots")
+    ),
+) -> None:
+    """Collect stages and layers of all results below a folder, as JSON rows for charts.
+
+    Example:
+
+        zoopress zoo plots models --out plots
+    """
+    from zoopress.plots import FILES, collect_plots
+
+    count = collect_plots(results, out)
+    print(f"{count} cell{'s' * (count > 1)}: {', '.join(str(out / name) for name in FILES)}")
+
+
 def _row(name: str, path: Path, plugins: Plugins, origin: str) -> dict[str, Any]:
     from zoopress.card import load_card
 

@@ -141,7 +141,7 @@ def prune(model: Model, batch: Any, tmp_path: Path, **config: Any) -> Outcome:
         device=torch.device("cpu"),
         batches=lambda: [batch],
         call=call,
-        progress=lambda name: None,
+        progress=lambda name, fraction=None: None,
         checkpoint=tmp_path,
     )
     return NeuronPruning(NeuronPruningConfig(**config)).apply(model, context)

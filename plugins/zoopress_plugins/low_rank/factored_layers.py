@@ -135,6 +135,12 @@ class FactoredConv(nn.Module):
         result: Tensor = self.up(self.down(input))
         return result
 
+    @property
+    def weight(self) -> Tensor:
+        """The product [out, in, …], the kernel that the two layers stand for."""
+        down: Any = self.down.weight
+        return product(self).view(-1, *down.shape[1:])
+
 
 def product(layer: FactoredLinear | FactoredConv) -> Tensor:
     """Return the weight [out, in] that a factored layer stands for."""

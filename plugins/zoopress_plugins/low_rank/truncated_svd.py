@@ -124,6 +124,14 @@ class TruncatedSvd(Technique[TruncatedSvdConfig]):
             ]
         return Outcome(touched, claims, notes={"skipped": skipped})
 
+    def work(self, rows: int, columns: int) -> float:
+        """Return what a decomposition takes."""
+        return float(rows * columns * min(rows, columns))
+
+    def working_bytes(self, total: int, largest: int) -> int:
+        """Return room for the factors and what LAPACK makes on the way."""
+        return 8 * largest
+
     def _rank(self, matrix: Tensor) -> int:
         config = self.config
         if config.parameters is not None:

@@ -139,6 +139,11 @@ class MagnitudePruning(Technique[MagnitudePruningConfig]):
             claims=[Claim("sparsity", requested, reached, tolerance)],
         )
 
+    def working_bytes(self, total: int, largest: int) -> int:
+        """Return room for all scores and masks, and for the order of what is ranked together."""
+        ranked = total if self.config.scope == "global" else largest
+        return total + total // 4 + 7 * ranked
+
 
 @hookimpl
 def zoopress_techniques() -> list[type[MagnitudePruning]]:

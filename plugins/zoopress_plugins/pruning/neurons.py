@@ -126,17 +126,17 @@ class NeuronPruning(Technique[NeuronPruningConfig]):
         from zoopress.dependencies import Removal, exact_removal, find_dependencies
 
         batch = context.batches()[0]
+        context.progress("tracing which neurons depend on each other")
         found = find_dependencies(model.module, lambda: context.call(model.module, batch))
         groups = self._selected(found)
         chosen = self._choose(model, groups)
+        context.progress("checking what can be removed exactly")
         kept, wrong = exact_removal(
             model.module, groups, chosen, lambda: context.call(model.module, batch)
         )
         if not kept:
             raise StageError(_nothing_exact(wrong))
         touched = Removal(model.module, groups, kept).make(model)
-        for name in kept:
-            context.progress(name)
         # What cannot be removed without harm was not prunable.
         prunable = [group for group in groups if group.name not in wrong]
         before = sum(group.size for group in prunable)
@@ -161,6 +161,10 @@ class NeuronPruning(Technique[NeuronPruningConfig]):
                 "skipped": wrong,
             },
         )
+
+    def working_bytes(self, total: int, largest: int) -> int:
+        """Return room for the smaller tensors and for trying them out."""
+        return 2 * total
 
     def _selected(self, found: Dependencies) -> list[NeuronGroup]:
         """Return the groups that the patterns select, clusters as a whole.

@@ -157,6 +157,10 @@ class WeightQuantization(Technique[WeightQuantizationConfig]):
             notes={"bits_per_weight": stored},
         )
 
+    def working_bytes(self, total: int, largest: int) -> int:
+        """Return room for a weight's levels, errors and the best of both so far."""
+        return 7 * largest
+
 
 @hookimpl
 def zoopress_techniques() -> list[type[WeightQuantization]]:

@@ -228,6 +228,10 @@ class ZpzReader:
         entry = self._entry(name)
         return entry.dtype, entry.shape
 
+    def stored_bytes(self, name: str) -> int:
+        """Return how many bytes of the file a tensor takes, without its line in the index."""
+        return sum(self._entry(name).chunk_sizes)
+
     def read(self, name: str) -> Tensor:
         """Decode one tensor, exactly as it was stored, on the CPU and contiguous."""
         entry = self._entry(name)

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 from zoopress.errors import InputError
 from zoopress.hub.address import parse_address
 from zoopress.hub.markdown import one_line
+from zoopress.provenance import shared_address
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
 
+    from zoopress.gates import StageResult
     from zoopress.report import Report
 
 LIBRARIES = {
@@ -29,7 +31,7 @@ LIBRARIES = {
 _ORDER = [
     *("license", "license_name", "license_link", "language", "library_name", "pipeline_tag"),
     *("base_model", "base_model_relation", "tags", "datasets", "metrics"),
-    *("model_name", "eval_results"),
+    *("model_name", "eval_results", "zoopress"),
 ]
 _AUTO = {
     "ForSequenceClassification": ("AutoModelForSequenceClassification", "text-classification"),
@@ -95,9 +97,47 @@ def metadata(report: Report, repo_id: str | None, families: Sequence[str | None]
         tags=_tags(report, library, tag, families),
         model_name=one_line(repo_id or report.name).rpartition("/")[2],
         eval_results=results,
+        zoopress=lineage_data(report) if repo_id else None,
     )
     data.to_yaml(original_order=_ORDER)  # the only way to order them
     return data
+
+
+def lineage_data(report: Report) -> dict[str, Any]:
+    """Return where a published model comes from and what was measured, for machines to read.
+
+    It is what the artifact's manifest does not say; `zoopress lineage` reads both.
+    """
+    made = report.made_with
+    commit = {
+        "git_commit": one_line(made["commit"]) if made.get("commit") else None,
+        "git_repository": shared_address(made.get("repository")),
+        "uncommitted_changes": True if made.get("changed") else None,
+    }
+    return {
+        "artifact_sha256": report.artifact_sha256,
+        "card": one_line(report.card["name"]),
+        "recipe": one_line(report.recipe["name"]),
+        "source_revision": one_line(report.revision),
+        **{key: value for key, value in commit.items() if value is not None},
+        "metrics": report.metrics(),
+        "stages": [stage_figures(stage) for stage in report.stages],
+    }
+
+
+def stage_figures(stage: StageResult) -> dict[str, Any]:
+    """Return what was measured after a stage."""
+    figures: dict[str, Any] = {
+        "technique": one_line(stage.technique),
+        "weight_bytes": stage.weight_bytes,
+        "size_bytes": stage.size_bytes,
+        "cosine": round(stage.fidelity.cosine, 6),
+    }
+    for name in ("label_loyalty", "probability_loyalty"):
+        value = getattr(stage.fidelity, name)
+        if value is not None:
+            figures[name] = round(value, 6)
+    return figures
 
 
 def base_model(report: Report) -> str | None:

@@ -30,7 +30,9 @@ from zoopress.hub.licenses import (
 )
 from zoopress.hub.local_paths import without_local_paths
 from zoopress.hub.markdown import code, fence, link, one_line, table, text, web_address, yaml_block
+from zoopress.provenance import shared_address
 from zoopress.report import Report, comparison_rows, times_smaller
+from zoopress.units import show_bytes
 
 if TYPE_CHECKING:
     from zoopress.plugins import Plugins
@@ -108,8 +110,8 @@ def _context(
         "recipe_name": text(report.recipe["name"]),
         "recipe_description": text(report.recipe.get("description", "")),
         "times_smaller": times_smaller(ratio),
-        "size": _size(last.size_bytes),
-        "original_size": _size(report.original_size_bytes),
+        "size": show_bytes(last.size_bytes),
+        "original_size": show_bytes(report.original_size_bytes),
         "cosine": f"{fidelity.cosine:.4f}",
         "label_loyalty": f"{fidelity.label_loyalty:.4f}" if labelled else "",
         "label_share": f"{fidelity.label_loyalty:.1%}" if labelled else "",
@@ -137,14 +139,6 @@ def _context(
         "permission": text(permission or ""),
         "cite": _cite(report),
     }
-
-
-def _size(count: int) -> str:
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= factor:
-            shown = count / factor
-            return f"{shown:.{max(0, 3 - len(str(int(shown))))}f} {unit}"
-    return f"{count} bytes"
 
 
 def _original(report: Report) -> str:
@@ -238,7 +232,7 @@ def _chain(report: Report) -> str:
             str(position),
             code(stage.technique),
             text(_settings(stage.config)) or "–",
-            f"{_size(stage.weight_bytes_before)} → {_size(stage.weight_bytes)}",
+            f"{show_bytes(stage.weight_bytes_before)} → {show_bytes(stage.weight_bytes)}",
             f"{stage.fidelity.cosine:.4f}",
         ]
         loyalty = stage.fidelity.label_loyalty
@@ -284,10 +278,10 @@ def _made_from(report: Report, published: bool) -> str:
 
 def _repository(address: str | None) -> str | None:
     """Return a git remote without user and password; None for one that is a folder."""
-    if web_address(address or ""):
-        return link(re.sub(r"^https?://([^/]*@)?", "", one_line(address)), address)
-    match = re.fullmatch(r"(?:ssh://(?:[^@/]+@)?|[^@/]+@)([\w.-]+[:/][\w.~/-]+)", address or "")
-    return code(match[1]) if match else None
+    shown = shared_address(one_line(address or ""))
+    if web_address(shown or ""):
+        return link(re.sub(r"^https?://", "", shown or ""), shown)
+    return code(shown) if shown else None
 
 
 def _shown_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ from zoopress.hub.client import Hub, RemoteModel, log, status_of
 from zoopress.hub.download import fetch
 from zoopress.hub.licenses import LEGAL_FILE, BaseInfo, check_license
 from zoopress.hub.model_card import render_model_card
+from zoopress.hub.published import PUBLISHED, PublishedRecord, add_published, last_published
 from zoopress.hub.release import Release
 from zoopress.manifest import MANIFEST, Manifest, parse_manifest
+from zoopress.provenance import COMMIT_KEYS, versioned_state
 from zoopress.report import Report
 
 README = "README.md"
@@ -107,26 +109,25 @@ def plan_push(hub: Hub, release: Release, repo_id: str, options: PushOptions) ->
     if hub.offline:
         raise HubError("HF_HUB_OFFLINE forbids requests. Unset it to publish.")
     repo_id = _full_name(hub, repo_id)
-    base = _base(hub, release.report)
+    report = naming_commit(release, repo_id).report
+    base = _base(hub, report)
     legal = _legal_texts(hub, base, release.manifest)
     carried = sorted({*release.manifest.files, *legal})
     info = _base_info(base) if base else None
-    check_license(release.report.card, carried, info, options.permission, repo_id)
-    readme = render_model_card(
-        release.report, repo_id, options.template, options.permission, carried
-    )
+    check_license(report.card, carried, info, options.permission, repo_id)
+    readme = render_model_card(report, repo_id, options.template, options.permission, carried)
     return _compare(hub, repo_id, {**_contents(release, readme), **legal}, options)
 
 
 def push(hub: Hub, release: Release, repo_id: str, options: PushOptions) -> Published:
-    """Publish a compressed model.
+    """Publish a compressed model, and note in its run's `published.json` where it is.
 
     Raises:
         HubError: if it must not be published, or the Hub does not take it; then it holds either
             all of it or what it held before.
     """
     plan = plan_push(hub, release, repo_id, options)
-    repo_id = plan.repo_id
+    repo_id, release = plan.repo_id, naming_commit(release, plan.repo_id)
     if not plan.exists:
         hub.call(
             f"making {repo_id}",
@@ -158,7 +159,51 @@ def push(hub: Hub, release: Release, repo_id: str, options: PushOptions) -> Publ
     if options.tag is not None:
         _tag(hub, repo_id, options.tag, commit)
     url = f"{hub.api.endpoint}/{repo_id}"
-    return Published(repo_id, url, commit, options.tag, made is not None)
+    done = Published(repo_id, url, commit, options.tag, made is not None)
+    _record(release, done)
+    return done
+
+
+def _record(release: Release, done: Published) -> None:
+    """Note beside the run where it was published; the model is there, whether that works or not."""
+    report, run = release.report, release.folder.absolute().parent
+    made = {} if report.made_with.get("changed") else report.made_with
+    record = PublishedRecord(
+        repo_id=done.repo_id,
+        url=done.url,
+        commit=done.commit,
+        tag=done.tag,
+        artifact_sha256=report.artifact_sha256,
+        git_commit=made.get("commit"),
+        git_repository=made.get("repository"),
+        source_revision=report.revision,
+    )
+    try:
+        add_published(run, record)
+    except OSError as error:
+        log.warning(
+            "%s: published, but %s cannot be written: %s", done.repo_id, run / PUBLISHED, error
+        )
+
+
+def naming_commit(release: Release, repo_id: str) -> Release:
+    """Return a release whose report names the commit that reproduces it, as far as one is known.
+
+    First the commit that the same model was published with in that repository, so that publishing
+    it again changes nothing; then the one that has it in DVC's lock; else where it was run.
+    """
+    report, run = release.report, release.folder.absolute().parent
+    before = last_published(run, repo_id, report.artifact_sha256, report.revision)
+    if before is not None and before.git_commit is not None:
+        named = {"commit": before.git_commit}
+        if before.git_repository:
+            named["repository"] = before.git_repository
+    else:
+        named = versioned_state(run, report.artifact_sha256)
+    if not named:
+        return release
+    others = {key: value for key, value in report.made_with.items() if key not in COMMIT_KEYS}
+    return replace(release, report=replace(report, made_with={**others, **named}))
 
 
 def _compare(

@@ -1,0 +1,85 @@
+"""The nightly refresh as a Prefect flow: each step a task, the zoo a flow of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import zoopress_flows.quiet  # noqa: F401  # isort: skip
+
+from prefect import flow
+from prefect.artifacts import create_markdown_artifact
+from prefect.states import Completed, Failed
+
+from zoopress.orchestration.leaderboard import Leaderboard
+from zoopress.orchestration.nightly import NightlyOptions, nightly_markdown, refresh
+from zoopress.plugins import load_plugins
+from zoopress.progress import terminal
+from zoopress.units import parse_bytes
+from zoopress.zoo_run_command import run_inline
+from zoopress_flows.compress import as_task
+from zoopress_flows.zoo import run_zoo_in_flow
+
+
+@flow(name="nightly")
+def nightly_flow(
+    repository: str = ".",
+    store: str | None = None,
+    workers: int | None = None,
+    memory: str | None = None,
+    runner: str | None = None,
+    push_git: bool = False,
+    publish: bool = True,
+    quiet: bool = False,
+) -> Any:
+    """Refresh a repository of models: follow what moved, recompress, version, publish.
+
+    Args:
+        repository: folder with params.yaml and dvc.yaml, under git.
+        store: where stage results are kept; the user's own by default.
+        workers: how many jobs run at once; one a core by default, 8 at most.
+        memory: what jobs on one machine share, as 24GB; 80 % of its memory by default.
+        runner: threads, dask, ray, dask=ADDRESS or ray=ADDRESS.
+        push_git: whether to push commits to the branch's upstream.
+        publish: whether to publish, where params.yaml says where to.
+        quiet: whether to print nothing.
+
+    Returns:
+        What was done. The run's state is named SomeCellsFailed if only cells failed, and is Failed
+        if something is not versioned, pushed or published that should be.
+    """
+
+    def run_zoo(cards: Sequence[str], matrix: str, out: str) -> dict[str, Any]:
+        budget = parse_bytes(memory) if memory else None
+
+        def without() -> Leaderboard:
+            return run_inline(list(cards), [], matrix, Path(out), store, workers, budget, quiet)
+
+        return run_zoo_in_flow(
+            *(list(cards), [], matrix, out, store, workers, memory, runner, quiet), without
+        ).as_dict()
+
+    summary = refresh(
+        Path(repository),
+        NightlyOptions(push_git, publish, store),
+        load_plugins(),
+        run_zoo,
+        terminal(quiet),
+        _execute,
+    )
+    with suppress(Exception):  # an artifact is to look at; the work is done
+        create_markdown_artifact(nightly_markdown(summary), key="nightly")
+    if summary.problems:
+        message = "\n".join(summary.problems)
+        return Failed(message=message, data=summary.as_dict())
+    if summary.failed:
+        message = f"Failed: {', '.join(summary.failed)}."
+        return Completed(name="SomeCellsFailed", message=message, data=summary.as_dict())
+    return summary.as_dict()
+
+
+def _execute(name: str, work: Callable[[], Any]) -> Any:
+    """Run a step as a task, but for the zoo, which is a flow."""
+    return work() if name == "zoo" else as_task(name, work)

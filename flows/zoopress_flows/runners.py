@@ -1,0 +1,63 @@
+"""Task runners, chosen by a word: threads of this process, a Dask cluster or a Ray cluster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zoopress.errors import InputError, ZoopressError, nearest
+
+KINDS = ("threads", "dask", "ray")
+
+
+def make_runner(wanted: str | None, workers: int) -> Any:
+    """Return a Prefect task runner.
+
+    Args:
+        wanted: "threads", "dask", "ray", or "dask=ADDRESS", "ray=ADDRESS" of a cluster that is
+            there; None for threads.
+        workers: how many jobs run at once; of a cluster that is there, it has a say of its own.
+
+    Raises:
+        InputError: if there is no such runner.
+        ZoopressError: if its library is not installed.
+    """
+    kind, _, address = (wanted or "threads").partition("=")
+    if kind not in KINDS or (kind == "threads" and address):
+        raise InputError(f"There is no runner {wanted!r}.{nearest(kind, KINDS)}")
+    try:
+        return {"threads": _threads, "dask": _dask, "ray": _ray}[kind](address, workers)
+    except ImportError as error:
+        raise ZoopressError(
+            f"The runner {kind!r} needs prefect-{kind} ({error}): pip install 'zoopress[{kind}]'."
+        ) from error
+
+
+def _threads(address: str, workers: int) -> Any:
+    from prefect.task_runners import ThreadPoolTaskRunner
+
+    return ThreadPoolTaskRunner(max_workers=workers)
+
+
+def _dask(address: str, workers: int) -> Any:
+    from prefect_dask import DaskTaskRunner
+
+    if address:
+        return DaskTaskRunner(address=address)
+    # A process each: jobs share torch's threads and random state with all else in a process. The
+    # memory that jobs claim is our own budget's concern, so Dask's nanny does not pause workers.
+    cluster = {
+        "n_workers": workers,
+        "threads_per_worker": 1,
+        "memory_limit": None,
+        "dashboard_address": None,
+    }
+    return DaskTaskRunner(cluster_kwargs=cluster)
+
+
+def _ray(address: str, workers: int) -> Any:
+    from prefect_ray import RayTaskRunner
+
+    if address:
+        return RayTaskRunner(address=address)
+    quiet = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+    return RayTaskRunner(init_kwargs={"num_cpus": workers, **quiet})

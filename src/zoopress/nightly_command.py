@@ -1,0 +1,90 @@
+"""The command `zoopress nightly`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from zoopress.command_arguments import JsonOption, StoreOption, loaded_plugins, note
+
+if TYPE_CHECKING:
+    from zoopress.orchestration.nightly import NightlySummary
+
+RepositoryOption = Annotated[
+    Path, typer.Option("--repository", help="Folder with params.yaml and dvc.yaml, under git.")
+]
+
+
+def nightly(
+    repository: RepositoryOption = Path(),
+    store: StoreOption = None,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", "-j", help="Jobs at once; by default one a core, 8 at most."),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(help="Memory that jobs share, as 24GB; by default 80 % of the machine's."),
+    ] = None,
+    push_git: Annotated[
+        bool, typer.Option("--push-git", help="Push the commits to the branch's upstream.")
+    ] = False,
+    publish: Annotated[
+        bool, typer.Option("--publish/--no-publish", help="Publish, if params.yaml says where to.")
+    ] = True,
+    as_json: JsonOption = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+) -> None:
+    """Refresh a repository of models: follow what moved, recompress, version, publish.
+
+    Asks the Hub whether the branch of each pinned card moved, computes what changed, runs `dvc
+    repro`, commits, pushes and publishes. Killed anywhere, the next one goes on from there. The
+    exit status is 0 if everything is up to date then, else 1.
+
+    Examples:
+
+        zoopress nightly
+
+        zoopress nightly --repository /srv/models --push-git --json
+    """
+    from zoopress.orchestration.nightly import NightlyOptions, refresh
+    from zoopress.progress import terminal
+    from zoopress.units import parse_bytes
+    from zoopress.zoo_run_command import run_inline
+
+    budget = parse_bytes(memory) if memory is not None else None
+    silent = quiet or as_json
+    try:
+        summary = refresh(
+            repository,
+            NightlyOptions(push_git, publish, store),
+            loaded_plugins(),
+            lambda cards, matrix, out: run_inline(
+                list(cards), [], matrix, Path(out), store, workers, budget, silent
+            ).as_dict(),
+            terminal(silent),
+        )
+    except KeyboardInterrupt:
+        note("Interrupted. What is finished stays; the same command goes on from there.")
+        raise typer.Exit(130) from None
+    if as_json:
+        print(json.dumps(summary.as_dict()))
+    elif not quiet:
+        print("\n".join(_lines(summary)))
+    if not summary.complete:
+        raise typer.Exit(1)
+
+
+def _lines(summary: NightlySummary) -> list[str]:
+    """Return a summary as lines for people."""
+    lines = [f"moved      {c.name}: {c.before} → {c.after}" for c in summary.cards if c.moved]
+    lines += [f"computed   {name}" for name in summary.computed]
+    lines += [f"failed     {name}: {reason}" for name, reason in summary.failed.items()]
+    lines += [f"problem    {text}" for text in summary.problems]
+    lines += [f"committed  {commit}" for commit in (summary.commit, summary.record) if commit]
+    lines += [f"pushed     {place}" for place in summary.pushed]
+    lines += [f"{p.state:<10} {p.url}" for p in summary.published if p.state != "failed"]
+    return lines or ["Nothing to do: every model is up to date."]

@@ -1,0 +1,186 @@
+"""The jobs that a zoo run is made of. Each is plain data, so any process on any machine can do it.
+
+    open     find a card's files; for each recipe its keys, and what is in the store already
+    prefix   compute the first stages of a recipe that other recipes begin with as well
+    stages   compute the rest, and hold every stage to the recipe's targets
+    finish   compare the result with its original, and write it to its folder
+
+A job relies on nothing but the store: whatever a job before it did is found there.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from zoopress.card import Card, load_card
+from zoopress.cell import Cell, Original, open_original
+from zoopress.compress import Result, deliver, find_finished, run_stages
+from zoopress.errors import ZoopressError
+from zoopress.plan import make_plan
+from zoopress.plugins import Plugins, load_plugins
+from zoopress.progress import Reporter
+from zoopress.recipe import load_recipe
+from zoopress.store import Store
+
+if TYPE_CHECKING:
+    from zoopress.stages import Workbench
+
+Kind = Literal["open", "prefix", "stages", "finish"]
+Tell = Callable[[dict[str, Any]], None]
+_KEPT_BYTES = 200_000_000
+"""An original larger than this is let go after each job, for the memory's sake."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Something to do for one card.
+
+    Attributes:
+        kind: see above.
+        title: for people.
+        card: reference of the card.
+        recipes: references of recipes: one, but for "open" all that the card goes with.
+        folders: where the result of each recipe goes.
+        store: where results are kept; None for the user's own.
+        memory_bytes: what it claims of the memory budget; None for the machine alone.
+        count: for "prefix", how many stages.
+        threads: how many torch computes with; None for all.
+        made_in: the commit that the run belongs to, as `provenance.git_state` says it.
+    """
+
+    kind: Kind
+    title: str
+    card: str
+    recipes: tuple[str, ...]
+    folders: tuple[str, ...]
+    store: str | None = None
+    memory_bytes: int | None = None
+    count: int | None = None
+    threads: int | None = None
+    made_in: dict[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Job:
+        """Rebuild from `as_dict`, also after JSON made lists of its tuples."""
+        lists = {key: tuple(data[key]) for key in ("recipes", "folders")}
+        return cls(**{**data, **lists})
+
+
+def perform(data: dict[str, Any], tell: Tell) -> dict[str, Any]:
+    """Do a job, given as plain data.
+
+    Args:
+        data: a `Job`.
+        tell: gets events of its progress.
+
+    Returns:
+        Plain data: for "open", `{"cells": […]}` with, for each recipe, either `result`, `failure`,
+        or `keys`, `missing` and `memory_bytes`; else `computed`, and for "finish" the `result`.
+
+    Raises:
+        ZoopressError: if it fails for a reason that a user can act on.
+    """
+    with _desk.lock:  # techniques share torch's random state and threads
+        return _desk.perform(Job.from_dict(data), tell)
+
+
+class _Desk:
+    """What a process keeps from job to job: plugins, and the card that it worked on last."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self._plugins: Plugins | None = None
+        self._opened: tuple[str, Card, Original] | None = None
+        self._bench: Workbench | None = None
+        self._most_threads = 0
+
+    @property
+    def plugins(self) -> Plugins:
+        if self._plugins is None:
+            self._plugins = load_plugins()
+            self._plugins.check()
+        return self._plugins
+
+    def perform(self, job: Job, tell: Tell) -> dict[str, Any]:
+        if job.kind == "open":
+            return {"cells": self._open(job)}
+        start = time.perf_counter()
+        cell = self._cell(job, 0)
+        bench = self._workbench(cell, Reporter(listeners=[tell]), job.threads)
+        try:
+            with cell.store.using(cell.store_keys):
+                done = run_stages(bench, count=job.count)
+                answer: dict[str, Any] = {"computed": list(done.computed)}
+                if job.kind == "finish":
+                    report, folder = bench.evaluate(done.last, done.results), Path(job.folders[0])
+                    answer["result"] = _plain(
+                        deliver(cell, report, done.last, folder, done.computed, job.made_in)
+                    )
+        finally:
+            if cell.original.files.size_bytes() > _KEPT_BYTES:
+                self._bench = None
+        return {**answer, "seconds": time.perf_counter() - start}
+
+    def _open(self, job: Job) -> list[dict[str, Any]]:
+        """Return what is known of each cell of a card before anything is computed."""
+        self._opened = None  # a branch may have moved since
+        self._original(job)
+        found = []
+        for index, folder in enumerate(job.folders):
+            try:
+                found.append(self._state(self._cell(job, index), Path(folder), job.made_in))
+            except ZoopressError as error:
+                found.append({"failure": str(error)})
+        return found
+
+    def _state(self, cell: Cell, folder: Path, made_in: dict[str, str]) -> dict[str, Any]:
+        from zoopress.estimate_memory import memory_bytes
+
+        with cell.store.using(cell.store_keys):
+            finished = find_finished(cell)
+            if finished is not None:
+                return {"result": _plain(deliver(cell, *finished, folder, made_in=made_in))}
+        return {
+            "keys": list(cell.keys),
+            "report_key": cell.report_key,
+            "missing": [key for key in cell.keys if cell.store.find(key) is None],
+            "memory_bytes": memory_bytes(cell),
+        }
+
+    def _cell(self, job: Job, index: int) -> Cell:
+        recipe = load_recipe(job.recipes[index], self.plugins)
+        original = self._original(job)
+        make_plan(original.card, recipe)
+        return Cell(original, recipe, self.plugins, Store(job.store))
+
+    def _original(self, job: Job) -> Original:
+        card = load_card(job.card, self.plugins)
+        if self._opened is None or self._opened[:2] != (job.card, card):
+            self._opened = job.card, card, open_original(card, self.plugins)
+        return self._opened[2]
+
+    def _workbench(self, cell: Cell, reporter: Reporter, threads: int | None) -> Workbench:
+        import torch
+
+        from zoopress.stages import Workbench
+
+        self._most_threads = self._most_threads or torch.get_num_threads()
+        torch.set_num_threads(min(threads or self._most_threads, self._most_threads))
+        self._bench = Workbench(cell, reporter, like=self._bench)
+        return self._bench
+
+
+_desk = _Desk()
+
+
+def _plain(result: Result) -> dict[str, Any]:
+    return {"folder": str(result.folder), "report": result.report.as_dict()}

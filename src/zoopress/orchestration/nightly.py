@@ -1,0 +1,358 @@
+"""The nightly refresh: follow the models that moved, recompress what changed, version, publish.
+
+    cards ─▶ zoo ─▶ repro ─▶ commit ─▶ push ─▶ publish ─▶ record
+
+Each step looks at what is on disk, in git, in DVC and on the Hub, and does what is missing there.
+Nothing else is kept, so a refresh that was killed anywhere is continued by the next one. A step
+that fails for one card or cell is a problem that is told at the end, and does not stop the others.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from zoopress.compress import run_inline
+from zoopress.errors import RepositoryError, ZoopressError
+from zoopress.hub.publish import PushOptions
+from zoopress.hub.published import PUBLISHED
+from zoopress.orchestration.pins import CardState, follow, look_at_card
+from zoopress.orchestration.publishing import Publication, publish_runs, read_publish_section
+from zoopress.orchestration.selection import Selection, select_cells
+from zoopress.plugins import Plugins
+from zoopress.progress import Reporter
+from zoopress.provenance import LOCK, versioned_state
+from zoopress.repository import PARAMS, PIPELINE, Repository
+
+RunZoo = Callable[[Sequence[str], str, str], dict[str, Any]]
+"""Runs cards (references) of a matrix (file) into a folder; returns the leaderboard's `as_dict`."""
+Execute = Callable[[str, Callable[[], Any]], Any]
+STEPS = {
+    "cards": "asking whether models moved",
+    "zoo": "compressing what changed",
+    "repro": "versioning the results",
+    "commit": "committing them",
+    "push": "pushing them",
+    "publish": "publishing what passed its gates",
+    "record": "committing where it was published",
+}
+
+
+@dataclass(frozen=True)
+class NightlyOptions:
+    """How to refresh.
+
+    Attributes:
+        push_git: whether to push commits to the branch's upstream.
+        publish: whether to publish, where params.yaml says where to.
+        store: where stage results are kept; None for the user's own.
+    """
+
+    push_git: bool = False
+    publish: bool = True
+    store: str | None = None
+
+
+@dataclass
+class NightlySummary:
+    """What a refresh did.
+
+    Attributes:
+        repository: its folder.
+        cards: those that moved, were left out or could not be asked about.
+        computed: cells of which stages were computed.
+        failed: cells that failed, with their reasons.
+        commit: the commit with the results, None if nothing had changed.
+        record: the commit that says where they were published, None if nothing had changed.
+        pushed: what was pushed to: DVC's remote and git's upstream.
+        published: how publishing each cell ended.
+        problems: what went wrong besides, each with its remedy.
+    """
+
+    repository: str
+    cards: list[CardState] = field(default_factory=list)
+    computed: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    commit: str | None = None
+    record: str | None = None
+    pushed: list[str] = field(default_factory=list)
+    published: list[Publication] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every cell is up to date, versioned and, if it shall be, published."""
+        return not (self.failed or self.problems)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {
+            "repository": self.repository,
+            "moved": [card.as_dict() for card in self.cards if card.moved],
+            "left_out": {card.name: card.left_out for card in self.cards if card.left_out},
+            "computed": self.computed,
+            "failed": self.failed,
+            "commit": self.commit,
+            "record": self.record,
+            "pushed": self.pushed,
+            "published": [item.as_dict() for item in self.published],
+            "problems": self.problems,
+        }
+
+
+def refresh(
+    folder: Path,
+    options: NightlyOptions,
+    plugins: Plugins,
+    run_zoo: RunZoo,
+    reporter: Reporter | None = None,
+    execute: Execute = run_inline,
+) -> NightlySummary:
+    """Refresh a repository of models.
+
+    Args:
+        folder: the repository.
+        options: how.
+        plugins: what is registered.
+        run_zoo: computes cells.
+        reporter: gets a line before each step, and every problem; nobody by default.
+        execute: runs each step, given its name; an engine such as Prefect hooks in here.
+
+    Raises:
+        RepositoryError: if it cannot begin: the folder is no repository, another refresh is at
+            work in it, or params.yaml or dvc.yaml is not committed.
+        InputError: if params.yaml is wrong.
+    """
+    repository = Repository.open(folder, _environment(options.store))
+    with _alone(repository):
+        night = _Night(repository, options, plugins, run_zoo, reporter or Reporter())
+        for number, (name, title) in enumerate(STEPS.items(), start=1):
+            night.reporter.line(f"nightly {number}/{len(STEPS)}  {name}: {title}")
+            execute(name, getattr(night, name))
+        return night.summary
+
+
+def _environment(store: str | None) -> dict[str, str]:
+    """Return what leads `zoopress run`, which DVC runs, to the same store."""
+    if store is None:
+        return {}
+    return {"ZOOPRESS_STORE": store if "://" in store else str(Path(store).absolute())}
+
+
+@contextmanager
+def _alone(repository: Repository) -> Iterator[None]:
+    """Hold the lock of a repository; the kernel frees it if this process dies."""
+    path = repository.git_folder / "zoopress" / "nightly.lock"
+    path.parent.mkdir(exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RepositoryError(
+            f"Another refresh is at work in {repository.root}. Wait until it is done."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class _Night:
+    """One refresh: a method a step."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        options: NightlyOptions,
+        plugins: Plugins,
+        run_zoo: RunZoo,
+        reporter: Reporter,
+    ) -> None:
+        self.repository, self.options, self.plugins = repository, options, plugins
+        self.run_zoo, self.reporter = run_zoo, reporter
+        self.root = repository.root
+        self.summary = NightlySummary(str(self.root))
+        self._refuse_edits()
+        self.section = read_publish_section(self.root / PARAMS)
+        self.stages = repository.cell_stages()
+        self.selection: Selection = select_cells([], [], str(self.root / PARAMS), plugins)
+        self.done: list[str] = []
+        """Stages of DVC whose cells are done."""
+
+    def _refuse_edits(self) -> None:
+        edited = self.repository.changed([self.root / PARAMS, self.root / PIPELINE])
+        if edited:
+            names = " and ".join(path.name for path in edited)
+            raise RepositoryError(
+                f"{self.root}: there are changes in {names} that are not committed, and every "
+                "model depends on them. Commit or discard them, then run this again."
+            )
+
+    def cards(self) -> None:
+        """Ask which models moved, and write their new commits into their cards."""
+        for selected in self.selection.cards:
+            card = look_at_card(selected, self.repository, self.plugins)
+            if card.left_out is None and selected.item is not None:
+                try:
+                    card = follow(card, selected.item, self.plugins)
+                except (ZoopressError, OSError) as error:
+                    self._problem(f"{card.name} keeps its revision: {error}")
+            self.summary.cards.append(card)
+            if card.left_out is not None:
+                self._problem(f"{card.name} is left out: {card.left_out}")
+
+    def zoo(self) -> None:
+        """Compute every cell, into the store; from there DVC's own run takes it."""
+        references = [card.reference for card in self.summary.cards if card.left_out is None]
+        if not references:
+            return
+        scratch = self.repository.git_folder / "zoopress" / "out"
+        try:
+            board = self.run_zoo(references, str(self.root / PARAMS), str(scratch))
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        if any(cell["state"] == "stopped" for cell in board["cells"]):
+            raise KeyboardInterrupt
+        # The selection has cards and recipes as the matrix has them, in its order.
+        cells = ((card.name, recipe.name) for card, recipe in self.selection.cells())
+        stages = dict(zip(cells, self.stages.values(), strict=True))
+        for cell in board["cells"]:
+            name = f"{cell['card']} × {cell['recipe']}"
+            if cell["state"] != "done":
+                self.summary.failed[name] = str(cell["reason"])
+                continue
+            self.done.append(stages[cell["card"], cell["recipe"]])
+            if any(stage["computed"] for stage in cell["figures"]["stages"]):
+                self.summary.computed.append(name)
+
+    def repro(self) -> None:
+        """Let DVC run what is not in its lock; the store has all of it."""
+        whole = len(self.done) == len(self.stages)
+        if self.done:
+            self._try(
+                lambda: self.repository.dvc(
+                    "repro", "--keep-going", *([] if whole else sorted(self.done))
+                )
+            )
+
+    def commit(self) -> None:
+        """Commit cards that moved, the lock, and results that git keeps."""
+        outputs = self.repository.outputs()
+        paths = [self.root / LOCK, *outputs]
+        paths += [output.parent / ".gitignore" for output in outputs]
+        paths += [Path(card.reference) for card in self.summary.cards if card.moved]
+        changed = self.repository.changed(paths)
+        self.summary.commit = self._try(
+            lambda: self.repository.commit(changed, self._message(changed))
+        )
+
+    def _message(self, changed: Collection[Path]) -> str:
+        moved = [card for card in self.summary.cards if card.moved]
+        runs = sorted({run for run in self._runs() if any(run in path.parents for path in changed)})
+        title = f"Nightly refresh: {_count(len(moved), 'card')} moved, "
+        title += f"{_count(len(runs), 'model')} changed"
+        body = [f"{card.name}: {card.branch} {card.before} → {card.after}" for card in moved]
+        body += [f"{run.relative_to(self.root)}" for run in runs]
+        return "\n".join([title, "", *body]) if body else title
+
+    def push(self) -> None:
+        """Push to DVC's default remote, and to git's upstream if that is wanted."""
+        remote = self.repository.dvc_remote()
+        if remote and self._try(lambda: self.repository.dvc("push")) is not None:
+            self.summary.pushed.append(f"dvc {remote}")
+        self._push_git()
+
+    def _push_git(self) -> None:
+        if not self.options.push_git:
+            return
+        upstream = self.repository.upstream()
+        if upstream is None:
+            self._problem(
+                "git's branch has no upstream to push to. Set one: git push -u origin HEAD"
+            )
+        elif self._try(lambda: self.repository.git("push", "--quiet")) is not None:
+            where = f"git {upstream}"
+            self.summary.pushed += [where] if where not in self.summary.pushed else []
+
+    def publish(self) -> None:
+        """Publish every cell that is done and that a commit has in DVC's lock."""
+        if self.section is None or not self.options.publish:
+            return
+        runs = [run for run in self._runs(self.done) if self._is_versioned(run)]
+        options = PushOptions(private=self.section.private)
+        for item in publish_runs(runs, self.section.repo, options, self.plugins, self.reporter):
+            self.summary.published.append(item)
+            if item.state == "failed":
+                self._problem(f"{item.folder} was not published: {item.reason}")
+
+    def _is_versioned(self, run: Path) -> bool:
+        """Tell whether a commit reproduces a run; publish none of which that is not so."""
+        try:
+            sha256 = json.loads((run / "report.json").read_bytes())["artifact_sha256"]
+        except (OSError, ValueError, TypeError, LookupError):
+            return True  # publishing says what is wrong with it
+        if versioned_state(run, sha256):
+            return True
+        self._problem(f"{run} was not published: no commit has it in {LOCK} yet.")
+        return False
+
+    def record(self) -> None:
+        """Commit the notes on what was published."""
+        notes = [run / PUBLISHED for run in self._runs()]
+        self.summary.record = self._try(
+            lambda: self.repository.commit(notes, "Nightly refresh: what was published, and where")
+        )
+        if self.summary.record:
+            self._push_git()
+
+    def _runs(self, stages: Collection[str] | None = None) -> list[Path]:
+        """Return the folders of runs: where the lock has an artifact."""
+        chosen = self.stages.values() if stages is None else stages
+        outputs = self.repository.outputs(chosen)
+        return sorted({path.parent for path in outputs if path.name == "artifact"})
+
+    def _try(self, work: Callable[[], Any]) -> Any:
+        """Do something; if it fails, note why and go on."""
+        try:
+            return work()
+        except ZoopressError as error:
+            self._problem(str(error))
+            return None
+
+    def _problem(self, text: str) -> None:
+        if text not in self.summary.problems:
+            self.summary.problems.append(text)
+            self.reporter.warn(text)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def nightly_markdown(summary: NightlySummary) -> str:
+    """Return a summary as Markdown."""
+    moved = [card for card in summary.cards if card.moved]
+    sections = {
+        "Moved": [f"{c.name}: {c.branch} `{c.before}` → `{c.after}`" for c in moved],
+        "Computed": summary.computed,
+        "Failed": [f"**{name}**: {reason}" for name, reason in summary.failed.items()],
+        "Problems": summary.problems,
+        "Committed": [f"`{c}`" for c in (summary.commit, summary.record) if c],
+        "Pushed": summary.pushed,
+        "Published": [
+            f"[{item.repo_id}]({item.url}): {item.state}, `{item.commit}`"
+            for item in summary.published
+            if item.state != "failed"
+        ],
+    }
+    lines = [f"# Nightly refresh of {summary.repository}"]
+    for title, items in sections.items():
+        lines += ["", f"## {title}", "", *([f"- {item}" for item in items] or ["nothing"])]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,243 @@
+"""A repository of models: git and DVC, through their command lines.
+
+Commands run in the repository, with the folder of this Python first in the search path, so that
+`dvc repro` finds the `zoopress` that is running. They survive a `kill -9` of this process, and when
+it is interrupted they are, and are waited for: git leaves its lock behind only if it is killed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from zoopress.errors import RepositoryError
+from zoopress.provenance import LOCK, ask_git
+
+PARAMS, PIPELINE = "params.yaml", "dvc.yaml"
+FALLBACK_AUTHOR = {"user.name": "zoopress nightly", "user.email": "zoopress@localhost"}
+"""Who commits where git does not know."""
+_UNDER_WAY = {
+    "MERGE_HEAD": "a merge",
+    "rebase-merge": "a rebase",
+    "rebase-apply": "a rebase",
+    "CHERRY_PICK_HEAD": "a cherry-pick",
+    "REVERT_HEAD": "a revert",
+    "BISECT_LOG": "a bisection",
+}
+_LOCK_PATIENCE_S = 30.0
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A git repository whose models DVC versions.
+
+    Attributes:
+        root: the folder with params.yaml and dvc.yaml; below git's top, or that itself.
+        git_folder: where git keeps its own.
+        environment: added to that of every command.
+    """
+
+    root: Path
+    git_folder: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, folder: Path, environment: Mapping[str, str] | None = None) -> Repository:
+        """Open the repository in a folder.
+
+        Raises:
+            RepositoryError: if it is none, or in the middle of a merge or the like.
+        """
+        root = folder.expanduser().resolve()
+        missing = [name for name in (PARAMS, PIPELINE) if not (root / name).is_file()]
+        git_folder = ask_git(root, "rev-parse", "--absolute-git-dir") if root.is_dir() else ""
+        if missing or not git_folder:
+            what = f"has no {' and no '.join(missing)}" if missing else "is not under git"
+            raise RepositoryError(
+                f"{folder} {what}, so it is no repository of models. `zoopress init` makes one."
+            )
+        if find_spec("dvc") is None:
+            raise RepositoryError("DVC is not installed: pip install 'zoopress[versions]'.")
+        for name, what in _UNDER_WAY.items():
+            if (Path(git_folder) / name).exists():
+                raise RepositoryError(
+                    f"{root}: {what} is under way. Finish or abort it, then run this again."
+                )
+        return cls(root, Path(git_folder), environment or {})
+
+    @property
+    def head(self) -> str:
+        """The newest commit, "" before the first."""
+        return ask_git(self.root, "rev-parse", "--verify", "-q", "HEAD")
+
+    def changed(self, paths: Iterable[Path]) -> list[Path]:
+        """Return those of some files that are not as the newest commit has them.
+
+        A folder stands for every file in it that git does not ignore.
+        """
+        given = [str(path) for path in paths if self.root in path.absolute().parents]
+        if not given:
+            return []
+        top = Path(ask_git(self.root, "rev-parse", "--show-toplevel"))
+        options = ("--porcelain", "-z", "--no-renames", "--untracked-files=all")
+        found = self.git("--literal-pathspecs", "status", *options, "--", *given)
+        return [top / line[3:] for line in found.split("\0") if line]
+
+    def committed_text(self, path: Path) -> str | None:
+        """Return a file as the newest commit has it, None if it has none."""
+        inside = path.absolute().relative_to(self.root).as_posix()
+        if not ask_git(self.root, "ls-tree", "HEAD", "--", inside):
+            return None
+        return self.git("show", f"HEAD:./{inside}")
+
+    def commit(self, paths: Sequence[Path], message: str) -> str | None:
+        """Commit some files as they are on disk, and nothing else, staged or not.
+
+        Args:
+            paths: files, or folders with what git does not ignore in them.
+            message: of the commit.
+
+        Returns:
+            The commit; None if nothing of it had changed.
+
+        Raises:
+            RepositoryError: if git refuses.
+        """
+        changed = [str(path) for path in self.changed(paths)]
+        if not changed:
+            return None
+        self._wait_for_index()
+        self.git("--literal-pathspecs", "add", "--all", "--", *changed)
+        options = ("commit", "-q", "--only", "-m", message)
+        self.git("--literal-pathspecs", *self._author(), *options, "--", *changed)
+        return self.head
+
+    def upstream(self) -> str | None:
+        """Return what `git push` would push to, as "origin/main"; None if there is nothing."""
+        return ask_git(self.root, "rev-parse", "--abbrev-ref", "@{upstream}") or None
+
+    def git(self, *arguments: str) -> str:
+        """Run git.
+
+        Raises:
+            RepositoryError: with what it said.
+        """
+        return self._run(["git", *arguments], "git", arguments)
+
+    def dvc(self, *arguments: str) -> str:
+        """Run DVC; if another of its processes has its lock, wait for that.
+
+        Raises:
+            RepositoryError: with what it said.
+        """
+        command = [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments]
+        return self._run(command, "dvc", arguments)
+
+    def dvc_remote(self) -> str | None:
+        """Return the name of DVC's default remote, None if there is none."""
+        with suppress(RepositoryError):
+            return self.dvc("config", "core.remote").strip() or None
+        return None
+
+    def cell_stages(self) -> dict[tuple[str, str], str]:
+        """Return DVC's name of the stage of each cell of the matrix: (card, recipe) to name.
+
+        Raises:
+            RepositoryError: if dvc.yaml has no stage with a matrix of cards and recipes.
+        """
+        pipeline, params = _read(self.root / PIPELINE), _read(self.root / PARAMS)
+        names = {"card": params["matrix"]["cards"], "recipe": params["matrix"]["recipes"]}
+        for stage, definition in (pipeline.get("stages") or {}).items():
+            axes = definition.get("matrix") if isinstance(definition, dict) else None
+            if isinstance(axes, dict) and axes.keys() == names.keys():
+                return {
+                    (card, recipe): f"{stage}@"
+                    + "-".join(card if axis == "card" else recipe for axis in axes)
+                    for card in names["card"]
+                    for recipe in names["recipe"]
+                }
+        raise RepositoryError(
+            f"{self.root / PIPELINE}: no stage has a matrix of 'card' and 'recipe', so it is not "
+            "known which stage is which cell. `zoopress init` writes one into an empty folder."
+        )
+
+    def outputs(self, stages: Collection[str] | None = None) -> list[Path]:
+        """Return what the lock says that stages wrote; of all stages by default."""
+        lock = self.root / LOCK
+        found = _read(lock).get("stages") or {} if lock.is_file() else {}
+        return [
+            self.root / output["path"]
+            for name, stage in found.items()
+            if stages is None or name in stages
+            for output in stage.get("outs", ())
+        ]
+
+    def _author(self) -> list[str]:
+        """Return options that say who commits, where git does not know."""
+        unknown = [key for key in FALLBACK_AUTHOR if not ask_git(self.root, "config", key)]
+        return [part for key in unknown for part in ("-c", f"{key}={FALLBACK_AUTHOR[key]}")]
+
+    def _wait_for_index(self) -> None:
+        """Give another git process the time to finish."""
+        lock, end = self.git_folder / "index.lock", time.monotonic() + _LOCK_PATIENCE_S
+        while lock.exists():
+            if time.monotonic() > end:
+                raise RepositoryError(
+                    f"{lock} is there, so another git process works in {self.root}, or was killed "
+                    "while it did. If none runs, delete that file, then run this again."
+                )
+            time.sleep(0.2)
+
+    def _run(self, command: list[str], tool: str, arguments: Sequence[str]) -> str:
+        # In a session of its own, so that what kills this process' group does not reach it.
+        process = subprocess.Popen(
+            command,
+            cwd=self.root,
+            env=self._environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        try:
+            out, err = process.communicate()
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGINT)
+            process.communicate()
+            raise
+        if process.returncode != 0:
+            said = "\n".join(line for line in (err + out).splitlines() if line.strip())[-2000:]
+            verb = next((word for word in arguments if word.isalpha()), "")
+            raise RepositoryError(f"`{tool} {verb}` failed in {self.root}: {said}")
+        return out
+
+    def _environment(self) -> dict[str, str]:
+        # Git's own hooks set the first three, to another repository maybe. With the last one,
+        # `zoopress run` would make a flow run of each cell that it finds in the store.
+        unwanted = ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE", "PREFECT_API_URL")
+        kept = {key: value for key, value in os.environ.items() if key not in unwanted}
+        tools = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", "")])
+        settings = {"PATH": tools, "GIT_TERMINAL_PROMPT": "0", "DVC_NO_ANALYTICS": "1"}
+        return {**kept, **settings, **self.environment}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise RepositoryError(f"{path}: cannot be read: {error}") from error
+    return data if isinstance(data, dict) else {}

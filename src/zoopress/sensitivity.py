@@ -1,0 +1,199 @@
+"""What compression did to each weight by itself: its error, and what that does to the outputs.
+
+The sensitivity of a weight is 1 − the mean cosine between the original's outputs and those of the
+original with this weight alone in its compressed form. It tells which layers a recipe should treat
+more gently, and which could bear more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoopress.edits import Replace, submodule
+from zoopress.encoding import KEPT, MASK, Alias
+from zoopress.evaluation import call, first_samples, sample_cosines
+from zoopress.manifest import Manifest
+from zoopress.model import Model
+from zoopress.progress import Progress
+from zoopress.report import LayerResult
+from zoopress.task import Task
+from zoopress.tensor_files import open_tensors
+from zoopress.weights import Weight, as_matrix, find_weights
+
+MAX_SAMPLES = 8
+"""Sensitivity is measured on so many evaluation samples at most."""
+MAX_COST = 10_000_000_000
+"""Bound of the model's parameters × samples × measured weights: the same on every machine."""
+
+
+def measure_layers(
+    task: Task,
+    original: nn.Module,
+    compressed: Model,
+    stored: Mapping[str, int],
+    progress: Progress = lambda item, fraction=None: None,
+) -> list[LayerResult]:
+    """Compare every weight of two or more axes, tied ones once, with its compressed form.
+
+    Weights whose shape changed have neither error nor sensitivity. Those with the most bytes are
+    measured first; where `MAX_COST` is reached, the sensitivity of the others stays unknown.
+
+    Args:
+        task: gives the inputs and runs the model.
+        original: the model as it came; it is left as it was.
+        compressed: the model that was made from it.
+        stored: bytes in the artifact of each of its tensors, see `stored_bytes`.
+        progress: called with each weight's name.
+    """
+    weights = list(find_weights(original))
+    errors = {weight.name: _relative_error(weight, compressed) for weight in weights}
+    sensitivities: dict[str, float | None] = {n: 0.0 for n, error in errors.items() if error == 0}
+    changed = [weight for weight in weights if errors[weight.name]]  # neither 0 nor None
+    parameters = sum(parameter.numel() for parameter in original.parameters())
+    samples, count = affordable(parameters, len(changed))
+    if count:
+        batches = task.batches("evaluation")
+        batch = first_samples(batches[len(batches) // 2], samples)
+        before = call(task, original, batch)
+        largest = sorted(changed, key=lambda weight: -_bytes(weight))[:count]
+        for done, weight in enumerate(largest, start=1):
+            after = _call_with_compressed(task, original, weight, compressed, batch)
+            sensitivities[weight.name] = output_distance(before, after)
+            progress(weight.name, done / len(largest))
+    return [
+        LayerResult(
+            name=weight.name,
+            kind=weight.kind,
+            parameters=weight.parameter.numel(),
+            bytes_before=_bytes(weight),
+            bytes_after=_bytes_after(weight, compressed, stored),
+            relative_error=None if error is None or math.isinf(error) else error,
+            sensitivity=sensitivities.get(weight.name),
+        )
+        for weight in weights
+        for error in [errors[weight.name]]
+    ]
+
+
+def affordable(parameters: int, weights: int) -> tuple[int, int]:
+    """Return on how many samples to measure how many of a model's changed weights.
+
+    Fewer samples before fewer weights: one sample tells more than none.
+    """
+    samples = max(1, min(MAX_SAMPLES, MAX_COST // max(1, parameters * weights)))
+    return samples, min(weights, MAX_COST // max(1, parameters * samples))
+
+
+def output_distance(original: Tensor, other: Tensor) -> float:
+    """Return 1 − the mean cosine of outputs [samples, …]; 1 if `other` is not finite."""
+    if not bool(other.isfinite().all()):
+        return 1.0
+    # In double precision, where an error of 10⁻⁸ still shows, and one sample at a time, since the
+    # outputs of a language model are large.
+    pairs = zip(original.split(1), other.split(1), strict=True)
+    cosines = [float(sample_cosines(a.double(), b.double())) for a, b in pairs]
+    return max(0.0, 1 - sum(cosines) / len(cosines))
+
+
+def compressed_form(weight: Weight, compressed: Model) -> Tensor | None:
+    """Return the dense weight that a compressed model has in the place of an original's.
+
+    None if its shape is another, or nothing there has a weight of that name.
+    """
+    try:
+        owner = submodule(compressed.module, weight.path)
+    except ValueError:
+        return None
+    with torch.no_grad():
+        dense = getattr(owner, weight.attribute, None)
+    if not isinstance(dense, Tensor):
+        return None
+    if _is_replaced(weight, compressed):
+        # A layer that takes another's place gives [out, in, …], whichever axis was the output's.
+        matrix = as_matrix(dense, 0)
+        fits = matrix.shape == weight.matrix().shape
+        return weight.from_matrix(matrix).to(weight.parameter.dtype) if fits else None
+    if dense.shape != weight.parameter.shape:
+        return None
+    return dense.detach().to(weight.parameter.dtype)
+
+
+def stored_bytes(
+    folder: Path, manifest: Manifest, stored_name: Callable[[str], str]
+) -> dict[str, int]:
+    """Return how many bytes each tensor takes in an artifact's files, masks included.
+
+    Args:
+        folder: the artifact.
+        manifest: what it says.
+        stored_name: gives the name in the file of a tensor of the model.
+    """
+    sizes = {}
+    with open_tensors(folder, manifest.storage, manifest.weights) as readers:
+        for name, entry in manifest.tensors.items():
+            parts = [stored_name(name) + suffix for suffix in ("", MASK, KEPT)]
+            if isinstance(entry, Alias):
+                parts = []
+            sizes[name] = sum(readers[p].stored_bytes(p) for p in parts if p in readers)
+    return sizes
+
+
+def _relative_error(weight: Weight, compressed: Model) -> float | None:
+    """Return ‖compressed − original‖ ÷ ‖original‖ (Frobenius), None without a comparable form.
+
+    Infinite if the original is all zeros and the compressed form is not, or is not finite.
+    """
+    dense = compressed_form(weight, compressed)
+    if dense is None:
+        return None
+    original = weight.parameter.detach()
+    if torch.equal(dense, original):
+        return 0.0
+    error = (dense.float() - original.float()).norm() / original.float().norm()
+    return float(error) if bool(error.isfinite()) else math.inf
+
+
+def _call_with_compressed(
+    task: Task, original: nn.Module, weight: Weight, compressed: Model, batch: Any
+) -> Tensor:
+    """Run the original with one weight in its compressed form, and put its own back."""
+    dense = compressed_form(weight, compressed)
+    assert dense is not None
+    # Not copied into the parameter: its memory may be a read-only file's. All modules that share
+    # the parameter see the change.
+    own = weight.parameter.data
+    weight.parameter.data = dense
+    try:
+        return call(task, original, batch)
+    finally:
+        weight.parameter.data = own
+
+
+def _bytes(weight: Weight) -> int:
+    return weight.parameter.numel() * weight.parameter.itemsize
+
+
+def _bytes_after(weight: Weight, compressed: Model, stored: Mapping[str, int]) -> int:
+    """Add up all tensors that stand for a weight: itself, a packed one's, a layer's factors."""
+    total = 0
+    for place in weight.locations:
+        total += stored.get(place.name, 0)
+        below = f"{place.path if _is_replaced(weight, compressed) else place.name}."
+        total += sum(
+            size
+            for name, size in stored.items()
+            if name.startswith(below) and not name.endswith(".bias")
+        )
+    return total
+
+
+def _is_replaced(weight: Weight, compressed: Model) -> bool:
+    """Tell whether a registered layer took the place of a weight's module."""
+    edits = (edit for edit in compressed.edits if isinstance(edit, Replace))
+    return any(edit.module == weight.path for edit in edits)
