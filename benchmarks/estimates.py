@@ -110,7 +110,11 @@ def write_zoo(folder: Path) -> Iterator[tuple[Path, str]]:
         for width in widths:
             torch.manual_seed(0)
             name = f"{kind.lower()}-{width}"
-            save_file(space[kind](width).state_dict(), folder / f"{name}.safetensors")
+            tensors = space[kind](width).state_dict()
+            for tensor in tensors.values():
+                if tensor.ndim > 1:  # torch makes an encoder's layers equal, which are stored once
+                    tensor.normal_(std=tensor[0].numel() ** -0.5)
+            save_file(tensors, folder / f"{name}.safetensors")
             card = folder / f"{name}.card.yaml"
             card.write_text(
                 f"name: {name}\nsource: path:{name}.safetensors\nfactory: networks.py:{kind}\n"

@@ -34,7 +34,8 @@ the current shell; `zoopress --show-completion` prints the script instead.
 | `ZOOPRESS_STORE` | folder or URL of the [store](store.md), not the user's cache folder |
 | `ZOOPRESS_STORE_CACHE` | folder for what this machine has of stores below URLs |
 | `ZOOPRESS_BLOCK_PLUGINS` | names of plugins to leave out, separated by commas |
-| `ZOOPRESS_PROGRESS` | `plain`, `json` or `quiet` [progress](leaderboard.md#progress), not what fits the terminal |
+| `ZOOPRESS_PROGRESS` | [progress](leaderboard.md#progress) that is `plain`, `json` or `quiet` |
+| `ZOOPRESS_RUNNER` | what carries the jobs of a [zoo run](zoo-runs.md): `threads`, `dask`, `ray` |
 | `PREFECT_API_URL` | where it is set, `zoopress run` runs its stages as a Prefect flow |
 """
 

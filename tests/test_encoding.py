@@ -196,3 +196,13 @@ def test_what_does_not_fit_the_architecture_is_refused_with_the_tensors_name(
     read = reader({name: StoredTensor(tensor) for name, tensor in stored.items()})
     with pytest.raises(ArtifactError, match=r"m\.w"):
         decode("m.w", entry, expected, layout, read, read)
+
+
+def test_a_tie_is_found_beside_another_tensor_of_the_same_content() -> None:
+    zeros = torch.zeros(3, 2, dtype=torch.uint8)
+    codes = torch.zeros(3, 2, dtype=torch.uint8)
+    masks = {"codes": torch.zeros(3, 2, dtype=torch.bool)}
+    tensors = {"codes": codes, "one": zeros, "two": zeros}
+    entries, stored = encode(tensors, masks, {})
+    assert entries["two"] == Alias(of="one", tied=True)
+    assert "two" not in stored

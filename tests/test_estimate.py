@@ -52,7 +52,7 @@ from zoopress.zoo_plan import ZooPlan
 from zoopress.zoo_planner import ZooPlanner
 
 MACHINE = MachineSpeed(1.0, 200_000_000, 3e-9, 1e-9, 3e-8, 1e-8, 1e-11)
-SPEED = StageSpeed(0.01, 1e-4, 2e-8, 2e-7, 0, 1, kept=1.0, bits=8.1, coded=False)
+SPEED = StageSpeed(0.01, 1e-4, 2e-8, 2e-7, 0, 1, bits=8.1, coded=False)
 CODED = replace(SPEED, bits=6.0, coded=True)
 RECIPES = """
 recipes:
@@ -159,10 +159,10 @@ def test_what_is_stored_only_shrinks_along_a_chain(plugins: Plugins) -> None:
     dense, quantized, coded = estimate(
         recipe(plugins, *CHAIN), made.tensor_bytes, 32, made, MACHINE, [None, SPEED, CODED]
     ).stage_bytes
-    assert dense == made.tensor_bytes
+    assert dense == made.tensor_bytes + 16_000 + 2 * 500
     numbers = 256**2 + 512**2
-    assert quantized == pytest.approx(numbers * 8.1 / 8 + 1000, abs=2)
-    assert coded == pytest.approx(numbers * 6.0 / 8 + 1000, abs=2)
+    assert quantized == pytest.approx(numbers * 8.1 / 8 + 18_000, abs=2)
+    assert coded == pytest.approx(numbers * 6.0 / 8 + 18_000, abs=2)
 
 
 def test_weights_that_the_kernel_must_find_room_for_have_a_rate_of_their_own(
@@ -403,9 +403,10 @@ def test_a_real_run_takes_about_the_time_and_at_most_the_disk_that_was_estimated
     def size(part: str) -> int:
         return sum(f.stat().st_size for f in (folder / part).rglob("*") if f.is_file())
 
-    assert 0.5 * cell["store_bytes"] < size("store/entries") < 1.1 * cell["store_bytes"]
-    # Of pruning and quantizing the same weights, a plan counts what gives more.
-    assert 0.3 * cell["result_bytes"] < size("out/artifact") < 1.1 * cell["result_bytes"]
+    # Of pruning and quantizing the same weights, a plan counts what gives more, and neurons of
+    # which it cannot know whether they can be removed it takes to stay.
+    assert 0.3 * cell["store_bytes"] < size("store/entries") <= cell["store_bytes"]
+    assert 0.15 * cell["result_bytes"] < size("out/artifact") <= cell["result_bytes"]
 
 
 def test_a_real_run_stays_within_the_memory_that_was_claimed(

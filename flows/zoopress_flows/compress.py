@@ -18,12 +18,12 @@ from prefect.cache_policies import NO_CACHE
 
 from zoopress.card import load_card
 from zoopress.compress import Result, compress, run_inline
-from zoopress.errors import ZoopressError
 from zoopress.plugins import load_plugins
 from zoopress.progress import terminal
 from zoopress.recipe import load_recipe
 from zoopress.report import markdown
 from zoopress.store import Store
+from zoopress_flows.watching import ProgressArtifact, or_without_prefect
 
 
 @flow(name="compress", flow_run_name="{card} × {recipe}")
@@ -57,16 +57,16 @@ def run_in_flow(card: str, recipe: str, out: str, store: str | None, quiet: bool
     Raises:
         ZoopressError: if the work fails.
     """
-    try:
+
+    def flow() -> Result:
         compress_flow(card, recipe, out, store, quiet)
-    except ZoopressError:
-        raise
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        terminal(quiet).line(f"the Prefect flow failed ({reason}); going on without Prefect")
+        # The flow hands over figures; the result itself is read from the store.
+        return _compress(card, recipe, out, store, True, run_inline)
+
+    def without() -> Result:
         return _compress(card, recipe, out, store, quiet, run_inline)
-    # The flow hands over figures; the result itself is read from the store.
-    return _compress(card, recipe, out, store, True, run_inline)
+
+    return or_without_prefect(flow, without, quiet)
 
 
 def _compress(
@@ -81,7 +81,9 @@ def _compress(
     the_card, the_recipe = load_card(card, plugins), load_recipe(recipe, plugins)
     folder = Path(out) if out else Path("out") / the_card.name / the_recipe.name
     kept = Store(store)
-    return compress(the_card, the_recipe, folder, kept, plugins, terminal(quiet), execute)
+    watching = ProgressArtifact(f"{the_card.name} × {the_recipe.name}")
+    reporter = terminal(quiet, [watching.tell] if execute is as_task else [])
+    return compress(the_card, the_recipe, folder, kept, plugins, reporter, execute)
 
 
 def as_task(name: str, work: Callable[[], Any]) -> Any:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from importlib import import_module
@@ -12,6 +15,7 @@ from typing import Any
 import zoopress_flows.quiet  # noqa: F401  # isort: skip
 
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+from prefect.runner import Runner
 from prefect.schedules import Cron, Interval, Schedule
 
 from zoopress.errors import InputError, ZoopressError
@@ -119,6 +123,24 @@ def deployments(when: Schedule, parameters: dict[str, Any]) -> list[Any]:
     return made
 
 
+class _Runner(Runner):
+    """Ends on SIGTERM and on SIGINT alike: runs are ended, deployments paused.
+
+    Prefect's own begins to do so on SIGTERM, but does not wait for it.
+    """
+
+    async def start(self, run_once: bool = False, webserver: bool | None = None) -> None:
+        """Serve until a signal ends it."""
+        self._serving = asyncio.current_task()
+        signal.signal(signal.SIGINT, self.handle_sigterm)
+        await super().start(run_once, webserver)
+
+    def handle_sigterm(self, *args: Any, **kwargs: Any) -> None:
+        """Cancel the task that serves; what it leaves open is closed on its way out."""
+        if self._serving is not None:
+            self._serving.get_loop().call_soon_threadsafe(self._serving.cancel)
+
+
 def serve(repository: Path, when: Schedule, parameters: dict[str, Any], limit: int) -> None:
     """Serve all flows until it is interrupted; runs under way are ended then, and are resumable.
 
@@ -127,17 +149,13 @@ def serve(repository: Path, when: Schedule, parameters: dict[str, Any], limit: i
         when: the schedule of the nightly refresh.
         parameters: of the nightly refresh.
         limit: how many runs at once.
-
-    Raises:
-        ZoopressError: if there is no server.
     """
-    import os
-
-    from prefect import serve as serve_deployments
-
-    check_server()
     os.chdir(repository)
-    serve_deployments(*deployments(when, parameters), limit=limit, print_starting_message=False)
+    runner = _Runner(limit=limit)
+    for deployment in deployments(when, parameters):
+        runner.add_deployment(deployment)
+    with suppress(asyncio.CancelledError):
+        asyncio.run(runner.start())
 
 
 def check_server() -> str:

@@ -13,12 +13,11 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.states import Completed, Failed
 
-from zoopress.orchestration.leaderboard import Leaderboard
-from zoopress.orchestration.nightly import NightlyOptions, nightly_markdown, refresh
+from zoopress.orchestration.nightly import NightlyOptions, refresh
+from zoopress.orchestration.nightly_summary import nightly_markdown
+from zoopress.orchestration.request import ZooRequest
 from zoopress.plugins import load_plugins
 from zoopress.progress import terminal
-from zoopress.units import parse_bytes
-from zoopress.zoo_run_command import run_inline
 from zoopress_flows.compress import as_task
 from zoopress_flows.zoo import run_zoo_in_flow
 
@@ -51,20 +50,16 @@ def nightly_flow(
         if something is not versioned, pushed or published that should be.
     """
 
+    plugins = load_plugins()
+
     def run_zoo(cards: Sequence[str], matrix: str, out: str) -> dict[str, Any]:
-        budget = parse_bytes(memory) if memory else None
-
-        def without() -> Leaderboard:
-            return run_inline(list(cards), [], matrix, Path(out), store, workers, budget, quiet)
-
-        return run_zoo_in_flow(
-            *(list(cards), [], matrix, out, store, workers, memory, runner, quiet), without
-        ).as_dict()
+        how = (store, workers, memory, runner, quiet)
+        return run_zoo_in_flow(ZooRequest(tuple(cards), (), matrix, out, *how), plugins).as_dict()
 
     summary = refresh(
         Path(repository),
         NightlyOptions(push_git, publish, store),
-        load_plugins(),
+        plugins,
         run_zoo,
         terminal(quiet),
         _execute,

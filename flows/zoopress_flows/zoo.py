@@ -7,12 +7,9 @@ own processes, which find each other's results in the store.
 from __future__ import annotations
 
 import base64
-import re
-import time
-from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +19,23 @@ from prefect import flow, task
 from prefect.artifacts import (
     create_image_artifact,
     create_markdown_artifact,
-    create_progress_artifact,
     create_table_artifact,
-    update_progress_artifact,
 )
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 
-from zoopress.errors import ZoopressError
 from zoopress.orchestration.budget import MemoryBudget
 from zoopress.orchestration.charts import pareto_svg
 from zoopress.orchestration.executors import LocalExecutor, run_here, share_cores
 from zoopress.orchestration.jobs import Job
 from zoopress.orchestration.leaderboard import Leaderboard
-from zoopress.orchestration.selection import Selection, select_cells
+from zoopress.orchestration.request import ZooRequest, run_locally
 from zoopress.orchestration.zoo_run import ZooOptions, ZooRun, write_leaderboard
-from zoopress.plugins import load_plugins
-from zoopress.progress import terminal, zoo_board
-from zoopress.units import parse_bytes
+from zoopress.plugins import Plugins, load_plugins
+from zoopress.progress import zoo_board
 from zoopress_flows.runners import make_runner
+from zoopress_flows.watching import ProgressArtifact, artifact_key, or_without_prefect
 
-_LONG_SECONDS = 10.0
 _executor: ContextVar[LocalExecutor | None] = ContextVar("executor", default=None)
 
 
@@ -75,31 +68,19 @@ def zoo_flow(
         The leaderboard. The run's state is named SomeCellsFailed if some did.
     """
     # Clusters get flow and task by value, with all that they name; the rest is imported over there.
-    return _run_zoo(
-        select_cells(cards or [], recipes or [], matrix, load_plugins()),
-        ZooOptions(Path(out), store),
-        workers,
-        parse_bytes(memory) if memory else None,
-        runner,
-        quiet,
-    )
+    given = (matrix, out, store, workers, memory, runner, quiet)
+    return _run(ZooRequest(tuple(cards or ()), tuple(recipes or ()), *given))
 
 
-def _run_zoo(
-    selection: Selection,
-    options: ZooOptions,
-    workers: int | None,
-    memory_bytes: int | None,
-    runner: str | None,
-    quiet: bool,
-) -> Any:
+def _run(request: ZooRequest) -> Any:
+    selection, memory_bytes = request.select(load_plugins()), request.memory_bytes
     total = len(selection.cards) * len(selection.recipes)
-    count, threads = share_cores(workers, total)
-    options = replace(options, threads=threads)
-    chosen = make_runner(runner, count)
-    with zoo_board(total, quiet=quiet) as shown:
+    count, threads = share_cores(request.workers, total)
+    chosen = make_runner(request.runner, count)
+    options = ZooOptions(Path(request.out), request.store, threads)
+    with zoo_board(total, quiet=request.quiet) as shown:
         with LocalExecutor(count, MemoryBudget(memory_bytes), shown.tell) as executor:
-            token = _executor.set(executor if runner in (None, "threads") else None)
+            token = _executor.set(executor if request.runner in (None, "threads") else None)
             try:
                 with chosen as started:
 
@@ -108,6 +89,7 @@ def _run_zoo(
                         return started.submit(do_job, given)
 
                     board = ZooRun(selection, options, submit, shown.tell).run()
+                    executor.close()  # before the runner waits for what was interrupted
             finally:
                 _executor.reset(token)
         write_leaderboard(board, options.out)
@@ -130,7 +112,7 @@ def do_job(job: dict[str, Any], memory_bytes: int | None) -> dict[str, Any]:
 
 def _do_job(job: dict[str, Any], memory_bytes: int | None) -> dict[str, Any]:
     the_job, executor = Job.from_dict(job), _executor.get()
-    progress = _ProgressArtifact(the_job.title)
+    progress = ProgressArtifact(the_job.title)
     if executor is not None:
         answer = executor.run(the_job, progress.tell)
     else:
@@ -140,36 +122,8 @@ def _do_job(job: dict[str, Any], memory_bytes: int | None) -> dict[str, Any]:
 
         report = Report.from_dict(answer["result"]["report"])
         with suppress(Exception):  # an artifact is to look at; the work is done
-            create_markdown_artifact(markdown(report), key=_key("report", the_job.title))
+            create_markdown_artifact(markdown(report), key=artifact_key("report", the_job.title))
     return answer
-
-
-class _ProgressArtifact:
-    """Shows in Prefect how far a job is, once it has taken long.
-
-    Args:
-        title: of the job.
-    """
-
-    def __init__(self, title: str) -> None:
-        self.title = title
-        self._artifact: Any = None
-        self._due = time.monotonic() + _LONG_SECONDS
-
-    def tell(self, event: dict[str, Any]) -> None:
-        """Take an event of the job."""
-        fraction = event.get("fraction")
-        if fraction is None or time.monotonic() < self._due:
-            return
-        self._due = time.monotonic() + _LONG_SECONDS / 2
-        with suppress(Exception):
-            about = f"{self.title}: {event.get('text', '')}"
-            if self._artifact is None:
-                self._artifact = create_progress_artifact(
-                    100 * fraction, key=_key("progress", self.title), description=about
-                )
-            else:
-                update_progress_artifact(self._artifact, 100 * fraction, about)
 
 
 def _show(board: Leaderboard) -> None:
@@ -190,34 +144,14 @@ def _figures(cell: Any) -> dict[str, Any]:
     return {name: value for name, value in figures.items() if isinstance(value, int | float)}
 
 
-def _key(*parts: str) -> str:
-    """Return a key as Prefect's artifacts have it."""
-    return re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
-
-
-def run_zoo_in_flow(
-    cards: list[str],
-    recipes: list[str],
-    matrix: str | None,
-    out: str,
-    store: str | None,
-    workers: int | None,
-    memory: str | None,
-    runner: str | None,
-    quiet: bool,
-    without: Callable[[], Leaderboard],
-) -> Leaderboard:
+def run_zoo_in_flow(request: ZooRequest, plugins: Plugins) -> Leaderboard:
     """Run the flow for the command line; if Prefect itself fails, finish without it.
 
     Raises:
-        ZoopressError: if the input is wrong.
+        ZoopressError: if the request is wrong.
     """
-    try:
-        data: Any = zoo_flow(cards, recipes, matrix, out, store, workers, memory, runner, quiet)
-        return Leaderboard.from_dict(data)
-    except ZoopressError:
-        raise
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        terminal(quiet).line(f"the Prefect flow failed ({reason}); going on without Prefect")
-        return without()
+
+    def flow() -> Leaderboard:
+        return Leaderboard.from_dict(zoo_flow(**asdict(request)))
+
+    return or_without_prefect(flow, lambda: run_locally(request, plugins), request.quiet)

@@ -28,7 +28,7 @@ from zoopress.plugins import Plugins
 from zoopress.progress import Reporter
 from zoopress.recipe import Stage
 from zoopress.store import digest, write_atomic
-from zoopress.technique import KINDS, Technique
+from zoopress.technique import Technique, WeightSelection
 
 Clock = Literal["wall", "cpu"]
 LARGE_WEIGHT = 1 << 23
@@ -71,8 +71,7 @@ class StageSpeed:
         large_work: the same for weights of `LARGE_WEIGHT` and more.
         calls: how often it runs the model, besides `batch_calls`.
         batch_calls: how often it runs the model on each calibration batch.
-        kept: share of the selected numbers that are left afterwards.
-        bits: stored for each of them.
+        bits: stored for each selected number that is left afterwards.
         coded: whether tensors are entropy coded from then on.
     """
 
@@ -82,7 +81,6 @@ class StageSpeed:
     large_work: float
     calls: int
     batch_calls: int
-    kept: float
     bits: float
     coded: bool
 
@@ -149,9 +147,8 @@ class ModelProfile:
 def selected(technique: Technique[Any], weights: Sequence[WeightShape]) -> list[int]:
     """Return which weights a technique selects, as `WeightSelection` does; others take all."""
     config = technique.config
-    kinds = getattr(config, "kinds", KINDS)
-    include = getattr(config, "include", ("*",)) if hasattr(config, "kinds") else ("*",)
-    exclude = getattr(config, "exclude", ()) if hasattr(config, "kinds") else ()
+    if not isinstance(config, WeightSelection):
+        return list(range(len(weights)))
 
     def matches(weight: WeightShape, patterns: Sequence[str]) -> bool:
         return any(fnmatchcase(name, pattern) for name in weight.names for pattern in patterns)
@@ -159,7 +156,9 @@ def selected(technique: Technique[Any], weights: Sequence[WeightShape]) -> list[
     return [
         i
         for i, weight in enumerate(weights)
-        if weight.kind in kinds and matches(weight, include) and not matches(weight, exclude)
+        if weight.kind in config.kinds
+        and matches(weight, config.include)
+        and not matches(weight, config.exclude)
     ]
 
 

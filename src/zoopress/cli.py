@@ -14,6 +14,7 @@ from zoopress.command_arguments import (
     CardArgument,
     EngineOption,
     JsonOption,
+    QuietOption,
     StoreOption,
     completion,
     flow_module,
@@ -22,9 +23,9 @@ from zoopress.command_arguments import (
     use_prefect,
 )
 from zoopress.errors import ZoopressError
+from zoopress.flow_commands import flows_app
 from zoopress.plain_text import write_any_text
 from zoopress.store_commands import store_app
-from zoopress.flow_commands import flows_app
 from zoopress.zoo_commands import zoo_app
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ def run(
     store: StoreOption = None,
     engine: EngineOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Compress a model and prove the result.
 

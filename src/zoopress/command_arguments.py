@@ -93,6 +93,15 @@ StoreOption = Annotated[
         show_default=False,
     ),
 ]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option("--workers", "-j", help="Jobs at once; by default one a core, 8 at most."),
+]
+MemoryOption = Annotated[
+    str | None,
+    typer.Option(help="Memory that jobs share, as 24GB; by default 80 % of the machine's."),
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 
 
 class Engine(str, Enum):

@@ -101,16 +101,18 @@ def encode(
     """
     entries: dict[str, Plain | Alias | Boolean | Masked] = {}
     stored: dict[str, StoredTensor] = {}
-    seen: dict[tuple[object, ...], str] = {}
+    seen: dict[tuple[object, ...], list[str]] = {}
     for name, tensor in tensors.items():
-        identity = _identity(tensor)
-        first = seen.get(identity)
-        tied = first is not None and _same_memory(tensor, tensors[first])
+        alike = seen.setdefault(_identity(tensor), [])
+        tied = next((other for other in alike if _same_memory(tensor, tensors[other])), None)
         # Equal contents under different masks are two things; a tied weight has one mask.
-        equal = share and _same_mask(masks.get(name), masks.get(first or ""))
-        if first is not None and (tied or equal):
-            entries[name] = Alias(of=first, tied=tied)
-        elif name in masks:
+        masked = masks.get(name)
+        equal = (other for other in alike if share and _same_mask(masked, masks.get(other)))
+        if (first := tied or next(equal, None)) is not None:
+            entries[name] = Alias(of=first, tied=tied is not None)
+            continue
+        alike.append(name)
+        if name in masks:
             entries[name] = Masked()
             stored.update(_encode_masked(name, tensor, masks[name], layouts.get(name), tensors))
         elif share and tensor.dtype == torch.bool and tensor.numel() >= 8:
@@ -124,7 +126,6 @@ def encode(
                 if layout
                 else StoredTensor(tensor)
             )
-        seen.setdefault(identity, name)
     return entries, stored
 
 

@@ -31,6 +31,8 @@ __all__ = ["Estimate", "Sizes", "estimate", "latency_seconds", "memory_bytes", "
 
 _LATENCY_S, _LATENCY_RUNS, _FEWEST_RUNS, _WARM_UPS = 4.0, 200, 3, 2
 """What `evaluation.measure_latency` does for each batch size."""
+_ENTRY_BYTES, _BYTES_A_WEIGHT = 16_000, 500
+"""Of manifest, record, report and headers."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,10 @@ class Sizes:
     """What a model's tensors take after a stage, at most.
 
     Attributes:
-        kept: share of the numbers of each weight that are left.
         stored: bytes in the file.
         symbols: how many an entropy coder codes, 0 if there is none.
     """
 
-    kept: tuple[float, ...]
     stored: int
     symbols: int
 
@@ -57,7 +57,8 @@ class Estimate:
         reference: seconds to run the original.
         stages: seconds of each stage.
         finish: seconds to compare the result with the original.
-        stage_bytes: of each stage's tensors in the store, at most.
+        stage_bytes: what each stage's result takes in the store, at most, without tokenizers and
+            the like.
     """
 
     start: float | None
@@ -91,9 +92,10 @@ def estimate(
     stages = recipe.stages
     if profile is None:
         nothing = (None,) * len(stages)
-        return Estimate(None, None, nothing, None, (tensor_bytes,) * len(stages))
+        return Estimate(None, None, nothing, None, (tensor_bytes + _ENTRY_BYTES,) * len(stages))
     sizes = _sizes(recipe, profile, speeds)
-    stage_bytes = tuple(size.stored for size in sizes[1:])
+    beside = _ENTRY_BYTES + _BYTES_A_WEIGHT * len(profile.weights)
+    stage_bytes = tuple(size.stored + beside for size in sizes[1:])
     if machine is None:
         return Estimate(None, None, (None,) * len(stages), None, stage_bytes)
     opening = machine.start + profile.open
@@ -110,7 +112,7 @@ def estimate(
         after = sizes[i + 1]
         seconds.append(
             loads[i]
-            + _apply_seconds(stage.technique, profile, speed, sizes[i].kept)
+            + _apply_seconds(stage.technique, profile, speed)
             + profile.evaluation
             + after.stored * machine.save
             + after.symbols * machine.code
@@ -134,14 +136,12 @@ def needs_large(technique: Technique[Any], weights: Sequence[WeightShape]) -> bo
     return any(weights[i].count >= LARGE_WEIGHT for i in selected(technique, weights))
 
 
-def _apply_seconds(
-    technique: Technique[Any], profile: ModelProfile, speed: StageSpeed, kept: Sequence[float]
-) -> float:
+def _apply_seconds(technique: Technique[Any], profile: ModelProfile, speed: StageSpeed) -> float:
     own = speed.once
     for i in selected(technique, profile.weights):
         weight = profile.weights[i]
-        rate = speed.large_work if weight.count * kept[i] >= LARGE_WEIGHT else speed.work
-        own += speed.weight + rate * technique.work(weight.rows, weight.columns) * kept[i]
+        rate = speed.large_work if weight.count >= LARGE_WEIGHT else speed.work
+        own += speed.weight + rate * technique.work(weight.rows, weight.columns)
     calls = speed.calls + speed.batch_calls * profile.calibration_batches
     return own + calls * profile.batch
 
@@ -149,29 +149,28 @@ def _apply_seconds(
 def _sizes(
     recipe: Recipe, profile: ModelProfile, speeds: Sequence[StageSpeed | None]
 ) -> list[Sizes]:
-    """Return sizes before the first stage and after each.
+    """Return sizes before the first stage and after each, as bounds.
 
-    Of stages that store the same numbers in fewer bits, the best counts: together they give more,
-    but how much depends on the weights.
+    All numbers stay: which layers a technique finds to factor or to narrow only it can tell. Of
+    stages that store them in fewer bits, the best counts: together they give more, but how much
+    depends on the weights.
     """
     weights = profile.weights
     numbers = sum(weight.count for weight in weights)
     dense = min(32.0, 8 * profile.tensor_bytes / max(1, numbers))
     rest = max(0, profile.tensor_bytes - int(numbers * dense / 8))
-    kept, bits = [1.0] * len(weights), [dense] * len(weights)
-    coded = False
-    sizes = [Sizes(tuple(kept), profile.tensor_bytes, 0)]
+    bits, coded = [dense] * len(weights), False
+    sizes = [Sizes(profile.tensor_bytes, 0)]
     for stage, speed in zip(recipe.stages, speeds, strict=True):
         if speed is not None:
             for i in selected(stage.technique, weights):
-                kept[i], bits[i] = kept[i] * speed.kept, min(bits[i], speed.bits)
+                bits[i] = min(bits[i], speed.bits)
             coded = coded or speed.coded
-        counts = [weight.count * share for weight, share in zip(weights, kept, strict=True)]
-        pairs = list(zip(counts, bits, strict=True))
-        stored = rest + int(sum(count * bit for count, bit in pairs) / 8)
+        pairs = list(zip(weights, bits, strict=True))
+        stored = rest + int(sum(weight.count * bit for weight, bit in pairs) / 8)
         # A symbol is a code of up to 8 bits, or a byte of a float.
-        symbols = rest + int(sum(count * max(1.0, bit / 8) for count, bit in pairs))
-        sizes.append(Sizes(tuple(kept), stored, symbols if coded else 0))
+        symbols = rest + int(sum(weight.count * max(1.0, bit / 8) for weight, bit in pairs))
+        sizes.append(Sizes(stored, symbols if coded else 0))
     return sizes
 
 

@@ -79,7 +79,7 @@ def serve(
         print(f"  {item.name:<10} {start}")
     print("Ctrl-C ends it.", flush=True)
     deployments.serve(root, when, parameters, limit)
-    print("No longer serving; schedules are paused until the next `zoopress flows serve`.")
+    print("No longer serving; its deployments are paused until the next `zoopress flows serve`.")
 
 
 def _describe(item: Any) -> dict[str, Any]:

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoopress.command_arguments import JsonOption, StoreOption, loaded_plugins, note
+from zoopress.command_arguments import (
+    JsonOption,
+    MemoryOption,
+    QuietOption,
+    StoreOption,
+    WorkersOption,
+    loaded_plugins,
+    note,
+)
 
 if TYPE_CHECKING:
-    from zoopress.orchestration.nightly import NightlySummary
+    from zoopress.orchestration.nightly_summary import NightlySummary
 
 RepositoryOption = Annotated[
     Path, typer.Option("--repository", help="Folder with params.yaml and dvc.yaml, under git.")
@@ -21,14 +30,8 @@ RepositoryOption = Annotated[
 def nightly(
     repository: RepositoryOption = Path(),
     store: StoreOption = None,
-    workers: Annotated[
-        int | None,
-        typer.Option("--workers", "-j", help="Jobs at once; by default one a core, 8 at most."),
-    ] = None,
-    memory: Annotated[
-        str | None,
-        typer.Option(help="Memory that jobs share, as 24GB; by default 80 % of the machine's."),
-    ] = None,
+    workers: WorkersOption = None,
+    memory: MemoryOption = None,
     push_git: Annotated[
         bool, typer.Option("--push-git", help="Push the commits to the branch's upstream.")
     ] = False,
@@ -36,7 +39,7 @@ def nightly(
         bool, typer.Option("--publish/--no-publish", help="Publish, if params.yaml says where to.")
     ] = True,
     as_json: JsonOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Refresh a repository of models: follow what moved, recompress, version, publish.
 
@@ -51,20 +54,21 @@ def nightly(
         zoopress nightly --repository /srv/models --push-git --json
     """
     from zoopress.orchestration.nightly import NightlyOptions, refresh
+    from zoopress.orchestration.request import ZooRequest, run_locally
     from zoopress.progress import terminal
-    from zoopress.units import parse_bytes
-    from zoopress.zoo_run_command import run_inline
 
-    budget = parse_bytes(memory) if memory is not None else None
-    silent = quiet or as_json
+    silent, plugins = quiet or as_json, loaded_plugins()
+
+    def run_zoo(cards: Sequence[str], matrix: str, out: str) -> dict[str, Any]:
+        how = (store, workers, memory, None, silent)
+        return run_locally(ZooRequest(tuple(cards), (), matrix, out, *how), plugins).as_dict()
+
     try:
         summary = refresh(
             repository,
             NightlyOptions(push_git, publish, store),
-            loaded_plugins(),
-            lambda cards, matrix, out: run_inline(
-                list(cards), [], matrix, Path(out), store, workers, budget, silent
-            ).as_dict(),
+            plugins,
+            run_zoo,
             terminal(silent),
         )
     except KeyboardInterrupt:

@@ -44,8 +44,14 @@ def plan(
     ] = None,
     matrix: MatrixOption = None,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="Where results go: OUT/CARD/RECIPE.")
-    ] = Path("out"),
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Where results go, OUT/CARD/RECIPE: out, or the folder models beside a matrix.",
+            show_default=False,
+        ),
+    ] = None,
     store: StoreOption = None,
     probe: Annotated[
         bool,
@@ -80,13 +86,18 @@ def plan(
     named = ([name] if name else [] for name in (card, recipe))
     all_cards, all_recipes = (one + more for one, more in zip(named, (cards, recipes), strict=True))
     selection = select_cells(all_cards, all_recipes, matrix, plugins)
-    publish = None
+    publish, folder = None, Path("out")
     if matrix is not None:
         from zoopress.orchestration.publishing import read_publish_section
 
-        publish = read_publish_section(Path(matrix))
+        publish, folder = read_publish_section(Path(matrix)), Path(matrix).parent / "models"
     planner = ZooPlanner(
-        Store(store), plugins, terminal(quiet=as_json), probe=probe, publish=publish, out=out
+        Store(store),
+        plugins,
+        terminal(quiet=as_json),
+        probe=probe,
+        publish=publish,
+        out=out or folder,
     )
     made = planner.plan(selection)
     if as_json:

@@ -91,4 +91,5 @@ def _cell(report: Report) -> dict[str, Any]:
 
 def _lines(rows: Rows) -> str:
     """Return a JSON list with a row a line, whose differences git shows row by row."""
-    return "[\n" + ",\n".join(json.dumps(row, allow_nan=False, ensure_ascii=False) for row in rows) + "\n]\n"
+    lines = [json.dumps(row, allow_nan=False, ensure_ascii=False) for row in rows]
+    return "[\n" + ",\n".join(lines) + "\n]\n"

@@ -189,7 +189,6 @@ def measure_stage(
         large_work=large_work,
         calls=medium.calls if rest else 0,
         batch_calls=0 if rest else per_batch,
-        kept=medium.kept,
         bits=medium.bits,
         coded=medium.coded,
     )
@@ -203,8 +202,7 @@ class _Applied(NamedTuple):
         calls: how often it ran the model.
         weights: how many it works on.
         work: the sum of their `Technique.work`.
-        kept: share of their numbers that are left afterwards.
-        bits: stored for each of these.
+        bits: stored for each of their numbers that is left afterwards.
         coded: whether what is stored is entropy coded.
     """
 
@@ -212,7 +210,6 @@ class _Applied(NamedTuple):
     calls: int
     weights: int
     work: float
-    kept: float
     bits: float
     coded: bool
 
@@ -239,7 +236,7 @@ def _apply(
     selected = list(find_weights(module, kinds) if kinds else find_weights(module))
     shapes = [tuple(weight.matrix().shape) for weight in selected]
     paths = {f"{weight.path}." for weight in selected}
-    count = max(1, sum(map(math.prod, shapes)))
+    count = sum(map(math.prod, shapes))
     model = Model(module, plugins.layers)
     before = model.parameter_count()
     with tempfile.TemporaryDirectory() as name:
@@ -256,14 +253,13 @@ def _apply(
         technique.apply(model, context)
         seconds = now() - begin
         stored = _stored_bytes(model, paths, Path(name))
-    kept = min(1.0, max(0.0, 1 - (before - model.parameter_count()) / count))
+    left = max(1, count - (before - model.parameter_count()))
     return _Applied(
         own=max(0.0, seconds - calls * plain),
         calls=calls,
         weights=len(selected),
         work=sum(technique.work(*shape) for shape in shapes),
-        kept=kept,
-        bits=8 * stored / max(1.0, kept * count),
+        bits=8 * stored / left,
         coded=model.storage == "zpz",
     )
 

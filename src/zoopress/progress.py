@@ -105,11 +105,12 @@ class Reporter:
                 self.warn(f"a listener to progress failed: {type(error).__name__}: {error}")
 
 
-def terminal(quiet: bool = False) -> Reporter:
+def terminal(quiet: bool = False, also: Sequence[Listener] = ()) -> Reporter:
     """Return a reporter that writes to standard error, so that results can be piped.
 
     Args:
         quiet: tell people nothing; JSON is written all the same where $ZOOPRESS_PROGRESS asks.
+        also: who else is told.
 
     Raises:
         InputError: if $ZOOPRESS_PROGRESS is none of `MODES`.
@@ -118,12 +119,12 @@ def terminal(quiet: bool = False) -> Reporter:
 
     mode = _mode(quiet)
     if mode == "quiet":
-        return Reporter()
+        return Reporter(also)
     if mode == "json":
-        return Reporter([JsonDisplay(sys.stderr)])
+        return Reporter([JsonDisplay(sys.stderr), *also])
     console = error_console()
     live = mode == "auto" and console.is_interactive
-    return Reporter([LiveDisplay(console) if live else PlainDisplay(console)])
+    return Reporter([LiveDisplay(console) if live else PlainDisplay(console), *also])
 
 
 def zoo_board(total: int, quiet: bool = False) -> Board:

@@ -8,6 +8,7 @@ it is interrupted they are, and are waited for: git leaves its lock behind only 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -221,6 +222,7 @@ class Repository:
             raise
         if process.returncode != 0:
             said = "\n".join(line for line in (err + out).splitlines() if line.strip())[-2000:]
+            said = re.sub(r"(?<=://)[^/@\s]+@", "", said)  # a remote's address may hold a password
             verb = next((word for word in arguments if word.isalpha()), "")
             raise RepositoryError(f"`{tool} {verb}` failed in {self.root}: {said}")
         return out

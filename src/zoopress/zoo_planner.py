@@ -141,6 +141,7 @@ class ZooPlanner:
         self._cards: dict[str, tuple[Listing, Original | None] | ZoopressError] = {}
         self._find = cache(self.store.find)
         self._seen: set[str] = set()
+        self._notes: list[str] = []
 
     def plan(self, selection: Selection) -> ZooPlan:
         """Check and estimate every cell; one that cannot run does not stop the others."""
@@ -157,7 +158,7 @@ class ZooPlanner:
             for card, recipe, item in opened
         )
         plan = ZooPlan(cells)
-        notes = (*self.calibration.problems, *self._shortages(plan))
+        notes = (*self.calibration.problems, *self._notes, *self._shortages(plan))
         return ZooPlan(cells, self.calibration.seconds, notes)
 
     def _try(self, given: Selected[Card], steps: Selected[Recipe]) -> _Opened | str:
@@ -200,8 +201,8 @@ class ZooPlanner:
         stages = [
             (stage, self._large(stage, item))
             for item in busy
-            for stage, missing in zip(item.recipe.stages, item.missing, strict=True)
-            if missing
+            if any(item.missing)
+            for stage in item.recipe.stages  # those in the store, too: sizes follow from them
         ]
         self.calibration.measure_stages(stages, self.reporter)
 
@@ -295,7 +296,11 @@ class ZooPlanner:
         if item.report is not None:
             run = self.out / item.card.name / item.recipe.name
             known = (item.report.artifact_sha256, item.listing.files.revision)
-            record = last_published(run, repo_id, *known)
+            try:
+                record = last_published(run, repo_id, *known)
+            except ZoopressError as error:
+                self._notes.append(str(error))
+                record = None
             if record is not None:
                 return PlannedPublication(repo_id, "unchanged", record.url)
         return PlannedPublication(repo_id, "publish", None)

@@ -13,8 +13,11 @@ from zoopress.command_arguments import (
     EngineOption,
     JsonOption,
     MatrixOption,
+    MemoryOption,
+    QuietOption,
     RecipesOption,
     StoreOption,
+    WorkersOption,
     flow_module,
     loaded_plugins,
     note,
@@ -33,14 +36,8 @@ def run(
         Path("out")
     ),
     store: StoreOption = None,
-    workers: Annotated[
-        int | None,
-        typer.Option("--workers", "-j", help="Jobs at once; by default one a core, 8 at most."),
-    ] = None,
-    memory: Annotated[
-        str | None,
-        typer.Option(help="Memory that jobs share, as 24GB; by default 80 % of the machine's."),
-    ] = None,
+    workers: WorkersOption = None,
+    memory: MemoryOption = None,
     engine: EngineOption = None,
     runner: Annotated[
         str | None,
@@ -51,7 +48,7 @@ def run(
         ),
     ] = None,
     as_json: JsonOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Run every card with every recipe, side by side, and rank the results.
 
@@ -66,19 +63,14 @@ def run(
 
         zoopress zoo run --matrix params.yaml --runner dask
     """
-    from zoopress.units import parse_bytes
+    from zoopress.orchestration.request import ZooRequest, run_locally
 
-    budget = parse_bytes(memory) if memory is not None else None
-    silent = quiet or as_json
-
-    def without_prefect() -> Leaderboard:
-        return run_inline(cards, recipes, matrix, out, store, workers, budget, silent)
-
+    given = (matrix, str(out), store, workers, memory, runner, quiet or as_json)
+    request, plugins = ZooRequest(tuple(cards), tuple(recipes), *given), loaded_plugins()
     if use_prefect(engine, runner):
-        given = (cards, recipes, matrix, str(out), store, workers, memory, runner, silent)
-        board: Leaderboard = flow_module("zoo").run_zoo_in_flow(*given, without_prefect)
+        board: Leaderboard = flow_module("zoo").run_zoo_in_flow(request, plugins)
     else:
-        board = without_prefect()
+        board = run_locally(request, plugins)
     if as_json:
         print(json.dumps(board.as_dict()))
     elif not quiet:
@@ -93,36 +85,3 @@ def run(
         raise typer.Exit(130)
     if "failed" in states:
         raise typer.Exit(1)
-
-
-def run_inline(
-    cards: list[str],
-    recipes: list[str],
-    matrix: str | None,
-    out: Path,
-    store: str | None,
-    workers: int | None,
-    memory_bytes: int | None,
-    quiet: bool,
-) -> Leaderboard:
-    """Run a zoo without an engine, in worker processes of this machine.
-
-    Raises:
-        InputError: if nothing is selected.
-    """
-    from zoopress.orchestration.budget import MemoryBudget
-    from zoopress.orchestration.executors import LocalExecutor, share_cores
-    from zoopress.orchestration.selection import select_cells
-    from zoopress.orchestration.zoo_run import ZooOptions, ZooRun, write_leaderboard
-    from zoopress.progress import zoo_board
-
-    selection = select_cells(cards, recipes, matrix, loaded_plugins())
-    total = len(selection.cards) * len(selection.recipes)
-    count, threads = share_cores(workers, total)
-    budget = MemoryBudget(memory_bytes)
-    with zoo_board(total, quiet=quiet) as shown:
-        with LocalExecutor(count, budget, shown.tell) as executor:
-            options = ZooOptions(out, store, threads)
-            board = ZooRun(selection, options, executor.submit, shown.tell).run()
-        write_leaderboard(board, out)
-    return board

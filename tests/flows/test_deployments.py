@@ -122,7 +122,10 @@ def test_a_served_schedule_refreshes_the_repository_and_ends_with_ctrl_c(
             printed, _ = serving.communicate(timeout=60)
     assert serving.returncode == 0, printed
     assert "nightly    next at 2" in printed
+    assert "No longer serving" in printed
     assert "Traceback" not in printed
+    for deployment in server.ask("deployments/filter"):
+        assert deployment["paused"], deployment["name"]
     # Two never overlap; the others were cancelled, or not begun.
     assert not server.runs("nightly", "FAILED")
     assert git(repository, "status", "--porcelain") == ""
@@ -136,6 +139,32 @@ def test_a_served_schedule_refreshes_the_repository_and_ends_with_ctrl_c(
     [artifact, *_] = server.ask("artifacts/filter", artifacts={"key": {"any_": ["nightly"]}})
     assert f"`{moved}`" in artifact["data"]
     assert "net × coded" in artifact["data"]
+
+
+@pytest.mark.slow
+def test_serving_ends_with_sigterm_and_pauses_its_deployments(
+    repository: Path, hub: HubFixture, server: PrefectServer, tmp_path: Path
+) -> None:
+    def deployment(key: str) -> Any:
+        found = server.ask("deployments/filter", deployments={"name": {"any_": ["nightly"]}})
+        return found[0][key] if found else None
+
+    before = deployment("last_polled")
+    with subprocess.Popen(
+        [sys.executable, "-m", "zoopress", "flows", "serve", "--repository", "repository"],
+        cwd=tmp_path,
+        env=server.environment(environment(hub, tmp_path / "store")),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as serving:
+        server.wait_for(lambda: deployment("last_polled") != before, 120)
+        serving.terminate()
+        printed, _ = serving.communicate(timeout=60)
+    assert serving.returncode == 0, printed
+    assert "No longer serving" in printed
+    assert "Warning" not in printed
+    assert deployment("paused") is True
 
 
 @pytest.mark.slow

@@ -30,11 +30,12 @@ from model_repository import (
 from prefect_server import prefect_server
 from zoopress.errors import RepositoryError
 from zoopress.hub import client
-from zoopress.orchestration.nightly import STEPS, NightlyOptions, NightlySummary, refresh
+from zoopress.orchestration.nightly import STEPS, NightlyOptions, refresh
+from zoopress.orchestration.nightly_summary import NightlySummary
+from zoopress.orchestration.request import ZooRequest, run_locally
 from zoopress.plugins import Plugins, load_plugins
 from zoopress.progress import Reporter
 from zoopress.repository import Repository
-from zoopress.zoo_run_command import run_inline
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,8 @@ def nightly(folder: Path, plugins: Plugins, **options: Any) -> NightlySummary:
     """Refresh in this process, quickly: one worker is enough."""
 
     def run_zoo(cards: Any, matrix: str, out: str) -> dict[str, Any]:
-        return run_inline(list(cards), [], matrix, Path(out), None, 1, None, True).as_dict()
+        request = ZooRequest(tuple(cards), (), matrix, out, workers=1, quiet=True)
+        return run_locally(request, plugins).as_dict()
 
     return refresh(folder, NightlyOptions(**options), plugins, run_zoo, Reporter())
 
@@ -159,7 +161,11 @@ def test_a_commit_of_something_else_makes_no_commit_on_the_hub(
 
 
 @pytest.mark.slow
-def test_only_its_own_files_are_committed(repository: Path, plugins: Plugins) -> None:
+def test_only_its_own_files_are_committed_by_somebody(
+    repository: Path, plugins: Plugins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
     (repository / "README.md").write_text("edited")
     (repository / "staged.txt").write_text("staged")
     (repository / "untracked.txt").write_text("untracked")
@@ -173,6 +179,7 @@ def test_only_its_own_files_are_committed(repository: Path, plugins: Plugins) ->
     names = git(repository, "show", "--name-only", "--format=", "HEAD").splitlines()
     assert {"cards/net.yaml", "dvc.lock", "models/net/mild/report.json"} <= set(names)
     assert "README.md" not in names
+    assert git(repository, "log", "-1", "--format=%an") == "zoopress nightly"
 
 
 @pytest.mark.slow

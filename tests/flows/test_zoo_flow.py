@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -236,6 +237,19 @@ def test_a_server_that_is_killed_in_the_middle_loses_nothing(
         printed, said = process.communicate(timeout=500)
     assert process.returncode == 1, said
     assert states(json.loads(printed)) == EXPECTED
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_the_flow_at_once(zoo: Path, server: PrefectServer) -> None:
+    (zoo / "large" / "sleep").touch()
+    process = start(zoo, server, "--json")
+    wait_for_process(zoo, "large")
+    process.send_signal(signal.SIGINT)
+    printed, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert {state for cell, state in states(json.loads(printed)).items() if "large" in cell} == {
+        "stopped"
+    }
 
 
 @pytest.mark.slow

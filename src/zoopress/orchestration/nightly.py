@@ -13,7 +13,7 @@ import json
 import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ from zoopress.compress import run_inline
 from zoopress.errors import RepositoryError, ZoopressError
 from zoopress.hub.publish import PushOptions
 from zoopress.hub.published import PUBLISHED
-from zoopress.orchestration.pins import CardState, follow, look_at_card
-from zoopress.orchestration.publishing import Publication, publish_runs, read_publish_section
+from zoopress.orchestration.nightly_summary import NightlySummary
+from zoopress.orchestration.pins import follow, look_at_card
+from zoopress.orchestration.publishing import publish_runs, read_publish_section
 from zoopress.orchestration.selection import Selection, select_cells
 from zoopress.plugins import Plugins
 from zoopress.progress import Reporter
@@ -58,53 +59,6 @@ class NightlyOptions:
     push_git: bool = False
     publish: bool = True
     store: str | None = None
-
-
-@dataclass
-class NightlySummary:
-    """What a refresh did.
-
-    Attributes:
-        repository: its folder.
-        cards: those that moved, were left out or could not be asked about.
-        computed: cells of which stages were computed.
-        failed: cells that failed, with their reasons.
-        commit: the commit with the results, None if nothing had changed.
-        record: the commit that says where they were published, None if nothing had changed.
-        pushed: what was pushed to: DVC's remote and git's upstream.
-        published: how publishing each cell ended.
-        problems: what went wrong besides, each with its remedy.
-    """
-
-    repository: str
-    cards: list[CardState] = field(default_factory=list)
-    computed: list[str] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
-    commit: str | None = None
-    record: str | None = None
-    pushed: list[str] = field(default_factory=list)
-    published: list[Publication] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-
-    @property
-    def complete(self) -> bool:
-        """Whether every cell is up to date, versioned and, if it shall be, published."""
-        return not (self.failed or self.problems)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain data."""
-        return {
-            "repository": self.repository,
-            "moved": [card.as_dict() for card in self.cards if card.moved],
-            "left_out": {card.name: card.left_out for card in self.cards if card.left_out},
-            "computed": self.computed,
-            "failed": self.failed,
-            "commit": self.commit,
-            "record": self.record,
-            "pushed": self.pushed,
-            "published": [item.as_dict() for item in self.published],
-            "problems": self.problems,
-        }
 
 
 def refresh(
@@ -181,8 +135,8 @@ class _Night:
         self.summary = NightlySummary(str(self.root))
         self._refuse_edits()
         self.section = read_publish_section(self.root / PARAMS)
-        self.stages = repository.cell_stages()
         self.selection: Selection = select_cells([], [], str(self.root / PARAMS), plugins)
+        self.stages = repository.cell_stages()
         self.done: list[str] = []
         """Stages of DVC whose cells are done."""
 
@@ -334,25 +288,3 @@ class _Night:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def nightly_markdown(summary: NightlySummary) -> str:
-    """Return a summary as Markdown."""
-    moved = [card for card in summary.cards if card.moved]
-    sections = {
-        "Moved": [f"{c.name}: {c.branch} `{c.before}` → `{c.after}`" for c in moved],
-        "Computed": summary.computed,
-        "Failed": [f"**{name}**: {reason}" for name, reason in summary.failed.items()],
-        "Problems": summary.problems,
-        "Committed": [f"`{c}`" for c in (summary.commit, summary.record) if c],
-        "Pushed": summary.pushed,
-        "Published": [
-            f"[{item.repo_id}]({item.url}): {item.state}, `{item.commit}`"
-            for item in summary.published
-            if item.state != "failed"
-        ],
-    }
-    lines = [f"# Nightly refresh of {summary.repository}"]
-    for title, items in sections.items():
-        lines += ["", f"## {title}", "", *([f"- {item}" for item in items] or ["nothing"])]
-    return "\n".join(lines) + "\n"

@@ -67,7 +67,7 @@ def leased(
 def _take(
     files: RemoteFiles, path: str, holder: str, waiting: Callable[[], None], timing: Timing
 ) -> None:
-    told = False
+    told = over = False
     seen, since = b"", time.monotonic()
     while not files.create(path, _content(holder, 0)):
         try:
@@ -75,15 +75,41 @@ def _take(
         except FileNotFoundError:
             continue  # released between the two
         if content != seen:
-            seen, since = content, time.monotonic()
+            seen, since, over = content, time.monotonic(), False
         elif time.monotonic() - since >= timing.dead_after_s:
-            log.warning("Taking over %s: its holder gave no sign of life", path)
-            files.remove([path])
-            continue
+            if _end_dead(files, path, seen, again=over):
+                continue
+            since, over = time.monotonic(), True
         if not told:
             waiting()
             told = True
         time.sleep(timing.look_s)
+
+
+def _end_dead(files: RemoteFiles, path: str, content: bytes, again: bool) -> bool:
+    """Remove the lease of a dead holder, unless another machine is at that already.
+
+    Several may find it dead at once. One that comes late would remove the lease of the first, so
+    they agree by a second file, and look at the lease once more when they have that.
+
+    Args:
+        files: of the shared store.
+        path: of the lease.
+        content: what it held when it was found dead.
+        again: whether that was tried a while ago, and so whoever was at it died as well.
+    """
+    mark = f"{path}.ending"
+    if not files.create(mark, b"") and not again:
+        return False
+    try:
+        if files.read(path) == content:
+            log.warning("Taking over %s: its holder gave no sign of life", path)
+            files.remove([path])
+        return True
+    except FileNotFoundError:
+        return True
+    finally:
+        files.remove([mark])
 
 
 def _beat(

@@ -1,0 +1,76 @@
+"""A zoo run as it is asked for, and how it is done without an engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from zoopress.orchestration.budget import MemoryBudget
+from zoopress.orchestration.executors import LocalExecutor, share_cores
+from zoopress.orchestration.leaderboard import Leaderboard
+from zoopress.orchestration.selection import Selection, select_cells
+from zoopress.orchestration.zoo_run import ZooOptions, ZooRun, write_leaderboard
+from zoopress.plugins import Plugins
+from zoopress.progress import zoo_board
+from zoopress.units import parse_bytes
+
+
+@dataclass(frozen=True)
+class ZooRequest:
+    """What to run, and how.
+
+    Attributes:
+        cards: names, files, patterns or folders of cards.
+        recipes: names or files of recipes, or sections such as params.yaml#recipes.
+        matrix: a file whose `matrix` names the cards and recipes that are not given.
+        out: results go to OUT/CARD/RECIPE, the leaderboard to OUT.
+        store: where stage results are kept; the user's own by default.
+        workers: how many jobs run at once; one a core by default, 8 at most.
+        memory: what jobs on one machine share, as 24GB; 80 % of its memory by default.
+        runner: what carries the jobs under Prefect.
+        quiet: whether to print nothing.
+    """
+
+    cards: tuple[str, ...] = ()
+    recipes: tuple[str, ...] = ()
+    matrix: str | None = None
+    out: str = "out"
+    store: str | None = None
+    workers: int | None = None
+    memory: str | None = None
+    runner: str | None = None
+    quiet: bool = False
+
+    def select(self, plugins: Plugins) -> Selection:
+        """Find the cards and recipes.
+
+        Raises:
+            InputError: if nothing is selected, or two have one name.
+        """
+        return select_cells(self.cards, self.recipes, self.matrix, plugins)
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """The memory budget.
+
+        Raises:
+            InputError: if `memory` is no size.
+        """
+        return None if self.memory is None else parse_bytes(self.memory)
+
+
+def run_locally(request: ZooRequest, plugins: Plugins) -> Leaderboard:
+    """Run a zoo in worker processes of this machine, and write its leaderboard.
+
+    Raises:
+        InputError: if the request is wrong; what goes wrong later is on the leaderboard.
+    """
+    selection, budget = request.select(plugins), MemoryBudget(request.memory_bytes)
+    total = len(selection.cards) * len(selection.recipes)
+    workers, threads = share_cores(request.workers, total)
+    options = ZooOptions(Path(request.out), request.store, threads)
+    with zoo_board(total, quiet=request.quiet) as shown:
+        with LocalExecutor(workers, budget, shown.tell) as executor:
+            board = ZooRun(selection, options, executor.submit, shown.tell).run()
+        write_leaderboard(board, options.out)
+    return board
