@@ -371,11 +371,13 @@ def minilm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         "docs/tutorials/user.md",
         "docs/model-card.md",
         "docs/store.md",
+        "docs/zoo-runs.md",
     ],
 )
 def test_pages_about_the_encoder_run(page: str, minilm: Desk, tmp_path: Path) -> None:
     desk = make_desk(tmp_path / "desk", Path(minilm.env["ZOOPRESS_STORE"]), minilm.slow)
     shutil.copytree(minilm.folder / "out", desk.folder / "out")
+    shutil.copy(ROOT / "params.yaml", desk.folder)
     desk.run_page(ROOT / page)
 
 

@@ -69,7 +69,11 @@ def measure_model(card: Card, now: Callable[[], float], plugins: Plugins) -> Mod
         architecture.load(files)
         loaded = now()
         build_on_meta(detect_architecture(card, files, plugins))
-        load, build = loaded - begin, now() - loaded
+        imported = now()
+        build_on_meta(detect_architecture(card, files, plugins))
+        load, build = loaded - begin, now() - imported
+        # What building imports is paid once, however many stages build.
+        opened += max(0.0, imported - loaded - build)
     else:
         run_bytes, load, build, opened = 0, 0.0, now() - begin, now() - begin
         batch, elements = _counted(task, module, middle, now)
