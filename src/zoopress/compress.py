@@ -147,9 +147,7 @@ def run_stages(
             computed.append(stage.name)
         result = StageResult.from_dict(previous.record)
         results.append(result)
-        bench.reporter.line(
-            stage_line(position, len(stages), result, from_store=found is not None)
-        )
+        bench.reporter.line(stage_line(position, len(stages), result, from_store=found is not None))
         if count is None:
             _check_targets(cell, position, result)
     assert previous is not None, "a recipe has at least one stage"
