@@ -33,14 +33,14 @@ from zoopress.calibration import (
 )
 from zoopress.card import Card, load_card
 from zoopress.cell import open_cell
-from zoopress.command_arguments import loaded_plugins
+from zoopress.commands.arguments import loaded_plugins
+from zoopress.commands.plan import duration
 from zoopress.estimate import Estimate, estimate, latency_seconds, memory_bytes
 from zoopress.estimate_memory import TensorSizes, memory_of, tensor_sizes
 from zoopress.evaluation import measure_latency
 from zoopress.hub.published import PublishedRecord, add_published
 from zoopress.orchestration.publishing import PublishSection
 from zoopress.orchestration.selection import select_cells
-from zoopress.plan_command import duration
 from zoopress.plugins import Plugins
 from zoopress.probe import measure_stage
 from zoopress.progress import Reporter

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zoopress import hub_commands, init_command, nightly_command, plan_command, zoo_run_command
-from zoopress.command_arguments import (
+from zoopress.commands import hub, init, nightly, plan, zoo_run
+from zoopress.commands.arguments import (
     CardArgument,
     EngineOption,
     JsonOption,
@@ -22,11 +22,11 @@ from zoopress.command_arguments import (
     note,
     use_prefect,
 )
+from zoopress.commands.flows import flows_app
+from zoopress.commands.store import store_app
+from zoopress.commands.zoo import zoo_app
 from zoopress.errors import ZoopressError
-from zoopress.flow_commands import flows_app
 from zoopress.plain_text import write_any_text
-from zoopress.store_commands import store_app
-from zoopress.zoo_commands import zoo_app
 
 if TYPE_CHECKING:
     from zoopress.compress import Result
@@ -43,7 +43,7 @@ app.add_typer(plugin_app, name="plugin")
 app.add_typer(zoo_app, name="zoo")
 app.add_typer(flows_app, name="flows")
 app.add_typer(store_app, name="store")
-zoo_app.command()(zoo_run_command.run)
+zoo_app.command()(zoo_run.run)
 
 
 RecipeArgument = Annotated[
@@ -106,12 +106,12 @@ def run(
         _print_result(result)
 
 
-app.command()(plan_command.plan)
-app.command()(init_command.init)
-app.command()(hub_commands.push)
-app.command()(hub_commands.pull)
-app.command()(hub_commands.lineage)
-app.command()(nightly_command.nightly)
+app.command()(plan.plan)
+app.command()(init.init)
+app.command()(hub.push)
+app.command()(hub.pull)
+app.command()(hub.lineage)
+app.command()(nightly.nightly)
 
 ArtifactArgument = Annotated[
     str, typer.Argument(help="Folder with a zoopress.json, or a repository on the Hub: org/name.")

@@ -18,7 +18,7 @@ from small_zoo import write_zoo
 from zoopress.card import load_card
 from zoopress.card_check import compare_shapes
 from zoopress.cli import main
-from zoopress.command_arguments import completion
+from zoopress.commands.arguments import completion
 from zoopress.errors import CardError
 from zoopress.hub import client
 from zoopress.plugins import Plugins

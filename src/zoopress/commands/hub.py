@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoopress.command_arguments import JsonOption, loaded_plugins
+from zoopress.commands.arguments import JsonOption, loaded_plugins
 
 if TYPE_CHECKING:
     from zoopress.hub.publish import PushPlan

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zoopress.command_arguments import (
+from zoopress.commands.arguments import (
     CardsOption,
     EngineOption,
     JsonOption,

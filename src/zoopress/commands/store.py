@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoopress.command_arguments import JsonOption, StoreOption, note
+from zoopress.commands.arguments import JsonOption, StoreOption, note
 
 if TYPE_CHECKING:
     from zoopress.store.collect import Collected, Stored

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zoopress.command_arguments import JsonOption, completion, loaded_plugins, note
+from zoopress.commands.arguments import JsonOption, completion, loaded_plugins, note
 
 if TYPE_CHECKING:
     from zoopress.zoo_scaffold import Initialized

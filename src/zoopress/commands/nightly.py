@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoopress.command_arguments import (
+from zoopress.commands.arguments import (
     JsonOption,
     MemoryOption,
     QuietOption,

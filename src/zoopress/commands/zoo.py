@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoopress.command_arguments import (
+from zoopress.commands.arguments import (
     CardArgument,
     JsonOption,
     completion,
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from zoopress.plugins import Plugins
     from zoopress.zoo_add import Added
 
-zoo_app = typer.Typer(help="Make, list, show, fetch and check cards.", no_args_is_help=True)
+zoo_app = typer.Typer(
+    help="Make, list, show, fetch and check cards; run all of them.", no_args_is_help=True
+)
 
 
 CardsArgument = Annotated[

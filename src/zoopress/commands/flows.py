@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from zoopress.command_arguments import JsonOption, StoreOption, flow_module
-from zoopress.nightly_command import RepositoryOption
+from zoopress.commands.arguments import JsonOption, StoreOption, flow_module
+from zoopress.commands.nightly import RepositoryOption
 
 flows_app = typer.Typer(help="List and serve Prefect flows.", no_args_is_help=True)
 

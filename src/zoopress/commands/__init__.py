@@ -1,0 +1,1 @@
+"""The commands of `zoopress`, a module a group; `cli.py` puts them together."""
