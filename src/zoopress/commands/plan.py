@@ -209,7 +209,9 @@ def _summary(made: ZooPlan) -> list[tuple[str, str]]:
         ("disk", f"at most {_bytes(total['store_bytes'])} more in the store"),
         ("results", f"at most {_bytes(total['result_bytes'])}"),
     ]
-    if total["seconds"] is None:
+    if total["seconds"] == 0.0:
+        rows[1:4] = [("time", "nothing to compute")]
+    elif total["seconds"] is None:
         rows[1] = ("time", "not measured on this machine yet; leave --no-probe out")
     elif made.measured_seconds:
         text = f"{rows[1][1]}; calibrated on this machine in {duration(made.measured_seconds)}"
