@@ -61,6 +61,8 @@ bench: $(VENV)/.dev  ## Measure what README and docs claim.
 	$(BIN)/python benchmarks/coding.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/loading.py
+	$(BIN)/python benchmarks/orchestration.py
+	$(BIN)/python benchmarks/estimates.py
 	$(BIN)/python benchmarks/store.py
 
 docs: $(VENV)/.docs  ## Build the documentation into site/.

@@ -262,7 +262,7 @@ def main() -> None:
         "Orchestration",
         lines,
         {
-            "command": "python benchmarks/orchestration.py",
+            "command": " ".join(["python", "benchmarks/orchestration.py", *sys.argv[1:]]),
             "machine": describe_machine(),
             "in_process": inside,
             "commands": commands,
