@@ -20,6 +20,8 @@ from safetensors.torch import save, save_file
 from torch import nn
 
 import hub_models
+import zoopress.estimate_memory as estimate_memory
+import zoopress.evaluation as evaluation
 from hub_server.fixtures import HubFixture
 from small_zoo import write_zoo
 from zoopress.calibration import (
@@ -551,3 +553,7 @@ def test_a_plan_of_a_model_on_the_hub_fetches_no_weights(
     assert not list(hub.cache.rglob("*.safetensors"))
     assert (cell.seconds is not None) == probe
     assert cell.memory_bytes > 256 << 20
+
+
+def test_the_bound_of_outputs_is_that_of_the_evaluation() -> None:
+    assert estimate_memory._MOST_OUTPUTS == evaluation.MAX_OUTPUT_ELEMENTS

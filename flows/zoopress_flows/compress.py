@@ -19,7 +19,7 @@ from prefect.cache_policies import NO_CACHE
 from zoopress.card import load_card
 from zoopress.compress import Result, compress, run_inline
 from zoopress.plugins import load_plugins
-from zoopress.progress import terminal
+from zoopress.progress import Reporter, terminal
 from zoopress.recipe import load_recipe
 from zoopress.report import markdown
 from zoopress.store import Store
@@ -46,7 +46,8 @@ def compress_flow(
     Returns:
         The metrics.
     """
-    result = _compress(card, recipe, out, store, quiet, as_task)
+    reporter = terminal(quiet, [ProgressArtifact(f"{card} × {recipe}").tell])
+    result = _compress(card, recipe, out, store, reporter, as_task)
     create_markdown_artifact(markdown(result.report), key="report", description="zoopress report")
     return result.report.metrics()
 
@@ -61,10 +62,10 @@ def run_in_flow(card: str, recipe: str, out: str, store: str | None, quiet: bool
     def flow() -> Result:
         compress_flow(card, recipe, out, store, quiet)
         # The flow hands over figures; the result itself is read from the store.
-        return _compress(card, recipe, out, store, True, run_inline)
+        return _compress(card, recipe, out, store, Reporter(), run_inline)
 
     def without() -> Result:
-        return _compress(card, recipe, out, store, quiet, run_inline)
+        return _compress(card, recipe, out, store, terminal(quiet), run_inline)
 
     return or_without_prefect(flow, without, quiet)
 
@@ -74,16 +75,13 @@ def _compress(
     recipe: str,
     out: str | None,
     store: str | None,
-    quiet: bool,
+    reporter: Reporter,
     execute: Callable[[str, Callable[[], Any]], Any],
 ) -> Result:
     plugins = load_plugins()
     the_card, the_recipe = load_card(card, plugins), load_recipe(recipe, plugins)
     folder = Path(out) if out else Path("out") / the_card.name / the_recipe.name
-    kept = Store(store)
-    watching = ProgressArtifact(f"{the_card.name} × {the_recipe.name}")
-    reporter = terminal(quiet, [watching.tell] if execute is as_task else [])
-    return compress(the_card, the_recipe, folder, kept, plugins, reporter, execute)
+    return compress(the_card, the_recipe, folder, Store(store), plugins, reporter, execute)
 
 
 def as_task(name: str, work: Callable[[], Any]) -> Any:

@@ -7,10 +7,10 @@ own processes, which find each other's results in the store.
 from __future__ import annotations
 
 import base64
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import zoopress_flows.quiet  # noqa: F401  # isort: skip
@@ -26,13 +26,13 @@ from prefect.states import Completed
 
 from zoopress.orchestration.budget import MemoryBudget
 from zoopress.orchestration.charts import pareto_svg
-from zoopress.orchestration.executors import LocalExecutor, run_here, share_cores
+from zoopress.orchestration.executors import LocalExecutor, run_here
 from zoopress.orchestration.jobs import Job
 from zoopress.orchestration.leaderboard import Leaderboard
-from zoopress.orchestration.request import ZooRequest, run_locally
-from zoopress.orchestration.zoo_run import ZooOptions, ZooRun, write_leaderboard
+from zoopress.orchestration.request import ZooRequest, run_zoo
+from zoopress.orchestration.zoo_run import Submit
 from zoopress.plugins import Plugins, load_plugins
-from zoopress.progress import zoo_board
+from zoopress.report import Report, markdown
 from zoopress_flows.runners import make_runner
 from zoopress_flows.watching import ProgressArtifact, artifact_key, or_without_prefect
 
@@ -73,26 +73,22 @@ def zoo_flow(
 
 
 def _run(request: ZooRequest) -> Any:
-    selection, memory_bytes = request.select(load_plugins()), request.memory_bytes
-    total = len(selection.cards) * len(selection.recipes)
-    count, threads = share_cores(request.workers, total)
-    chosen = make_runner(request.runner, count)
-    options = ZooOptions(Path(request.out), request.store, threads)
-    with zoo_board(total, quiet=request.quiet) as shown:
-        with LocalExecutor(count, MemoryBudget(memory_bytes), shown.tell) as executor:
-            token = _executor.set(executor if request.runner in (None, "threads") else None)
-            try:
-                with chosen as started:
+    @contextmanager
+    def carried(executor: LocalExecutor, workers: int) -> Iterator[Submit]:
+        on_threads = request.runner in (None, "threads")
+        token = _executor.set(executor if on_threads else None)
+        try:
+            with make_runner(request.runner, workers) as started:
 
-                    def submit(job: Job) -> Any:
-                        given = {"job": job.as_dict(), "memory_bytes": memory_bytes}
-                        return started.submit(do_job, given)
+                def submit(job: Job) -> Any:
+                    given = {"job": job.as_dict(), "memory_bytes": request.memory_bytes}
+                    return started.submit(do_job, given)
 
-                    board = ZooRun(selection, options, submit, shown.tell).run()
-                    executor.close()  # before the runner waits for what was interrupted
-            finally:
-                _executor.reset(token)
-        write_leaderboard(board, options.out)
+                yield submit
+        finally:
+            _executor.reset(token)
+
+    board = run_zoo(request, load_plugins(), carried)
     _show(board)
     if all(cell.state == "done" for cell in board.cells):
         return board.as_dict()
@@ -118,8 +114,6 @@ def _do_job(job: dict[str, Any], memory_bytes: int | None) -> dict[str, Any]:
     else:
         answer = run_here(the_job, MemoryBudget(memory_bytes), progress.tell)
     if "result" in answer:
-        from zoopress.report import Report, markdown
-
         report = Report.from_dict(answer["result"]["report"])
         with suppress(Exception):  # an artifact is to look at; the work is done
             create_markdown_artifact(markdown(report), key=artifact_key("report", the_job.title))
@@ -154,4 +148,4 @@ def run_zoo_in_flow(request: ZooRequest, plugins: Plugins) -> Leaderboard:
     def flow() -> Leaderboard:
         return Leaderboard.from_dict(zoo_flow(**asdict(request)))
 
-    return or_without_prefect(flow, lambda: run_locally(request, plugins), request.quiet)
+    return or_without_prefect(flow, lambda: run_zoo(request, plugins), request.quiet)

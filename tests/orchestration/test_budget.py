@@ -69,8 +69,9 @@ def test_another_processs_claim_counts_until_it_is_killed(tmp_path: Path) -> Non
     waited: list[float] = []
 
     def wait() -> None:
+        if not waited:
+            os.kill(other.pid, signal.SIGKILL)
         waited.append(time.monotonic())
-        os.kill(other.pid, signal.SIGKILL)
 
     with MemoryBudget(100, tmp_path).claim(20, wait):
         assert not waited  # it fits beside the other
@@ -93,6 +94,21 @@ def test_who_wants_the_machine_alone_waits_for_others_and_keeps_them_out(tmp_pat
         assert not entered.wait(0.3)
     assert entered.wait(10)
     thread.join()
+
+
+def test_who_gives_up_waiting_stands_in_nobodys_way(tmp_path: Path) -> None:
+    class GivenUpError(Exception):
+        pass
+
+    def give_up() -> None:
+        raise GivenUpError
+
+    budget = MemoryBudget(100, tmp_path)
+    with budget.claim(60):
+        with pytest.raises(GivenUpError), budget.claim(None, give_up):
+            pass
+        with budget.claim(40, give_up):
+            pass
 
 
 def test_a_ledger_that_was_cut_off_is_begun_anew(tmp_path: Path) -> None:

@@ -7,8 +7,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from concurrent.futures import Future
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +20,14 @@ import pytest
 
 from small_zoo import write_zoo
 from zoopress.compress import compress
+from zoopress.errors import StoreError
 from zoopress.orchestration.budget import MemoryBudget
 from zoopress.orchestration.executors import LocalExecutor, run_here, share_cores
 from zoopress.orchestration.jobs import Job
 from zoopress.orchestration.leaderboard import Leaderboard
 from zoopress.orchestration.selection import select_cells
-from zoopress.orchestration.zoo_run import ZooOptions, ZooRun
+from zoopress.orchestration.workers import StoppedError, WorkerPool
+from zoopress.orchestration.zoo_run import ZooOptions, ZooRun, write_leaderboard
 from zoopress.plugins import Plugins
 from zoopress.store import Store
 
@@ -192,25 +197,83 @@ def test_a_worker_that_dies_takes_nothing_with_it_and_gets_a_second_chance(
         assert "larger machine" in str(reason)
 
 
-def test_jobs_run_at_once_only_as_far_as_memory_goes(zoo: Path, plugins: Plugins) -> None:
-    at_once = {"now": 0, "most": 0}
+@pytest.mark.parametrize("memory", [None, 100_000_000])
+def test_jobs_run_at_once_only_as_far_as_memory_goes(
+    zoo: Path, plugins: Plugins, memory: int | None
+) -> None:
+    class Counting(MemoryBudget):
+        now = most = 0
+        guard = threading.Lock()
 
-    def tell(event: dict[str, Any]) -> None:
-        if event["event"] == "started":
-            at_once["now"] += 1
-            at_once["most"] = max(at_once["most"], at_once["now"])
+        @contextmanager
+        def claim(self, *given: Any) -> Iterator[None]:
+            with super().claim(*given):
+                with self.guard:
+                    self.now += 1
+                    self.most = max(self.most, self.now)
+                try:
+                    yield
+                finally:
+                    with self.guard:
+                        self.now -= 1
 
-    class Counting(LocalExecutor):
-        def run(self, job: Job, tell: Any = None) -> dict[str, Any]:
-            try:
-                return super().run(job, tell)
-            finally:
-                at_once["now"] -= 1
-
-    with Counting(4, MemoryBudget(100_000_000, zoo / "budget"), tell) as executor:
+    budget = Counting(memory, zoo / "budget")
+    with LocalExecutor(4, budget, lambda event: None) as executor:
         board, _ = run(zoo, executor, plugins)
     assert states(board) == EXPECTED
-    assert at_once["most"] == 1
+    assert (budget.most > 1) == (memory is None)
+
+
+def test_stopping_does_not_wait_for_memory_that_another_run_holds(zoo: Path) -> None:
+    holder = MemoryBudget(None, zoo / "budget")
+    job = Job("open", "small", "small/card.yaml", (), (), memory_bytes=None)
+    executor = LocalExecutor(1, MemoryBudget(None, zoo / "budget"), lambda event: None)
+    with holder.claim(None):
+        future = executor.submit(job)
+        time.sleep(0.2)
+        executor.close()
+        with pytest.raises((StoppedError, CancelledError)):
+            future.result(timeout=10)
+
+
+def test_a_job_whose_listener_fails_does_not_leave_its_answer_to_the_next(zoo: Path) -> None:
+    pool = WorkerPool()
+
+    def broken(event: dict[str, Any]) -> None:
+        raise RuntimeError("a display broke")
+
+    job = Job("stages", "t", "small/card.yaml", ("params.yaml#recipes.grid",), ("out",), "store")
+    opened = Job("open", "t", "small/card.yaml", job.recipes, job.folders, "store")
+    try:
+        with pytest.raises(RuntimeError, match="a display broke"):
+            pool.run(job.as_dict(), broken)
+        assert "cells" in pool.run(opened.as_dict(), lambda event: None)
+    finally:
+        pool.close()
+
+
+@pytest.mark.parametrize("where", ["run", "leaderboard"])
+def test_an_output_folder_that_cannot_be_written_is_told_before_any_work(
+    zoo: Path, plugins: Plugins, where: str
+) -> None:
+    selection = select_cells(["small/card.yaml"], ["params.yaml#recipes.grid"], None, plugins)
+    (zoo / "file").touch()
+    executor = Here(zoo / "budget")
+    options = ZooOptions(zoo / "file", str(zoo / "store"))
+    works = {
+        "run": ZooRun(selection, options, executor.submit, lambda event: None).run,
+        "leaderboard": lambda: write_leaderboard(Leaderboard([]), zoo / "file"),
+    }
+    with pytest.raises(StoreError, match="Choose another --out"):
+        works[where]()
+    assert executor.jobs == []
+
+
+def test_a_store_is_the_same_one_in_every_working_folder(zoo: Path, plugins: Plugins) -> None:
+    selection = select_cells(["small/card.yaml"], ["params.yaml#recipes.grid"], None, plugins)
+    executor = Here(zoo / "budget")
+    ZooRun(selection, ZooOptions(Path("out"), "store"), executor.submit, lambda event: None).run()
+    assert {job.store for job in executor.jobs} == {str(zoo / "store")}
 
 
 def command(zoo: Path, *more: str) -> subprocess.Popen[str]:

@@ -54,21 +54,21 @@ def nightly(
         zoopress nightly --repository /srv/models --push-git --json
     """
     from zoopress.orchestration.nightly import NightlyOptions, refresh
-    from zoopress.orchestration.request import ZooRequest, run_locally
+    from zoopress.orchestration.request import ZooRequest, run_zoo
     from zoopress.progress import terminal
 
     silent, plugins = quiet or as_json, loaded_plugins()
 
-    def run_zoo(cards: Sequence[str], matrix: str, out: str) -> dict[str, Any]:
+    def run(cards: Sequence[str], matrix: str, out: str) -> dict[str, Any]:
         how = (store, workers, memory, None, silent)
-        return run_locally(ZooRequest(tuple(cards), (), matrix, out, *how), plugins).as_dict()
+        return run_zoo(ZooRequest(tuple(cards), (), matrix, out, *how), plugins).as_dict()
 
     try:
         summary = refresh(
             repository,
             NightlyOptions(push_git, publish, store),
             plugins,
-            run_zoo,
+            run,
             terminal(silent),
         )
     except KeyboardInterrupt:

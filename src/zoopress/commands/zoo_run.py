@@ -63,14 +63,14 @@ def run(
 
         zoopress zoo run --matrix params.yaml --runner dask
     """
-    from zoopress.orchestration.request import ZooRequest, run_locally
+    from zoopress.orchestration.request import ZooRequest, run_zoo
 
     given = (matrix, str(out), store, workers, memory, runner, quiet or as_json)
     request, plugins = ZooRequest(tuple(cards), tuple(recipes), *given), loaded_plugins()
     if use_prefect(engine, runner):
         board: Leaderboard = flow_module("zoo").run_zoo_in_flow(request, plugins)
     else:
-        board = run_locally(request, plugins)
+        board = run_zoo(request, plugins)
     if as_json:
         print(json.dumps(board.as_dict()))
     elif not quiet:

@@ -56,14 +56,17 @@ class MemoryBudget:
         """Hold `size` bytes of the budget, or for None the machine alone; waits for its turn.
 
         A claim for more than there is runs alone as well. Threads of one process may claim at once.
+
+        Args:
+            size: how much.
+            waiting: called over and over while it waits; what it raises ends the waiting.
         """
         alone = size is None or size >= self.total
         ticket = {"process": self._presence, "id": uuid4().hex, "bytes": size or 0, "alone": alone}
-        if not self._admit(ticket):
-            waiting()
-            while not self._admit(ticket):
-                time.sleep(_POLL_SECONDS)
         try:
+            while not self._admit(ticket):
+                waiting()
+                time.sleep(_POLL_SECONDS)
             yield
         finally:
             with self._ledger() as claims:
@@ -84,7 +87,7 @@ class MemoryBudget:
                     claim["admitted"] = True
                     return True
                 ahead.append(claim)  # about to be admitted, when its process asks again
-            return True
+        raise AssertionError("a claim that waits is in the ledger")
 
     def _fits(self, claim: dict[str, Any], beside: list[dict[str, Any]]) -> bool:
         if not beside:

@@ -8,11 +8,12 @@ from typing import Any
 
 from zoopress.errors import InputError
 from zoopress.orchestration.budget import MemoryBudget
-from zoopress.orchestration.jobs import Job, Tell, perform
-from zoopress.orchestration.workers import JobError, WorkerDiedError, WorkerPool
+from zoopress.orchestration.jobs import Job, perform
+from zoopress.orchestration.workers import JobError, StoppedError, WorkerDiedError, WorkerPool
+from zoopress.progress import Listener
 
 _MOST_WORKERS = 8
-"""By default; what they compute is bound by memory bandwidth sooner than by cores."""
+"""By default: each holds torch and a model of its own."""
 
 
 def share_cores(workers: int | None, cells: int) -> tuple[int, int | None]:
@@ -45,7 +46,7 @@ class LocalExecutor:
         tell: gets events, each with the cell that it is about.
     """
 
-    def __init__(self, workers: int, budget: MemoryBudget, tell: Tell) -> None:
+    def __init__(self, workers: int, budget: MemoryBudget, tell: Listener) -> None:
         self.budget, self.tell = budget, tell
         self._pool = WorkerPool()
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="zoopress")
@@ -54,7 +55,7 @@ class LocalExecutor:
         """Start a job as soon as there is room."""
         return self._threads.submit(self.run, job)
 
-    def run(self, job: Job, tell: Tell | None = None) -> dict[str, Any]:
+    def run(self, job: Job, tell: Listener | None = None) -> dict[str, Any]:
         """Do a job in a worker process, and wait for it.
 
         Args:
@@ -63,6 +64,7 @@ class LocalExecutor:
 
         Raises:
             JobError: if it failed, or its worker died twice.
+            StoppedError: if this was closed before it began.
         """
 
         def told(event: dict[str, Any]) -> None:
@@ -75,21 +77,24 @@ class LocalExecutor:
         finally:
             told({"event": "ended"})
 
-    def _run(self, job: Job, told: Tell) -> dict[str, Any]:
+    def _run(self, job: Job, told: Listener) -> dict[str, Any]:
         def waiting() -> None:
-            told({"event": "line", "text": "waits until memory is free"})
+            if self._pool.closed:
+                raise StoppedError("The run was stopped.")
 
-        try:
-            with self.budget.claim(job.memory_bytes, waiting):
+        def once(memory_bytes: int | None) -> dict[str, Any]:
+            with self.budget.claim(memory_bytes, waiting):
                 told({"event": "started", "text": job.kind})
                 return self._pool.run(job.as_dict(), told)
+
+        try:
+            return once(job.memory_bytes)
         except WorkerDiedError as death:
             if self._pool.closed:
                 raise
             told({"event": "retry", "text": f"{death} Trying once more, alone."})
         try:
-            with self.budget.claim(None):
-                return self._pool.run(job.as_dict(), told)
+            return once(None)
         except WorkerDiedError as death:
             raise JobError(
                 f"{death} It was tried twice, the second time alone on the machine. If memory ran "
@@ -108,7 +113,7 @@ class LocalExecutor:
         self.close()
 
 
-def run_here(job: Job, budget: MemoryBudget, tell: Tell) -> dict[str, Any]:
+def run_here(job: Job, budget: MemoryBudget, tell: Listener) -> dict[str, Any]:
     """Do a job in this process, one of a cluster's; others of this machine share the budget.
 
     Raises:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,7 +22,7 @@ from zoopress.compress import Result, deliver, find_finished, run_stages
 from zoopress.errors import ZoopressError
 from zoopress.plan import make_plan
 from zoopress.plugins import Plugins, load_plugins
-from zoopress.progress import Reporter
+from zoopress.progress import Listener, Reporter
 from zoopress.recipe import load_recipe
 from zoopress.store import Store
 
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from zoopress.stages import Workbench
 
 Kind = Literal["open", "prefix", "stages", "finish"]
-Tell = Callable[[dict[str, Any]], None]
 _KEPT_BYTES = 200_000_000
 """An original larger than this is let go after each job, for the memory's sake."""
 
@@ -75,7 +73,7 @@ class Job:
         return cls(**{**data, **lists})
 
 
-def perform(data: dict[str, Any], tell: Tell) -> dict[str, Any]:
+def perform(data: dict[str, Any], tell: Listener) -> dict[str, Any]:
     """Do a job, given as plain data.
 
     Args:
@@ -110,7 +108,7 @@ class _Desk:
             self._plugins.check()
         return self._plugins
 
-    def perform(self, job: Job, tell: Tell) -> dict[str, Any]:
+    def perform(self, job: Job, tell: Listener) -> dict[str, Any]:
         if job.kind == "open":
             return {"cells": self._open(job)}
         start = time.perf_counter()

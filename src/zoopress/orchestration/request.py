@@ -1,7 +1,9 @@
-"""A zoo run as it is asked for, and how it is done without an engine."""
+"""A zoo run as it is asked for, from the selection to the leaderboard."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from zoopress.orchestration.budget import MemoryBudget
 from zoopress.orchestration.executors import LocalExecutor, share_cores
 from zoopress.orchestration.leaderboard import Leaderboard
 from zoopress.orchestration.selection import Selection, select_cells
-from zoopress.orchestration.zoo_run import ZooOptions, ZooRun, write_leaderboard
+from zoopress.orchestration.zoo_run import Submit, ZooOptions, ZooRun, write_leaderboard
 from zoopress.plugins import Plugins
 from zoopress.progress import zoo_board
 from zoopress.units import parse_bytes
@@ -59,18 +61,37 @@ class ZooRequest:
         return None if self.memory is None else parse_bytes(self.memory)
 
 
-def run_locally(request: ZooRequest, plugins: Plugins) -> Leaderboard:
-    """Run a zoo in worker processes of this machine, and write its leaderboard.
+Carrier = Callable[[LocalExecutor, int], AbstractContextManager[Submit]]
+"""Given worker processes and how many jobs may run at once, opens what jobs are submitted to."""
+
+
+@contextmanager
+def _in_workers(executor: LocalExecutor, workers: int) -> Iterator[Submit]:
+    yield executor.submit
+
+
+def run_zoo(request: ZooRequest, plugins: Plugins, carrier: Carrier = _in_workers) -> Leaderboard:
+    """Run a zoo, and write its leaderboard.
+
+    Args:
+        request: what to run, and how.
+        plugins: which cards, recipes and techniques there are.
+        carrier: what carries the jobs; worker processes of this machine by default.
 
     Raises:
         InputError: if the request is wrong; what goes wrong later is on the leaderboard.
+        StoreError: if nothing can be written to the output folder.
     """
     selection, budget = request.select(plugins), MemoryBudget(request.memory_bytes)
     total = len(selection.cards) * len(selection.recipes)
     workers, threads = share_cores(request.workers, total)
     options = ZooOptions(Path(request.out), request.store, threads)
     with zoo_board(total, quiet=request.quiet) as shown:
-        with LocalExecutor(workers, budget, shown.tell) as executor:
-            board = ZooRun(selection, options, executor.submit, shown.tell).run()
+        with (
+            LocalExecutor(workers, budget, shown.tell) as executor,
+            carrier(executor, workers) as submit,
+        ):
+            board = ZooRun(selection, options, submit, shown.tell).run()
+            executor.close()  # before the carrier waits for what was interrupted
         write_leaderboard(board, options.out)
     return board

@@ -14,13 +14,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from typing import IO, Any
 
 from zoopress.errors import ZoopressError
+from zoopress.progress import Listener
 
-Tell = Callable[[dict[str, Any]], None]
 _TAIL_BYTES = 4000
 
 
@@ -32,11 +31,16 @@ class WorkerDiedError(ZoopressError):
     """A worker process ended in the middle of a job."""
 
 
+class StoppedError(ZoopressError):
+    """The run that a job belongs to was stopped."""
+
+
 class Worker:
     """One worker process."""
 
     def __init__(self) -> None:
         self.last_card: str | None = None
+        self.idle = True
         self._messages: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-m", "zoopress.orchestration.worker"],
@@ -47,7 +51,7 @@ class Worker:
             start_new_session=True,
         )
 
-    def run(self, job: dict[str, Any], tell: Tell) -> dict[str, Any]:
+    def run(self, job: dict[str, Any], tell: Listener) -> dict[str, Any]:
         """Have a job done.
 
         Raises:
@@ -56,24 +60,30 @@ class Worker:
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self.last_card = job.get("card")
+        self.last_card, self.idle = job.get("card"), False
         with suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(job).encode() + b"\n")
             self._process.stdin.flush()
         for line in self._process.stdout:
             answer = json.loads(line)
-            if "result" in answer:
-                result: dict[str, Any] = answer["result"]
-                return result
+            if "event" in answer:
+                tell(answer)
+                continue
+            self.idle = True
             if "failure" in answer:
                 raise JobError(answer["failure"])
-            tell(answer)
+            result: dict[str, Any] = answer["result"]
+            return result
         raise WorkerDiedError(_reason(self._process.wait(), self._said()))
 
-    def stop(self) -> None:
-        """End the process, whatever it is doing."""
+    def kill(self) -> None:
+        """End the process, whatever it is doing; who waits for its answer is told."""
         with suppress(OSError):
             self._process.kill()
+
+    def stop(self) -> None:
+        """End the process, and let go of all that it held."""
+        self.kill()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._messages):
             with suppress(OSError):
@@ -100,7 +110,7 @@ class WorkerPool:
         self._lock = threading.Lock()
         self.closed = False
 
-    def run(self, job: dict[str, Any], tell: Tell) -> dict[str, Any]:
+    def run(self, job: dict[str, Any], tell: Listener) -> dict[str, Any]:
         """Have a job done by a worker that is idle, or by a new one.
 
         Raises:
@@ -117,15 +127,16 @@ class WorkerPool:
         """End all workers, busy ones too: what they finished is in the store."""
         with self._lock:
             self.closed = True
-            workers = [*self._idle, *self._busy]
-            self._idle.clear()
-        for worker in workers:
+            idle, self._idle = self._idle, []
+            for worker in self._busy:  # whoever borrowed it stops it
+                worker.kill()
+        for worker in idle:
             worker.stop()
 
     def _borrow(self, card: str | None) -> Worker:
         with self._lock:
             if self.closed:
-                raise WorkerDiedError("the run was stopped")
+                raise StoppedError("The run was stopped.")
             # One that has had the card last still holds its original.
             self._idle.sort(key=lambda worker: worker.last_card == card)
             while self._idle:
@@ -140,7 +151,7 @@ class WorkerPool:
     def _give_back(self, worker: Worker) -> None:
         with self._lock:
             self._busy.discard(worker)
-            if worker.alive and not self.closed:
+            if worker.idle and worker.alive and not self.closed:
                 self._idle.append(worker)
                 return
         worker.stop()

@@ -13,18 +13,21 @@ from __future__ import annotations
 
 import json
 import queue
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from zoopress.orchestration.jobs import Job, Tell
+from zoopress.errors import StoreError, ZoopressError
+from zoopress.orchestration.jobs import Job, Kind
 from zoopress.orchestration.leaderboard import CellOutcome, Leaderboard
 from zoopress.orchestration.prefixes import Shared, shared_prefixes
 from zoopress.orchestration.selection import Selection
+from zoopress.orchestration.standing import State
+from zoopress.progress import Listener
 from zoopress.provenance import git_state
-from zoopress.report import Report
+from zoopress.report import Report, times_smaller
 from zoopress.store import Store, write_atomic
 
 _OPENING_BYTES = 300_000_000
@@ -37,6 +40,9 @@ class Submitted(Protocol):
     def add_done_callback(self, fn: Callable[[Any], object], /) -> object: ...
 
     def result(self) -> Any: ...
+
+
+Submit = Callable[[Job], Submitted]
 
 
 @dataclass(frozen=True)
@@ -87,8 +93,8 @@ class ZooRun:
         self,
         selection: Selection,
         options: ZooOptions,
-        submit: Callable[[Job], Submitted],
-        tell: Tell,
+        submit: Submit,
+        tell: Listener,
     ) -> None:
         self.options, self.submit, self.tell = options, submit, tell
         self._done: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -113,7 +119,13 @@ class ZooRun:
                 self._problems.append((cell, problem))
 
     def run(self) -> Leaderboard:
-        """Run every cell; what is interrupted is told apart from what failed."""
+        """Run every cell; what is interrupted is told apart from what failed.
+
+        Raises:
+            StoreError: if nothing can be written to the output folder.
+        """
+        with _writing(self.options.out):  # before hours of work
+            self.options.out.mkdir(parents=True, exist_ok=True)
         with self._in_use:  # also between two jobs of a cell
             self._run()
         return Leaderboard([cell.outcome for cell in self.cells if cell.outcome is not None])
@@ -201,7 +213,7 @@ class ZooRun:
 
         self._start(self._job("finish", [cell], memory_bytes=None), [cell], finished)
 
-    def _job(self, kind: Any, cells: list[_CellState], sharing: int = 1, **details: Any) -> Job:
+    def _job(self, kind: Kind, cells: list[_CellState], sharing: int = 1, **details: Any) -> Job:
         first = cells[0]
         title = first.title + (f" and {sharing - 1} more" if sharing > 1 else "")
         return Job(
@@ -210,7 +222,8 @@ class ZooRun:
             card=first.card_reference,
             recipes=tuple(cell.recipe_reference for cell in cells),
             folders=tuple(str(cell.folder.absolute()) for cell in cells),
-            store=self.options.store,
+            # Workers of a cluster may have another working folder.
+            store=None if self.options.store is None else self._store.address,
             threads=None if kind == "finish" else self.options.threads,
             made_in=self._made_in,
             **{"memory_bytes": first.memory_bytes, **details},
@@ -234,8 +247,11 @@ class ZooRun:
                 answer = submitted.result()
             except Exception as error:  # whatever went wrong, it is this job's alone
                 self._fail(cells, str(error) or type(error).__name__)
-            else:
+                continue
+            try:
                 then(answer)
+            except ZoopressError as error:  # such as a disk that is full
+                self._fail([cell for cell in cells if cell.outcome is None], str(error))
 
     def _fail(self, cells: list[_CellState], reason: str) -> None:
         for cell in cells:
@@ -244,7 +260,7 @@ class ZooRun:
     def _conclude(
         self,
         cell: _CellState,
-        state: Any,
+        state: State,
         reason: str | None = None,
         result: dict[str, Any] | None = None,
     ) -> None:
@@ -261,15 +277,29 @@ class ZooRun:
         )
         text = reason or ""
         if report:
-            text = (
-                f"{report.compression_ratio:.2f}× smaller, cosine {report.last.fidelity.cosine:.4f}"
-            )
+            cosine = report.last.fidelity.cosine
+            text = f"{times_smaller(report.compression_ratio)}, cosine {cosine:.4f}"
         self.tell({"event": state, "cell": cell.title, "text": text})
 
 
 def write_leaderboard(board: Leaderboard, out: Path) -> None:
-    """Write OUT/leaderboard.json, .md and .html, each in one step."""
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / "leaderboard.json", json.dumps(board.as_dict(), indent=2) + "\n")
-    write_atomic(out / "leaderboard.md", board.markdown())
-    write_atomic(out / "leaderboard.html", board.html(out))
+    """Write OUT/leaderboard.json, .md and .html, each in one step.
+
+    Raises:
+        StoreError: if they cannot be written.
+    """
+    with _writing(out):
+        write_atomic(out / "leaderboard.json", json.dumps(board.as_dict(), indent=2) + "\n")
+        write_atomic(out / "leaderboard.md", board.markdown())
+        write_atomic(out / "leaderboard.html", board.html(out))
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"Cannot write to {out}: {error.strerror or error}. Choose another --out; what was "
+            "computed is in the store."
+        ) from error
