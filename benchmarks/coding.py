@@ -26,7 +26,7 @@ from torch import Tensor
 from zoopress.card import load_card
 from zoopress.coding.bits import pack_codes
 from zoopress.coding.zpz import StoredTensor, ZpzReader, write_zpz
-from zoopress.evaluation import describe_machine
+from zoopress.evaluation.machine import describe_machine
 from zoopress.plugins import load_plugins
 from zoopress.source import detect_architecture, pull
 from zoopress.weights import find_weights

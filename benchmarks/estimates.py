@@ -260,7 +260,7 @@ def main() -> None:
         "own, on one thread; an error is |estimate ÷ measured − 1|. Time is an estimate, which "
         "may fall on either side; memory is a claim and disk a bound, which should not fall short.",
     ]
-    from zoopress.evaluation import describe_machine
+    from zoopress.evaluation.machine import describe_machine
 
     machine = {**describe_machine(), "threads": 1}
     write(

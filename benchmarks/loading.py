@@ -29,7 +29,7 @@ from torch import Tensor, nn
 import zoopress
 from zoopress.artifact import save_artifact
 from zoopress.coding.bits import pack_codes
-from zoopress.evaluation import describe_machine
+from zoopress.evaluation.machine import describe_machine
 from zoopress.manifest import MANIFEST, Base
 from zoopress.model import Model
 from zoopress.packing import Unpacking

@@ -22,7 +22,8 @@ from results_files import table, write
 from zoopress.artifact import load_artifact
 from zoopress.card import load_card
 from zoopress.compress import compress
-from zoopress.evaluation import describe_machine, measure_latency
+from zoopress.evaluation.latency import measure_latency
+from zoopress.evaluation.machine import describe_machine
 from zoopress.packing import unpack
 from zoopress.plugins import load_plugins
 from zoopress.progress import terminal

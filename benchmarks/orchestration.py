@@ -78,7 +78,7 @@ def make_zoo(folder: Path, cells: int) -> None:
 def in_process(folder: Path, cells: int) -> dict[str, float]:
     """Run a zoo in this process, cold and warm; returns CPU milliseconds."""
     import zoopress.stages as stages_module
-    from zoopress.evaluation import measure_latency
+    from zoopress.evaluation.latency import measure_latency
     from zoopress.orchestration.budget import MemoryBudget
     from zoopress.orchestration.executors import run_here
     from zoopress.orchestration.jobs import Job
@@ -174,7 +174,7 @@ def main() -> None:
     options = parser.parse_args()
     import torch
 
-    from zoopress.evaluation import describe_machine
+    from zoopress.evaluation.machine import describe_machine
 
     torch.set_num_threads(1)
     inside, commands = [], []

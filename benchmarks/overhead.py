@@ -64,7 +64,7 @@ def stage_overhead(folder: Path, stages: int) -> dict[str, float]:
     import zoopress.stages as stages_module
     from zoopress.card import load_card
     from zoopress.compress import compress
-    from zoopress.evaluation import measure_latency
+    from zoopress.evaluation.latency import measure_latency
     from zoopress.plugins import load_plugins
     from zoopress.recipe import load_recipe
     from zoopress.store import Store
@@ -118,7 +118,7 @@ def main() -> None:
         import torch
         from safetensors.torch import save_file
 
-        from zoopress.evaluation import describe_machine
+        from zoopress.evaluation.machine import describe_machine
         from zoopress.testing_models import cnn
 
         # On a busy machine torch's threads burn CPU time while they wait for each other.

@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to make the stores (a temporary one)")
     options = parser.parse_args()
 
-    from zoopress.evaluation import describe_machine
+    from zoopress.evaluation.machine import describe_machine
 
     results = {}
     for count in options.counts:

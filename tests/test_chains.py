@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import zoopress
 from zoopress.card import Card, load_card
 from zoopress.compress import Result, compress
-from zoopress.evaluation import measure_latency
+from zoopress.evaluation.latency import measure_latency
 from zoopress.model import Model
 from zoopress.packing import packed_weights
 from zoopress.plugins import load_plugins
@@ -285,7 +285,7 @@ def test_chain_runs_shrinks_and_reloads(model: str, chain: str, tmp_path: Path) 
     factory = f"{tmp_path / 'models.py'}:{model}" if card.factory else None
     loaded = zoopress.load(result.artifact, factory=factory)
     again = reload_artifact(result.artifact, card, PLUGINS)
-    batch = PLUGINS.resolve("tasks", "fidelity")(card, tmp_path).batches("evaluation")[0]
+    batch = PLUGINS.resolve("tasks", "fidelity")(card, tmp_path).batches("test")[0]
     outputs = first_output(loaded, batch)
     assert torch.equal(outputs, first_output(again.module, batch))
     assert outputs.isfinite().all()

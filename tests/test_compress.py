@@ -72,7 +72,7 @@ def test_the_saved_model_computes_what_the_report_says(zoo: Path) -> None:
     original.load_state_dict(load_file(zoo / "weights.safetensors"))
     cosines = [
         nn.functional.cosine_similarity(task.call(original, b), task.call(model, b), dim=1)
-        for b in task.batches("evaluation")
+        for b in task.batches("test")
     ]
     measured = float(torch.cat(cosines).mean())
     assert measured == pytest.approx(result.report.last.fidelity.cosine, abs=1e-5)

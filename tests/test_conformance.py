@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from zoopress.evaluation import measure_latency
+from zoopress.evaluation.latency import measure_latency
 from zoopress.plugins import load_plugins
 from zoopress.testing import check_technique
 

@@ -21,7 +21,7 @@ from torch import nn
 
 import hub_models
 import zoopress.estimate_memory as estimate_memory
-import zoopress.evaluation as evaluation
+import zoopress.evaluation.fidelity as evaluation
 from hub_server.fixtures import HubFixture
 from small_zoo import write_zoo
 from zoopress.calibration import (
@@ -39,7 +39,7 @@ from zoopress.commands.arguments import loaded_plugins
 from zoopress.commands.plan import duration
 from zoopress.estimate import Estimate, estimate, latency_seconds, memory_bytes
 from zoopress.estimate_memory import TensorSizes, memory_of, tensor_sizes
-from zoopress.evaluation import measure_latency
+from zoopress.evaluation.latency import measure_latency
 from zoopress.hub.published import PublishedRecord, add_published
 from zoopress.orchestration.publishing import PublishSection
 from zoopress.orchestration.selection import select_cells

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -38,7 +39,19 @@ class RandomInput(_Part):
 
 
 class Data(_Part):
-    """Where inputs come from; exactly one of the first four."""
+    """Where samples come from; exactly one of the first five.
+
+    Only a `dataset` has labels. Which samples are for what follows from the data and `split_seed`
+    alone; no sample is in two splits.
+    """
+
+    dataset: str | None = Field(
+        default=None,
+        pattern=r"^[a-z]+:.+",
+        description="labelled samples: `idx:FOLDER`, `folder:FOLDER` of images by class, "
+        "`file:data.csv` (or .parquet, .jsonl, .npz), `package:sklearn.datasets/digits`, "
+        "`hub:ORG/NAME@REVISION`",
+    )
 
     text: str | None = Field(
         default=None,
@@ -56,18 +69,52 @@ class Data(_Part):
     random: dict[str, RandomInput] | None = Field(
         default=None, description="random inputs by argument name"
     )
-    calibration_samples: int = Field(default=64, ge=1)
-    evaluation_samples: int = Field(default=256, ge=2)
-    batch_size: int = Field(default=32, ge=1)
+    columns: dict[str, str] = Field(
+        default={}, description="the dataset's columns by role: {text: review, label: stars}"
+    )
+    label_names: tuple[str, ...] = Field(
+        default=(), description="names of the classes in order, where the dataset does not tell"
+    )
+    parts: dict[Literal["training", "validation", "test"], str] = Field(
+        default={}, description="what the dataset calls its own parts: {test: validation_matched}"
+    )
+    groups: tuple[str, ...] = Field(
+        default=(), description="columns that name subgroups, which fairness compares"
+    )
+    preprocessing: dict[str, Any] = Field(
+        default={}, description="how samples become inputs; each task has its own keys"
+    )
+    calibration_samples: int = Field(
+        default=64, ge=1, description="inputs that techniques may look at"
+    )
+    training_samples: int | None = Field(
+        default=None, ge=1, description="most samples to learn from; all that are left by default"
+    )
+    validation_samples: int | None = Field(
+        default=None,
+        ge=1,
+        description="samples that stop training early; by default the dataset's own part, else a "
+        "tenth of those that are left, at most 2,000",
+    )
+    evaluation_samples: int = Field(
+        default=256, ge=2, description="samples of the test split, which all figures are of"
+    )
+    batch_size: int = Field(default=32, ge=1, description="samples a forward pass, but in training")
+    split_seed: int = Field(default=0, ge=0, description="other splits of the same data")
 
     @model_validator(mode="after")
     def _check(self) -> Data:
-        given = [n for n in ("text", "file", "inputs", "random") if getattr(self, n) is not None]
+        ways = ("dataset", "text", "file", "inputs", "random")
+        given = [name for name in ways if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(
-                "give exactly one of 'text', 'file', 'inputs' or 'random'"
+                "give exactly one of 'dataset', 'text', 'file', 'inputs' or 'random'"
                 + (f", not {given}" if given else "")
             )
+        if self.dataset is None:
+            for name in ("columns", "label_names", "parts", "groups"):
+                if getattr(self, name):
+                    raise ValueError(f"{name!r} belongs to a 'dataset', which is not given")
         if self.random == {}:
             raise ValueError("'random' needs at least one input")
         return self
@@ -117,6 +164,11 @@ class Card(BaseModel):
     tags: tuple[str, ...] = Field(default=(), description="the Hub's tags, passed on")
     datasets: tuple[str, ...] = Field(default=(), description="the Hub's ids of its training data")
     metrics: tuple[str, ...] = Field(default=(), description="metrics that its task is judged by")
+    measures: tuple[str, ...] = Field(
+        default=(),
+        description="what reports measure besides size, fidelity, latency and the task's metrics: "
+        "computation, memory, robustness, fairness, explanations, energy",
+    )
     description: str = ""
 
     _root: Path = PrivateAttr(default_factory=Path.cwd)
@@ -171,11 +223,18 @@ def load_card(name_or_path: str, plugins: Plugins) -> Card:
     for what, name, valid in (
         ("source", card.scheme, plugins.references["sources"]),
         ("task", card.task, plugins.references["tasks"]),
+        *_dataset_scheme(card, plugins),
     ):
         if name not in valid:
-            where = source.where((what,))
+            where = source.where(("data", what) if what == "dataset" else (what,))
             raise CardError(f"{where}: there is no {what} {name!r}.{nearest(name, valid)}")
     return card
+
+
+def _dataset_scheme(card: Card, plugins: Plugins) -> list[tuple[str, str, Mapping[str, str]]]:
+    if card.data is None or card.data.dataset is None:
+        return []
+    return [("dataset", card.data.dataset.partition(":")[0], plugins.references["datasets"])]
 
 
 def find_card(name_or_path: str, plugins: Plugins) -> Path:

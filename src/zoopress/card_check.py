@@ -170,7 +170,7 @@ class CardCheck:
         assert listing is not None
         task: Task = self.plugins.resolve("tasks", card.task)(card, listing.files.folder)
         try:
-            batches = [len(task.batches(split)) for split in ("evaluation", "calibration")]
+            batches = [len(task.batches(split)) for split in ("test", "calibration")]
         except ZoopressError:
             raise
         except Exception as error:  # the card names files and functions of any kind
@@ -181,7 +181,7 @@ class CardCheck:
         files = pull(card, self.plugins)
         model = detect_architecture(card, files, self.plugins).load(files).eval()
         try:
-            output = task.call(model, task.batches("evaluation")[0])
+            output = task.call(model, task.batches("test")[0])
         except ZoopressError:
             raise
         except Exception as error:  # whatever a model makes of inputs that are not for it

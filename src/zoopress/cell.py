@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
-from zoopress.card import Card
+from zoopress.card import Card, load_card
 from zoopress.plan import make_plan
 from zoopress.plugins import Plugins
 from zoopress.recipe import Recipe
@@ -19,7 +20,7 @@ from zoopress.source import Architecture, SourceFiles, detect_architecture, pull
 from zoopress.store import Store, digest, file_digest
 from zoopress.task import Task
 
-SCHEMA = 4
+SCHEMA = 5
 """Raise it when stored results of older versions can no longer be used."""
 
 
@@ -61,16 +62,12 @@ class Cell:
     @cached_property
     def source_key(self) -> str:
         """The key of all that the first stage depends on."""
-        card, files = self.original.card, self.original.files
-        architecture, task = self.original.architecture, self.original.task
+        card, task = self.original.card, self.original.task
         return digest(
             {
                 "schema": SCHEMA,
                 "versions": {name: installed_version(name) for name in LIBRARIES},
-                "source": card.source,
-                "revision": files.revision,
-                "files": {name: self.store.hash_file(files.folder / name) for name in files.all},
-                "architecture": [architecture.name, architecture.arguments, architecture.code()],
+                "model": self._model_identity(self.original),
                 "task": card.task,
                 "data": [card.data and card.data.model_dump(mode="json"), task.fingerprint()],
                 "card": [card.name, card.model_class, card.base_model, card.license],
@@ -83,23 +80,40 @@ class Cell:
         """The key of each stage's result: of its input, its config and its technique's code."""
         keys = [self.source_key]
         for stage in self.recipe.stages:
-            origin = self.plugins.technique_origin(stage.name)
+            origins = [self.plugins.technique_origin(each.name) for each in stage.techniques]
             keys.append(
                 digest(
                     {
                         "input": keys[-1],
                         "stage": stage.as_dict(),
-                        "from": [origin.distribution, origin.version],
-                        "code": technique_code(type(stage.technique)),
+                        "from": [[origin.distribution, origin.version] for origin in origins],
+                        "code": [technique_code(type(each)) for each in stage.techniques],
+                        "learns from": [
+                            self._model_identity(
+                                open_original(load_card(name, self.plugins), self.plugins)
+                            )
+                            for each in stage.techniques
+                            for name in each.cards()
+                        ],
                     }
                 )
             )
         return tuple(keys[1:])
 
+    def _model_identity(self, original: Original) -> dict[str, Any]:
+        """Return what tells a model from others: all that its weights and its code depend on."""
+        card, files, architecture = original.card, original.files, original.architecture
+        return {
+            "source": card.source,
+            "revision": files.revision,
+            "files": {name: self.store.hash_file(files.folder / name) for name in files.all},
+            "architecture": [architecture.name, architecture.arguments, architecture.code()],
+        }
+
     @property
     def report_key(self) -> str:
         """The key of the final comparison with the original."""
-        return digest([self.keys[-1], "report with layers"])
+        return digest([self.keys[-1], "report", 3, self.original.card.measures])
 
     @property
     def store_keys(self) -> tuple[str, ...]:

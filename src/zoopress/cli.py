@@ -174,11 +174,13 @@ def evaluate(
     """
     from zoopress.card import load_card
     from zoopress.hub.artifacts import find_artifact
+    from zoopress.progress import Reporter
     from zoopress.stages import evaluate_artifact
 
     plugins = loaded_plugins()
     folder = find_artifact(artifact, revision)
-    figures = evaluate_artifact(folder, load_card(card, plugins), plugins)
+    loaded = load_card(card, plugins)
+    figures = evaluate_artifact(folder, loaded, plugins, loaded.measures, Reporter())
     if as_json:
         print(json.dumps(figures))
         return

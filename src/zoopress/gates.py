@@ -57,6 +57,11 @@ class StageResult:
         fidelity: against the original.
         notes: what else the technique had to say.
         seconds: wall time of the technique alone.
+        recovery: the technique that trained the model in this stage, and its config.
+        metrics: the task's, on the whole test split; empty without labels.
+        metric: name of the one that the task is judged by.
+        metric_drop: how much worse that one is than the original's; negative if it is better.
+        lower_is_better: whether a smaller value of it is a better one.
     """
 
     technique: str
@@ -74,6 +79,11 @@ class StageResult:
     fidelity: Fidelity
     notes: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
+    recovery: dict[str, Any] | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    metric: str | None = None
+    metric_drop: float | None = None
+    lower_is_better: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data."""
@@ -178,6 +188,31 @@ def fidelity_kept(given: GateInput) -> str | None:
     return None
 
 
+def metric_kept(given: GateInput) -> str | None:
+    """Fail a model whose task metric is worse than the targets allow."""
+    result, targets = given.result, given.targets
+    if targets.max_metric_drop is None and targets.worst_metric is None:
+        return None
+    if result.metric is None or result.metric_drop is None:
+        return (
+            "the targets max_metric_drop and worst_metric cannot be checked: this task has no "
+            "labels. Remove them, or give the card a task with a 'data: {dataset: …}'."
+        )
+    value = result.metrics[result.metric]
+    advice = "Use milder settings, add a 'recovery' to the stage, or change the target."
+    if targets.max_metric_drop is not None and not result.metric_drop <= targets.max_metric_drop:
+        return (
+            f"{result.metric} is {value:.4f}, {result.metric_drop:.4f} worse than the original's; "
+            f"max_metric_drop allows {targets.max_metric_drop:.4f}. {advice}"
+        )
+    bound = targets.worst_metric
+    if bound is not None:
+        worse = value > bound if result.lower_is_better else not value >= bound
+        if worse or value != value:
+            return f"{result.metric} is {value:.4f}, beyond worst_metric, {bound:.4f}. {advice}"
+    return None
+
+
 def size_reached(given: GateInput) -> str | None:
     """Fail a result larger than the targets allow."""
     size, targets = given.result.size_bytes, given.targets
@@ -213,7 +248,7 @@ def check_targets(given: GateInput, position: int, last: bool, plugins: Plugins)
     Raises:
         GateError: naming stage and gate.
     """
-    gates: dict[str, Gate] = {"fidelity_kept": fidelity_kept}
+    gates: dict[str, Gate] = {"fidelity_kept": fidelity_kept, "metric_kept": metric_kept}
     if last:
         gates["size_reached"] = size_reached
     for name in plugins.references["gates"]:

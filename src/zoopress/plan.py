@@ -32,9 +32,11 @@ def make_plan(card: Card, recipe: Recipe) -> Plan:
         PlanError: with the reason, and an order that works if there is one.
     """
     for position, stage in enumerate(recipe.stages, start=1):
-        if "calibration" in stage.technique.needs and card.data is None:
+        needs = frozenset[str]().union(*(technique.needs for technique in stage.techniques))
+        if needs & {"calibration", "training"} and card.data is None:
             raise PlanError(
-                f"Recipe {recipe.name!r}, stage {position} ({stage.name}) needs calibration data, "
+                f"Recipe {recipe.name!r}, stage {position} ({stage.name}) needs "
+                f"{min(needs & {'calibration', 'training'})} data, "
                 f"but card {card.name!r} has no 'data'. Give the card a 'data' section, for "
                 "example 'data: {file: inputs.safetensors}'."
             )
@@ -56,9 +58,14 @@ def _order_problem(stages: tuple[Stage, ...]) -> str | None:
     present = set(INITIAL_PROPERTIES)
     removed: dict[str, str] = {}  # property -> the stage that took it away
     added: dict[str, str] = {}  # property -> the stage that brought it
-    for position, stage in enumerate(stages, start=1):
-        effects = stage.technique.effects()
-        here = f"stage {position} ({stage.name})"
+    steps = [
+        (position, technique)
+        for position, stage in enumerate(stages, start=1)
+        for technique in stage.techniques
+    ]
+    for position, technique in steps:
+        effects = technique.effects()
+        here = f"stage {position} ({technique.name})"
         missing = sorted(effects.requires - present)
         if missing:
             culprit = removed.get(missing[0])

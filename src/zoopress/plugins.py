@@ -29,7 +29,16 @@ hookspec = pluggy.HookspecMarker("zoopress")
 hookimpl = pluggy.HookimplMarker("zoopress")
 AnswerT = TypeVar("AnswerT")
 
-_MERGED = ("layers", "sources", "card_makers", "architectures", "tasks", "gates")
+_MERGED = (
+    "layers",
+    "sources",
+    "card_makers",
+    "architectures",
+    "tasks",
+    "datasets",
+    "measures",
+    "gates",
+)
 
 
 class HookSpecs:
@@ -69,6 +78,23 @@ class HookSpecs:
     @hookspec
     def zoopress_tasks(self) -> Mapping[str, str]:
         """Return tasks, name to "module:Class" of a `Task` subclass."""
+        raise AssertionError("a specification is never called")
+
+    @hookspec
+    def zoopress_datasets(self) -> Mapping[str, str]:
+        """Return where labelled samples come from, scheme to "module:function".
+
+        The function takes a `Card` whose `data.dataset` is "scheme:location", and returns a
+        `Dataset`.
+        """
+        raise AssertionError("a specification is never called")
+
+    @hookspec
+    def zoopress_measures(self) -> Mapping[str, str]:
+        """Return what reports can measure, name to "module:function".
+
+        The function takes a `Comparison` and returns plain data for the report.
+        """
         raise AssertionError("a specification is never called")
 
     @hookspec
@@ -168,7 +194,16 @@ class Plugins:
 
     def resolve(
         self,
-        hook: Literal["layers", "sources", "card_makers", "architectures", "tasks", "gates"],
+        hook: Literal[
+            "layers",
+            "sources",
+            "card_makers",
+            "architectures",
+            "tasks",
+            "datasets",
+            "measures",
+            "gates",
+        ],
         name: str,
     ) -> Any:
         """Import what is registered under a name.

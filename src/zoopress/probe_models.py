@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from zoopress.calibration import ModelProfile, WeightShape
 from zoopress.card import Card
 from zoopress.card_maker import list_files
-from zoopress.evaluation import MAX_OUTPUT_ELEMENTS, first_samples
+from zoopress.evaluation.batches import first_samples
+from zoopress.evaluation.fidelity import MAX_OUTPUT_ELEMENTS
+from zoopress.evaluation.sensitivity import affordable
 from zoopress.model import Model
 from zoopress.plugins import Plugins
-from zoopress.sensitivity import affordable
 from zoopress.source import build_on_meta, detect_architecture
 from zoopress.task import Task
 from zoopress.weights import find_weights
@@ -48,7 +49,7 @@ def measure_model(card: Card, now: Callable[[], float], plugins: Plugins) -> Mod
     task: Task = plugins.resolve("tasks", card.task)(card, files.folder)
     here = not listing.absent and files.size_bytes() <= _LARGEST_LOADED
     module = architecture.load(files).eval() if here else build_on_meta(architecture)
-    batches = task.batches("evaluation")
+    batches = task.batches("test")
     middle = batches[len(batches) // 2]
     weights = tuple(
         WeightShape(

@@ -35,6 +35,17 @@ class Targets(BaseModel):
         default=None, gt=0, description="original bytes ÷ compressed bytes, all files"
     )
     max_size_bytes: int | None = Field(default=None, gt=0, description="all files together")
+    max_metric_drop: float | None = Field(
+        default=None,
+        ge=0,
+        description="how much worse than the original's the task's metric may be, in its own unit: "
+        "0.01 of accuracy is one point",
+    )
+    worst_metric: float | None = Field(
+        default=None,
+        description="the worst value that the task's metric may have: the least accuracy, the "
+        "largest perplexity",
+    )
 
 
 class _RecipeFile(BaseModel):
@@ -49,10 +60,17 @@ class _RecipeFile(BaseModel):
 
 @dataclass(frozen=True)
 class Stage:
-    """One link of a chain: a technique with its config, and targets for its result."""
+    """One link of a chain: a technique with its config, and targets for its result.
+
+    Attributes:
+        technique: what compresses.
+        targets: bounds for the result of this stage.
+        recovery: what trains the model before the stage is judged, if anything does.
+    """
 
     technique: Technique[Any]
     targets: Targets = field(default_factory=Targets)
+    recovery: Technique[Any] | None = None
 
     @property
     def name(self) -> str:
@@ -60,7 +78,19 @@ class Stage:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the stage as a recipe spells it, defaults included, without its targets."""
-        return {"technique": self.name, **self.technique.config.model_dump(mode="json")}
+        spelled = _spelled(self.technique)
+        return (
+            spelled if self.recovery is None else {**spelled, "recovery": _spelled(self.recovery)}
+        )
+
+    @property
+    def techniques(self) -> tuple[Technique[Any], ...]:
+        """The technique, then what recovers from it."""
+        return (self.technique,) if self.recovery is None else (self.technique, self.recovery)
+
+
+def _spelled(technique: Technique[Any]) -> dict[str, Any]:
+    return {"technique": technique.name, **technique.config.model_dump(mode="json")}
 
 
 @dataclass(frozen=True)
@@ -130,6 +160,34 @@ def parse_recipe(source: YamlSource, plugins: Plugins, default_name: str) -> Rec
 def _parse_stage(
     options: dict[str, Any], at: tuple[str | int, ...], source: YamlSource, plugins: Plugins
 ) -> Stage:
+    technique = _parse_technique(options, at, source, plugins, besides=("targets", "recovery"))
+    targets = Targets()
+    if "targets" in options:
+        targets = validate(Targets, source, RecipeError, (*at, "targets"))
+    recovery = None
+    if options.get("recovery") is not None:
+        if not isinstance(options["recovery"], dict):
+            raise RecipeError(
+                f"{source.where((*at, 'recovery'))}: 'recovery' must be a technique with its "
+                "config, such as {technique: fine_tuning, epochs: 1}."
+            )
+        recovery = _parse_technique(options["recovery"], (*at, "recovery"), source, plugins)
+        if not recovery.recovers:
+            able = sorted(name for name, kind in plugins.techniques.items() if kind.recovers)
+            raise RecipeError(
+                f"{source.where((*at, 'recovery', 'technique'))}: {recovery.name!r} does not train "
+                f"what is there, so it recovers nothing. These do: {', '.join(able) or 'none'}."
+            )
+    return Stage(technique, targets, recovery)
+
+
+def _parse_technique(
+    options: dict[str, Any],
+    at: tuple[str | int, ...],
+    source: YamlSource,
+    plugins: Plugins,
+    besides: tuple[str, ...] = (),
+) -> Technique[Any]:
     name = options.get("technique")
     if not isinstance(name, str):
         raise RecipeError(
@@ -140,10 +198,5 @@ def _parse_stage(
         technique = plugins.technique(name)
     except PluginError as error:
         raise RecipeError(f"{source.where((*at, 'technique'))}: {error}") from None
-    config = {k: v for k, v in options.items() if k not in ("technique", "targets")}
-    targets = Targets()
-    if "targets" in options:
-        targets = validate(Targets, source, RecipeError, (*at, "targets"))
-    return Stage(
-        technique(validate_mapping(technique.config_type, config, source, RecipeError, at)), targets
-    )
+    config = {k: v for k, v in options.items() if k not in ("technique", *besides)}
+    return technique(validate_mapping(technique.config_type, config, source, RecipeError, at))

@@ -77,9 +77,11 @@ class Report:
     """Versions of what computed it; `commit` and `repository` of the folder it ran in, if known."""
     layers: list[LayerResult] = field(default_factory=list)
     """Every weight of two or more axes, in the order of the model."""
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    """The task's metrics under "task", each other measure by its name: docs/evaluation.md."""
     store_keys: list[str] = field(default_factory=list)
     """Of the stages' results and of this report, which `zoopress store gc` keeps on request."""
-    schema: int = field(default=2)
+    schema: int = field(default=3)
 
     @property
     def name(self) -> str:

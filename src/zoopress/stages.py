@@ -4,38 +4,35 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from zoopress.artifact import load_artifact, save_artifact
-from zoopress.card import Card
+from zoopress.card import Card, load_card
 from zoopress.cell import LIBRARIES, Cell, installed_version, open_original
 from zoopress.errors import SourceError, StageError
-from zoopress.evaluation import (
-    call,
-    compare_outputs,
-    describe_machine,
-    measure_latency,
-    relative_difference,
-    run_all,
-)
+from zoopress.evaluation.comparison import Comparison, evaluate
+from zoopress.evaluation.fidelity import Run, call, compare_outputs, relative_difference, run_all
+from zoopress.evaluation.latency import measure_latency
+from zoopress.evaluation.machine import describe_machine
+from zoopress.evaluation.sensitivity import measure_layers, stored_bytes
 from zoopress.gates import GateInput, StageResult, check_sound
 from zoopress.manifest import MANIFEST, Base, Manifest, size_bytes
 from zoopress.model import Model
 from zoopress.packing import unpack
 from zoopress.plugins import Plugins
-from zoopress.progress import Reporter
+from zoopress.progress import Progress, Reporter
+from zoopress.recipe import Stage
 from zoopress.report import Report
-from zoopress.sensitivity import measure_layers, stored_bytes
 from zoopress.source import Architecture
 from zoopress.store import Entry, file_digest
-from zoopress.technique import Context
+from zoopress.technique import Context, Outcome
 from zoopress.tensor_files import plain_bytes
 
 _OF_THE_ORIGINAL = frozenset({"original", "reference"})
@@ -68,6 +65,7 @@ class Workbench:
         self.card, self.files = cell.original.card, cell.original.files
         self.architecture, self.task = cell.original.architecture, cell.original.task
         self.reporter = reporter
+        self._teachers: dict[str, nn.Module] = {}
 
     def run_stage(self, position: int, previous: Entry | None) -> Entry:
         """Apply a technique to the previous result and store what comes out.
@@ -95,15 +93,7 @@ class Workbench:
                 torch.manual_seed(self.recipe.seed)
                 start = time.perf_counter()
                 try:
-                    context = Context(
-                        seed=self.recipe.seed,
-                        device=torch.device("cpu"),
-                        batches=lambda: self.task.batches("calibration"),
-                        call=lambda module, batch: call(self.task, module, batch),
-                        progress=progress,
-                        checkpoint=claim.checkpoint,
-                    )
-                    outcome = stage.technique.apply(model, context)
+                    outcome = self._apply(stage, model, progress, claim.checkpoint)
                 except StageError as error:
                     raise StageError(f"Stage {position} ({stage.name}): {error}") from error
                 seconds = time.perf_counter() - start
@@ -115,9 +105,9 @@ class Workbench:
                         )
 
                 progress("evaluating")
-                fidelity, finite = compare_outputs(
-                    self.task, self.reference, run_all(self.task, model.module, progress)
-                )
+                run = run_all(self.task, model.module, progress)
+                fidelity = compare_outputs(self.task, self.reference.outputs, run.outputs)
+                metrics = self.task.metrics(run.statistics) if run.finite else {}
                 progress("saving")
                 origin = self.plugins.technique_origin(stage.name)
                 lineage = [
@@ -145,11 +135,16 @@ class Workbench:
                     size_bytes=size_bytes(artifact, manifest),
                     parameters=model.parameter_count(),
                     pruned=model.pruned_count(),
-                    finite=finite,
+                    finite=run.finite,
                     reload_difference=self._reload_difference(artifact, model),
                     fidelity=fidelity,
                     notes=outcome.notes,
                     seconds=seconds,
+                    recovery=stage.as_dict().get("recovery"),
+                    metrics=metrics,
+                    metric=self.task.metric if metrics else None,
+                    metric_drop=self._metric_drop(metrics),
+                    lower_is_better=not self.task.higher_is_better,
                 )
             given = GateInput(result, stage.targets, self.files.size_bytes())
             self._tell(
@@ -163,9 +158,11 @@ class Workbench:
         with self.store.claim(self.cell.report_key) as claim:
             if claim.entry is not None:
                 return Report.from_dict(claim.entry.record)
+            model, architecture, manifest = self._load(last.artifact)
+            with self.reporter.step("running the compressed model") as progress:
+                run = run_all(self.task, model.module, progress)
+            kernels = unpack(model.module, "auto")  # as users get it
             with self.reporter.step("measuring latency") as progress:
-                model, architecture, manifest = self._load(last.artifact)
-                kernels = unpack(model.module, "auto")  # as users get it
                 latency = measure_latency(
                     self.task,
                     self.original,
@@ -176,6 +173,17 @@ class Workbench:
             with self.reporter.step("measuring the sensitivity of layers") as progress:
                 stored = stored_bytes(last.artifact, manifest, architecture.stored_name)
                 layers = measure_layers(self.task, self.original, model, stored, progress)
+            comparison = Comparison(
+                self.task,
+                self.original,
+                model,
+                self.reference,
+                run,
+                last.artifact,
+                self.plugins,
+                self.recipe.seed,
+            )
+            evaluation = evaluate(comparison, self.card.measures, self.reporter)
             measured = sum(layer.sensitivity is not None for layer in layers)
             if measured < len(layers):
                 self.reporter.line(f"sensitivity: {measured} of {len(layers)} weights measured")
@@ -199,6 +207,7 @@ class Workbench:
                 machine=describe_machine(),
                 made_with={name: v for name in LIBRARIES if (v := installed_version(name))},
                 layers=layers,
+                evaluation=evaluation,
             )
             claim.commit(report.as_dict())
             return report
@@ -221,21 +230,67 @@ class Workbench:
                     )
         return module
 
+    def _apply(self, stage: Stage, model: Model, progress: Progress, checkpoint: Path) -> Outcome:
+        """Let a stage's technique change a model, and its recovery train it."""
+        context = Context(
+            seed=self.recipe.seed,
+            device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+            batches=lambda: self.task.batches("calibration"),
+            call=lambda module, batch: call(self.task, module, batch),
+            progress=progress,
+            checkpoint=checkpoint,
+            task=self.task,
+            teacher=self.teacher,
+        )
+        recovery = stage.recovery
+        if recovery is None:
+            return stage.technique.apply(model, context)
+        recovered: list[Outcome] = []
+        context.recover = lambda model: recovered.append(recovery.apply(model, context))
+        outcome = stage.technique.apply(model, context)
+        context.recover(model)
+        return replace(
+            outcome,
+            claims=[*outcome.claims, *(claim for each in recovered for claim in each.claims)],
+            notes={**outcome.notes, "recovery": [each.notes for each in recovered]},
+        )
+
+    def teacher(self, card: str | None = None) -> nn.Module:
+        """Return the original, or the original of another card, to learn from.
+
+        Raises:
+            ZoopressError: if it cannot be loaded.
+        """
+        if card is None:
+            return self.original
+        if card not in self._teachers:
+            other = open_original(load_card(card, self.plugins), self.plugins)
+            self._teachers[card] = other.architecture.load(other.files).eval()
+        return self._teachers[card]
+
+    def _metric_drop(self, metrics: Mapping[str, float]) -> float | None:
+        """Return how much worse the task's metric is than the original's."""
+        name = self.task.metric
+        if name is None or name not in metrics:
+            return None
+        drop = self.task.metrics(self.reference.statistics)[name] - metrics[name]
+        return drop if self.task.higher_is_better else -drop
+
     @cached_property
-    def reference(self) -> list[Tensor]:
-        """The original's outputs on the evaluation inputs.
+    def reference(self) -> Run:
+        """What the original makes of the test split.
 
         Raises:
             SourceError: if they are not finite.
         """
         with self.reporter.step(f"running the original {self.card.name}") as progress:
-            outputs = run_all(self.task, self.original, progress)
-        if not all(bool(output.isfinite().all()) for output in outputs):
+            run = run_all(self.task, self.original, progress)
+        if not run.finite:
             raise SourceError(
                 f"The original {self.card.name} gives NaN or infinity on the card's data, so "
                 "nothing can be compared with it. Check the card's 'data' and the weights."
             )
-        return outputs
+        return run
 
     @cached_property
     def base(self) -> Base:
@@ -280,7 +335,7 @@ class Workbench:
 
     def _reload_difference(self, artifact: Path, model: Model) -> float:
         """Return how far the saved model's outputs are from those of the one in memory."""
-        batch = self.task.batches("evaluation")[0]
+        batch = self.task.batches("test")[0]
         before = call(self.task, model.module, batch)
         reloaded, _, _ = self._load(artifact)
         if reloaded.masks.keys() != model.masks.keys() or any(
@@ -295,8 +350,20 @@ def weight_bytes(manifest: Manifest) -> int:
     return sum(manifest.files[name].bytes for name in manifest.weights)
 
 
-def evaluate_artifact(folder: Path, card: Card, plugins: Plugins) -> dict[str, Any]:
+def evaluate_artifact(
+    folder: Path, card: Card, plugins: Plugins, measures: Sequence[str], reporter: Reporter
+) -> dict[str, Any]:
     """Compare an artifact with its card's original.
+
+    Args:
+        folder: the artifact.
+        card: its original and the data.
+        plugins: what is registered.
+        measures: what to measure besides size, fidelity, latency and the task's metrics.
+        reporter: where progress goes.
+
+    Returns:
+        Flat figures, and under "evaluation" what `zoopress.evaluation.comparison.evaluate` returns.
 
     Raises:
         ZoopressError: if either cannot be loaded, or they do not fit the card's data.
@@ -305,15 +372,21 @@ def evaluate_artifact(folder: Path, card: Card, plugins: Plugins) -> dict[str, A
     files, architecture, task = opened.files, opened.architecture, opened.task
     model, _, manifest = load_artifact(folder, plugins, getattr(architecture, "factory", None))
     original = architecture.load(files).eval()
-    fidelity, finite = compare_outputs(task, run_all(task, original), run_all(task, model.module))
+    with reporter.step("running the original") as progress:
+        reference = run_all(task, original, progress)
+    with reporter.step("running the compressed model") as progress:
+        run = run_all(task, model.module, progress)
+    fidelity = compare_outputs(task, reference.outputs, run.outputs)
     figures: dict[str, Any] = {
         "size_bytes": size_bytes(folder, manifest),
         "compression_ratio": files.size_bytes() / size_bytes(folder, manifest),
-        "finite": finite,
+        "finite": run.finite,
         **{name: value for name, value in asdict(fidelity).items() if value is not None},
     }
     unpack(model.module, "auto")  # as users get it
     sizes = sorted({1, min(32, task.data.batch_size)})
-    for row in measure_latency(task, original, model.module, sizes):
-        figures[f"speed_up_batch_{int(row['batch_size'])}"] = row["speed_up"]
-    return figures
+    with reporter.step("measuring latency") as progress:
+        for row in measure_latency(task, original, model.module, sizes, progress=progress):
+            figures[f"speed_up_batch_{int(row['batch_size'])}"] = row["speed_up"]
+    comparison = Comparison(task, original, model, reference, run, folder, plugins)
+    return {**figures, "evaluation": evaluate(comparison, measures, reporter)}

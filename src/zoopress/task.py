@@ -1,9 +1,10 @@
-"""A task: how a model is run, and how two models' outputs on the same inputs compare."""
+"""A task: how a model is fed, run, trained and judged."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from zoopress.errors import CardError
@@ -11,15 +12,62 @@ from zoopress.errors import CardError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import torch
     from torch import Tensor, nn
 
     from zoopress.card import Card
 
-Split = Literal["calibration", "evaluation"]
+Split = Literal["calibration", "training", "validation", "test"]
+"""What data is for. No two splits share a sample.
+
+calibration: techniques look at its inputs, never at labels. training: the loop learns from it.
+validation: stops training early and keeps the best weights. test: every figure that is reported.
+"""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some samples, ready for a module.
+
+    Attributes:
+        inputs: what the task's `forward` gives the module: a tensor [samples, …], or such tensors
+            in a dict, tuple or list.
+        targets: what the outputs should be, the first axis the samples; None without labels.
+    """
+
+    inputs: Any
+    targets: Any = None
+
+
+class Samples(ABC):
+    """The samples of one split, in an order that never changes."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return how many there are."""
+
+    @abstractmethod
+    def batch(self, rows: Sequence[int], generator: torch.Generator | None = None) -> Batch:
+        """Return some samples.
+
+        Args:
+            rows: which, each at least 0 and below the number of samples.
+            generator: given in training alone: where random augmentation draws from, if the task
+                does any. Without it the same rows always give the same batch.
+        """
 
 
 class Task(ABC):
-    """Runs a card's model and compares outputs.
+    """Feeds, runs, trains and judges a card's model.
+
+    A subclass says with `samples`, `forward` and `fingerprint` how its model is run; one with
+    labels says with `loss`, `statistics` and `metrics` how it is trained and judged.
+
+    Class attributes:
+        name: what cards call it.
+        metric: the name of the metric that it is judged by, one of those that `metrics` returns;
+            None if it has no labels.
+        higher_is_better: whether a larger `metric` is a better one.
 
     Args:
         card: what to run.
@@ -27,6 +75,8 @@ class Task(ABC):
     """
 
     name: ClassVar[str]
+    metric: ClassVar[str | None] = None
+    higher_is_better: ClassVar[bool] = True
 
     def __init__(self, card: Card, folder: Path) -> None:
         if card.data is None:
@@ -38,29 +88,88 @@ class Task(ABC):
         self.data = card.data
         self.folder = folder
 
-        self._batches: dict[Split, Sequence[Any]] = {}
-
-    def batches(self, split: Split) -> Sequence[Any]:
-        """Return batches of a split, made once."""
-        if split not in self._batches:
-            self._batches[split] = self.make_batches(split)
-        return self._batches[split]
+        self._samples: dict[Split, Samples] = {}
+        self._examples: dict[Split, Sequence[Batch]] = {}
 
     @abstractmethod
-    def make_batches(self, split: Split) -> Sequence[Any]:
-        """Return batches of a split; the splits share no sample.
+    def make_samples(self, split: Split) -> Samples:
+        """Return the samples of a split; the splits share none.
 
         Raises:
-            CardError: if there are too few samples.
+            CardError: if there are too few samples, or labels outside the label space.
         """
 
     @abstractmethod
-    def call(self, module: nn.Module, batch: Any) -> Tensor:
-        """Run a module on one batch, without gradients; the samples are the first axis."""
+    def forward(self, module: nn.Module, inputs: Any) -> Tensor:
+        """Run a module on a batch's inputs and return its output [samples, …], with gradients."""
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """Return a digest of all inputs, without importing anything heavy."""
+        """Return a digest of all samples, without importing anything heavy."""
+
+    def samples(self, split: Split) -> Samples:
+        """Return the samples of a split, made once."""
+        if split not in self._samples:
+            self._samples[split] = self.make_samples(split)
+        return self._samples[split]
+
+    def examples(self, split: Split) -> Sequence[Batch]:
+        """Return all samples of a split in order, in batches of the card's size, made once."""
+        if split not in self._examples:
+            samples, size = self.samples(split), self.data.batch_size
+            self._examples[split] = [
+                samples.batch(range(start, min(len(samples), start + size)))
+                for start in range(0, len(samples), size)
+            ]
+        return self._examples[split]
+
+    def batches(self, split: Split) -> Sequence[Any]:
+        """Return the inputs of `examples`, without labels."""
+        return [example.inputs for example in self.examples(split)]
+
+    def call(self, module: nn.Module, inputs: Any) -> Tensor:
+        """Run a module on a batch's inputs, without gradients; the samples are the first axis."""
+        import torch
+
+        with torch.inference_mode():
+            return self.forward(module, inputs)
+
+    def loss(self, output: Tensor, targets: Any) -> Tensor:
+        """Return the mean loss, a scalar with gradients, of outputs against a batch's targets.
+
+        Raises:
+            CardError: if the task has no labels to learn from.
+        """
+        raise CardError(
+            f"Card {self.card.name!r}: the task {self.name!r} has no labels to learn from. Distil "
+            "from a teacher, which needs none (technique 'distillation'), or give the card a task "
+            "with labels and a 'data: {dataset: …}'."
+        )
+
+    def statistics(self, output: Tensor, targets: Any) -> dict[str, Tensor]:
+        """Reduce outputs to what `metrics` needs, one row a sample; none without labels.
+
+        Every figure on labelled data follows from these rows: metrics from all of them, confidence
+        intervals from resampled ones, a subgroup's metric from the subgroup's. Some names have a
+        meaning to the reports: "target" and "predicted" are classes, int64 [samples].
+        """
+        return {}
+
+    def metrics(self, statistics: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return every metric of the task by name, from rows of `statistics`."""
+        return {}
+
+    def label_names(self) -> Sequence[str]:
+        """Return the names of the classes that "target" and "predicted" count; empty if none."""
+        return ()
+
+    def groups(self, split: Split) -> Mapping[str, Sequence[str]]:
+        """Return each sample's subgroup by the name of what divides them, such as "language"."""
+        return {}
+
+    def show(self, split: Split, row: int) -> str | None:
+        """Return a sample for people: text, or an image as a `data:image/png` address."""
+        return None
 
     def similarity(self, outputs: Sequence[Tensor]) -> Tensor | None:
         """Return scores [samples, classes] whose largest is a sample's label.

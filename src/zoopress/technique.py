@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
     from zoopress.model import Model
     from zoopress.progress import Progress
+    from zoopress.task import Task
+    from zoopress.training.config import TrainingConfig
+    from zoopress.training.result import TrainingResult
+    from zoopress.training.term import Term
     from zoopress.weights import Weight
 
 Family = Literal[
@@ -25,7 +30,7 @@ Family = Literal[
 ]
 Kind = Literal["linear", "conv", "embedding", "recurrent", "parameter"]
 KINDS: tuple[Kind, ...] = ("linear", "conv", "embedding", "recurrent", "parameter")
-Need = Literal["calibration"]
+Need = Literal["calibration", "training", "teacher"]
 
 MASKS = "masks"
 """The property of having pruned weights whose zeros must stay zero."""
@@ -105,6 +110,12 @@ class Context:
         progress: call it with an item's name as each is finished, and with how much of the work is
             done, 0 to 1, if that is known.
         checkpoint: a folder that survives a killed run, for stages that take long.
+        task: what `train` learns; it knows the data and how to judge.
+        teacher: returns the original in evaluation mode, or the model of the card that is named;
+            never to be changed. Made once.
+        recover: trains a model as the stage's `recovery` says; None if the recipe has none there.
+            A technique that works in rounds calls it after each but the last; it is called once
+            more when `apply` has returned.
     """
 
     seed: int
@@ -113,6 +124,47 @@ class Context:
     call: Callable[[nn.Module, Any], Tensor]
     progress: Progress
     checkpoint: Path
+    task: Task | None = None
+    teacher: Callable[[str | None], nn.Module] | None = None
+    recover: Callable[[Model], None] | None = None
+    _trainings: Iterator[int] = field(default_factory=count, repr=False)
+
+    def train(
+        self,
+        model: Model,
+        config: TrainingConfig,
+        terms: Sequence[Term] = (),
+        task_weight: float = 1.0,
+    ) -> TrainingResult:
+        """Train a model in place; masks, tied weights and packed weights stay what they are.
+
+        A run that was killed goes on from where it was, to the same weights bit for bit.
+
+        Args:
+            model: what to train; every float parameter that the config does not freeze.
+            config: how.
+            terms: what is added to the task's loss.
+            task_weight: what that is multiplied by; with 0 no labels are needed.
+
+        Raises:
+            StageError: if the loss becomes NaN or infinite, or there is nothing to train.
+            CardError: if the task has too few samples, or no labels where they are needed.
+        """
+        from zoopress.training.loop import train
+
+        assert self.task is not None, "a stage's context has a task"
+        return train(
+            model,
+            self.task,
+            config,
+            terms=terms,
+            task_weight=task_weight,
+            seed=self.seed,
+            device=self.device,
+            progress=self.progress,
+            # One each: a technique that trains in rounds finds those that were finished.
+            checkpoint=self.checkpoint / f"training-{next(self._trainings)}",
+        )
 
     def generator(self) -> torch.Generator:
         """Return a new random generator, seeded."""
@@ -122,10 +174,10 @@ class Context:
 
     def track(self, items: Iterable[Weight]) -> Iterable[Weight]:
         """Yield weights and report each as progress when the next is asked for."""
-        count = len(items) if isinstance(items, Sized) else None
+        total = len(items) if isinstance(items, Sized) else None
         for done, item in enumerate(items, start=1):
             yield item
-            self.progress(item.name, done / count if count else None)
+            self.progress(item.name, done / total if total else None)
 
 
 class Technique(ABC, Generic[ConfigT]):
@@ -135,13 +187,15 @@ class Technique(ABC, Generic[ConfigT]):
         name: what recipes call it, a noun in snake_case.
         family: which family it belongs to.
         config_type: the pydantic class of its config, a subclass of `Config`.
-        needs: what it needs besides the model.
+        needs: what it needs besides the model: calibration inputs, a training split, a teacher.
+        recovers: whether it trains what is there, so that it can be another stage's `recovery`.
     """
 
     name: ClassVar[str]
     family: ClassVar[Family]
     config_type: ClassVar[type[Config]]
     needs: ClassVar[frozenset[Need]] = frozenset()
+    recovers: ClassVar[bool] = False
 
     def __init__(self, config: ConfigT) -> None:
         self.config = config
@@ -158,6 +212,10 @@ class Technique(ABC, Generic[ConfigT]):
             StageError: if nothing in the model fits, or the work fails for a reason the user can
                 act on.
         """
+
+    def cards(self) -> Sequence[str]:
+        """Return the names of other cards whose models it learns from."""
+        return ()
 
     def work(self, rows: int, columns: int) -> float:
         """Return how much there is to compute on a weight [rows, columns], in any unit.

@@ -28,7 +28,7 @@ from zoopress.artifact import load_artifact, save_artifact
 from zoopress.card import Card
 from zoopress.compress import Result, compress
 from zoopress.errors import GateError, SourceError, StageError
-from zoopress.evaluation import call
+from zoopress.evaluation.fidelity import call
 from zoopress.manifest import Base
 from zoopress.model import Model
 from zoopress.plugins import Plugins, load_plugins
@@ -324,6 +324,8 @@ def context_for(card: Card, folder: Path, plugins: Plugins | None = None, seed: 
         call=lambda module, batch: call(task, module, batch),
         progress=lambda item, fraction=None: None,
         checkpoint=folder,
+        task=task,
+        teacher=lambda _: _build(card, plugins),
     )
 
 

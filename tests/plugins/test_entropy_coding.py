@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zoopress.errors import StageError
-from zoopress.evaluation import measure_latency
+from zoopress.evaluation.latency import measure_latency
 from zoopress.plugins import load_plugins
 from zoopress.technique import Technique
 from zoopress.testing import reload_artifact, run_chain, tiny_card

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from zoopress.evaluation import measure_latency
+from zoopress.evaluation.latency import measure_latency
 from zoopress.model import Model
 from zoopress.packing import packed_weights
 from zoopress.plugins import load_plugins

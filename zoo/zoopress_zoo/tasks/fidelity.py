@@ -12,13 +12,33 @@ from typing import TYPE_CHECKING, Any
 from zoopress.errors import CardError
 from zoopress.source import callable_code, load_callable
 from zoopress.store import digest, file_digest
-from zoopress.task import Split, Task
+from zoopress.task import Batch, Samples, Split, Task
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 Inputs = dict[str, Any]
 """Tensors [samples, …] by argument name; names "0", "1", … are positional."""
+
+
+class TensorSamples(Samples):
+    """Samples that are in memory.
+
+    Args:
+        inputs: tensors [samples, …] by argument name.
+    """
+
+    def __init__(self, inputs: Inputs) -> None:
+        self._inputs = inputs
+
+    def __len__(self) -> int:
+        return len(next(iter(self._inputs.values())))
+
+    def batch(self, rows: Sequence[int], generator: torch.Generator | None = None) -> Batch:
+        if isinstance(rows, range) and rows.step == 1:
+            return Batch({name: v[rows.start : rows.stop] for name, v in self._inputs.items()})
+        return Batch({name: v[list(rows)] for name, v in self._inputs.items()})
 
 
 class FidelityTask(Task):
@@ -26,39 +46,39 @@ class FidelityTask(Task):
 
     name = "fidelity"
 
-    def make_batches(self, split: Split) -> Sequence[Any]:
-        """Return batches of inputs.
+    def make_samples(self, split: Split) -> Samples:
+        """Return inputs.
 
         Raises:
             CardError: if there are too few samples.
         """
-        inputs = self._inputs
-        total = len(next(iter(inputs.values())))
-        wanted = self.data.evaluation_samples, self.data.calibration_samples
-        # With less data than asked for, both splits shrink alike; they never share a sample.
+        data = self.data
+        total = len(next(iter(self._inputs.values())))
+        wanted = data.evaluation_samples, data.calibration_samples
+        # With less data than asked for, these splits shrink alike; they never share a sample.
         first = wanted[0] if sum(wanted) <= total else total * wanted[0] // sum(wanted)
-        start, stop = (
-            (0, first) if split == "evaluation" else (first, min(total, first + wanted[1]))
-        )
-        if first < 2 or stop <= start:
+        second = min(total, first + wanted[1])
+        if first < 2 or second <= first:
             raise CardError(
                 f"Card {self.card.name!r}: {total} samples are too few: evaluation needs at least "
                 "two, calibration at least one."
             )
-        size = self.data.batch_size
-        return [
-            {name: value[at : min(stop, at + size)] for name, value in inputs.items()}
-            for at in range(start, stop, size)
-        ]
+        third = second + (data.validation_samples or min(2000, (total - second) // 10))
+        fourth = third + (data.training_samples or total)
+        bounds = {
+            "test": (0, first),
+            "calibration": (first, second),
+            "validation": (second, third),
+            "training": (third, fourth),
+        }
+        start, stop = bounds[split]
+        return TensorSamples({name: value[start:stop] for name, value in self._inputs.items()})
 
-    def call(self, module: nn.Module, batch: Any) -> Tensor:
+    def forward(self, module: nn.Module, inputs: Any) -> Tensor:
         """Return the module's first output tensor, the logits where there are some."""
-        import torch
-
-        positional = [batch[name] for name in sorted(batch, key=_position) if name.isdigit()]
-        named = {name: value for name, value in batch.items() if not name.isdigit()}
-        with torch.inference_mode():
-            return _first_tensor(module(*positional, **named))
+        positional = [inputs[name] for name in sorted(inputs, key=_position) if name.isdigit()]
+        named = {name: value for name, value in inputs.items() if not name.isdigit()}
+        return _first_tensor(module(*positional, **named))
 
     def fingerprint(self) -> str:
         """Return a digest of what the inputs are made from."""

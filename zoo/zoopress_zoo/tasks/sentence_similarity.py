@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from zoopress.errors import CardError
 from zoopress.store import digest
-from zoopress.task import Split, Task
+from zoopress.task import Batch, Samples, Split, Task
 from zoopress_zoo.text import DOCSTRINGS, read_sentences
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 TEMPERATURE = 0.05
@@ -27,29 +28,22 @@ class SentenceSimilarity(Task):
 
     name = "sentence-similarity"
 
-    def make_batches(self, split: Split) -> Sequence[Any]:
-        """Return tokenized sentences, of similar length within a batch.
+    def make_samples(self, split: Split) -> Samples:
+        """Return sentences; those of the test split by length, to pad little.
 
         Raises:
-            CardError: if there are too few sentences.
+            CardError: if there are too few.
         """
-        from zoopress_zoo.sentence_encoder import load_tokenizer, tokenize
+        from zoopress_zoo.sentence_encoder import load_tokenizer
 
-        # A hidden length limit would be the architecture's; 256 is what most encoders take.
-        tokenizer = load_tokenizer(self.folder)
-        sentences = sorted(self._sentences(split), key=len)
-        size = self.data.batch_size
-        return [
-            tokenize(tokenizer, sentences[start : start + size], 256)
-            for start in range(0, len(sentences), size)
-        ]
+        sentences = self._sentences(split)
+        if split != "training":
+            sentences = tuple(sorted(sentences, key=len))
+        return _Sentences(load_tokenizer(self.folder), sentences)
 
-    def call(self, module: nn.Module, batch: Any) -> Tensor:
+    def forward(self, module: nn.Module, inputs: Any) -> Tensor:
         """Return embeddings."""
-        import torch
-
-        with torch.inference_mode():
-            embeddings: Tensor = module(**batch)
+        embeddings: Tensor = module(**inputs)
         return embeddings
 
     def similarity(self, outputs: Sequence[Tensor]) -> Tensor | None:
@@ -64,7 +58,7 @@ class SentenceSimilarity(Task):
         """Return a digest of the sentences."""
         if self.data.text == DOCSTRINGS:  # what they are follows from Python's version
             return f"{DOCSTRINGS} {platform.python_version()}"
-        return digest([self._sentences("calibration"), self._sentences("evaluation")])
+        return digest([self._sentences(split) for split in get_args(Split)])
 
     def _sentences(self, split: Split) -> tuple[str, ...]:
         if self.data.text is None:
@@ -79,4 +73,31 @@ class SentenceSimilarity(Task):
                 f"Card {self.card.name!r}: {len(sentences)} sentences are too few for "
                 f"{first} evaluation_samples and {count} calibration_samples."
             )
-        return sentences[:first] if split == "evaluation" else sentences[first : first + count]
+        second = first + count
+        left = len(sentences) - second
+        third = second + (self.data.validation_samples or min(2000, left // 10))
+        fourth = third + (self.data.training_samples or left)
+        bounds = {
+            "test": (0, first),
+            "calibration": (first, second),
+            "validation": (second, third),
+            "training": (third, fourth),
+        }
+        start, stop = bounds[split]
+        return sentences[start:stop]
+
+
+class _Sentences(Samples):
+    """Sentences, tokenized when they are asked for."""
+
+    def __init__(self, tokenizer: Any, sentences: Sequence[str]) -> None:
+        self._tokenizer, self._texts = tokenizer, sentences
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def batch(self, rows: Sequence[int], generator: torch.Generator | None = None) -> Batch:
+        from zoopress_zoo.sentence_encoder import tokenize
+
+        # A hidden length limit would be the architecture's; 256 is what most encoders take.
+        return Batch(tokenize(self._tokenizer, [self._texts[row] for row in rows], 256))

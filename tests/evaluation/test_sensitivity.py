@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from small_zoo import read_zoo, write_zoo
-from zoopress import sensitivity
+from zoopress.evaluation import sensitivity
 from zoopress.card import Card
 from zoopress.compress import compress
+from zoopress.evaluation.sensitivity import affordable, measure_layers, output_distance
 from zoopress.model import Model
 from zoopress.packing import unpack
 from zoopress.plugins import Plugins
 from zoopress.report import LayerResult, Report
-from zoopress.sensitivity import affordable, measure_layers, output_distance
 from zoopress.store import Store
-from zoopress.task import Split, Task
+from zoopress.task import Batch, Samples, Split, Task
 from zoopress.technique import Context
 
 
@@ -36,14 +36,13 @@ class Inputs(Task):
     name = "inputs"
 
     def __init__(self, inputs: Tensor) -> None:
-        self._batches = {"evaluation": [inputs]}
+        self._examples = {"test": [Batch(inputs)]}
 
-    def make_batches(self, split: Split) -> Sequence[Any]:
+    def make_samples(self, split: Split) -> Samples:
         raise NotImplementedError
 
-    def call(self, module: nn.Module, batch: Any) -> Tensor:
-        with torch.inference_mode():
-            result: Tensor = module(batch)
+    def forward(self, module: nn.Module, inputs: Any) -> Tensor:
+        result: Tensor = module(inputs)
         return result
 
     def fingerprint(self) -> str:

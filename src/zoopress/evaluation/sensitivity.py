@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from zoopress.edits import Replace, submodule
 from zoopress.encoding import KEPT, MASK, Alias
-from zoopress.evaluation import call, first_samples, sample_cosines
+from zoopress.evaluation.batches import first_samples
+from zoopress.evaluation.fidelity import call, sample_cosines
 from zoopress.manifest import Manifest
 from zoopress.model import Model
 from zoopress.progress import Progress
@@ -58,7 +59,7 @@ def measure_layers(
     parameters = sum(parameter.numel() for parameter in original.parameters())
     samples, count = affordable(parameters, len(changed))
     if count:
-        batches = task.batches("evaluation")
+        batches = task.batches("test")
         batch = first_samples(batches[len(batches) // 2], samples)
         before = call(task, original, batch)
         largest = sorted(changed, key=lambda weight: -_bytes(weight))[:count]

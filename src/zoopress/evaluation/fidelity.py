@@ -1,0 +1,154 @@
+"""How close a compressed model's outputs are to its original's, on the same inputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from zoopress.errors import StageError
+from zoopress.gates import Fidelity
+from zoopress.task import Task
+
+if TYPE_CHECKING:
+    from zoopress.progress import Progress
+
+MAX_OUTPUT_ELEMENTS = 50_000_000
+"""Outputs are kept for comparison up to this many numbers; later batches are left out."""
+
+_BLOCK_ELEMENTS = 1 << 22
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a module made of the test split.
+
+    Attributes:
+        outputs: of each batch, until `MAX_OUTPUT_ELEMENTS` numbers are kept.
+        statistics: the task's, one row a sample of the whole split; empty without labels.
+    """
+
+    outputs: list[Tensor]
+    statistics: dict[str, Tensor]
+
+    @property
+    def finite(self) -> bool:
+        """Whether all outputs are."""
+        return all(bool(output.isfinite().all()) for output in self.outputs)
+
+
+def run_all(
+    task: Task, module: nn.Module, progress: Progress = lambda item, fraction=None: None
+) -> Run:
+    """Run a module on the task's test split.
+
+    Raises:
+        StageError: if the module fails in its forward pass.
+    """
+    outputs: list[Tensor] = []
+    rows: list[dict[str, Tensor]] = []
+    elements = 0
+    examples = task.examples("test")
+    for i, example in enumerate(examples, start=1):
+        output = call(task, module, example.inputs)
+        if elements <= MAX_OUTPUT_ELEMENTS:
+            outputs.append(output)
+        elements += output.numel()
+        if example.targets is not None:
+            rows.append(task.statistics(output, example.targets))
+        elif elements > MAX_OUTPUT_ELEMENTS:
+            break
+        progress(f"batch {i} of {len(examples)}", i / len(examples))
+    names = rows[0] if rows else ()
+    return Run(outputs, {name: torch.cat([row[name] for row in rows]) for name in names})
+
+
+def call(task: Task, module: nn.Module, batch: Any) -> Tensor:
+    """Run a module on a batch, with an explanation if that fails.
+
+    Raises:
+        StageError: if the module fails in its forward pass.
+    """
+    try:
+        output = task.call(module, batch)
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+        raise StageError(
+            f"The model fails on the card's inputs: {type(error).__name__}: {error}. If the "
+            "original fails too, the card's 'data' does not fit the model; else exclude the "
+            "layers around the failing one."
+        ) from error
+    return output.detach().float()
+
+
+def compare_outputs(
+    task: Task, original: Sequence[Tensor], compressed: Sequence[Tensor]
+) -> Fidelity:
+    """Compare two models' outputs batch by batch; all zeros if `compressed` is not finite."""
+    samples = sum(output.shape[0] for output in original)
+    if not all(bool(output.isfinite().all()) for output in compressed):
+        return Fidelity(samples, 0.0)
+    pairs = zip(original, compressed, strict=True)
+    cosine = float(torch.cat([sample_cosines(a, b) for a, b in pairs]).mean())
+    scores, other = task.similarity(original), task.similarity(compressed)
+    if scores is None or other is None:
+        return Fidelity(samples, cosine)
+    return Fidelity(
+        samples, cosine, label_loyalty(scores, other), probability_loyalty(scores, other)
+    )
+
+
+def sample_cosines(original: Tensor, compressed: Tensor) -> Tensor:
+    """Return the cosine similarity [samples] of each sample's output as one vector."""
+    a, b = _rows(original), _rows(compressed)
+    cosines = nn.functional.cosine_similarity(a, b, dim=1, eps=1e-30)
+    # Two equal all-zero outputs are as close as can be, though their angle is not defined.
+    return torch.where((a == b).all(1), 1.0, cosines)
+
+
+def label_loyalty(original: Tensor, compressed: Tensor) -> float:
+    """Return the share of rows [samples, classes] with the same largest score."""
+    return float((original.argmax(1) == compressed.argmax(1)).float().mean())
+
+
+def probability_loyalty(original: Tensor, compressed: Tensor) -> float:
+    """Return the mean of 1 − √JSD between the softmax of rows [samples, classes].
+
+    The Jensen–Shannon divergence is taken to base 2, so the result lies in [0, 1].
+
+    Source: Xu et al. 2021, arXiv:2109.03228, section 3.2.
+    """
+    # In blocks: in double precision, all of a language model's scores would take gigabytes.
+    rows = max(1, _BLOCK_ELEMENTS // original.shape[1])
+    blocks = zip(original.split(rows), compressed.split(rows), strict=True)
+    return float(torch.cat([1 - _divergences(a, b).sqrt() for a, b in blocks]).mean())
+
+
+def _divergences(one: Tensor, other: Tensor) -> Tensor:
+    """Return the Jensen–Shannon divergence, to base 2, of each row's softmax."""
+    p, q = one.double().softmax(1), other.double().softmax(1)
+    middle = (p + q) / 2
+
+    def divergence(a: Tensor) -> Tensor:
+        terms: Tensor = torch.special.xlogy(a, a / middle)
+        return terms.nan_to_num(0.0).sum(1) / math.log(2)
+
+    return ((divergence(p) + divergence(q)) / 2).clamp(0, 1)
+
+
+def relative_difference(a: Tensor, b: Tensor) -> float:
+    """Return the largest absolute difference relative to the largest value; 0 if all are equal."""
+    if a.shape != b.shape:
+        return float("inf")
+    both_nan = a.isnan() & b.isnan()
+    difference = torch.where((a == b) | both_nan, 0.0, (a - b).abs())
+    largest = float(difference.max()) if difference.numel() else 0.0
+    scale = float(a.nan_to_num(0.0, 0.0, 0.0).abs().max()) if a.numel() else 0.0
+    return largest / scale if scale else largest
+
+
+def _rows(output: Tensor) -> Tensor:
+    return output.reshape(output.shape[0], -1)

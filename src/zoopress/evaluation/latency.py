@@ -1,0 +1,77 @@
+"""Latency: both models in turns, on the same inputs."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from zoopress.evaluation.batches import batch_length, first_samples
+from zoopress.task import Task
+
+if TYPE_CHECKING:
+    from zoopress.progress import Progress
+
+
+def measure_latency(
+    task: Task,
+    original: nn.Module,
+    compressed: nn.Module,
+    batch_sizes: Sequence[int] = (1, 32),
+    seconds: float = 4.0,
+    progress: Progress = lambda item, fraction=None: None,
+) -> list[dict[str, float]]:
+    """Time both models on the same inputs, in turns, after a warm-up.
+
+    Args:
+        task: gives the inputs and runs the models.
+        original: the model to compare with.
+        compressed: the model that was made from it.
+        batch_sizes: how many samples a call gets.
+        seconds: about how long to measure each batch size.
+        progress: called before each batch size; never while something is timed.
+
+    Returns:
+        For each batch size the median and 95th percentile of both in milliseconds, and the
+        speed-up: median of the original ÷ median of the compressed model.
+    """
+    batches = task.batches("test")
+    batch = batches[len(batches) // 2]  # where batches are sorted by length, a typical one
+    rows = []
+    for done, size in enumerate(batch_sizes):
+        progress(f"batch size {size}", done / len(batch_sizes))
+        inputs = first_samples(batch, size)
+        times: tuple[list[float], list[float]] = ([], [])
+        until = 0.0
+        runs = -2
+        while runs < 3 or (time.perf_counter() < until and runs < 200):
+            for module, collected in ((original, times[0]), (compressed, times[1])):
+                start = time.perf_counter()
+                task.call(module, inputs)
+                if runs >= 0:
+                    collected.append((time.perf_counter() - start) * 1e3)
+            runs += 1
+            if runs == 0:
+                until = time.perf_counter() + seconds
+        before, after = (statistics.median(collected) for collected in times)
+        rows.append(
+            {
+                "batch_size": batch_length(inputs),
+                "original_ms_p50": before,
+                "original_ms_p95": _p95(times[0]),
+                "compressed_ms_p50": after,
+                "compressed_ms_p95": _p95(times[1]),
+                "speed_up": before / after,
+                "runs": len(times[0]),
+            }
+        )
+        if batch_length(inputs) < size:
+            break
+    return rows
+
+
+def _p95(values: Sequence[float]) -> float:
+    return sorted(values)[min(len(values) - 1, int(0.95 * len(values)))]

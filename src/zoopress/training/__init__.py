@@ -1,0 +1,1 @@
+"""Training: the loop that recovery, quantization-aware training and distillation share."""
