@@ -6,7 +6,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c const
 # Dependency groups need it; a virtual environment starts with whatever pip Python came with.
 NEWER_PIP := $(BIN)/python -m pip install --disable-pip-version-check -q --upgrade "pip>=25.1"
 
-.PHONY: help quickstart test test-slow check format bench docs clean
+.PHONY: help quickstart test test-slow check format bench-data bench docs clean
 
 help:            ## Show this list.
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
@@ -56,7 +56,10 @@ format: $(VENV)/.dev  ## Format the code.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.dev  ## Measure what README and docs claim.
+bench-data: $(VENV)/.dev  ## Fetch what benchmarks need, and check its hashes.
+	$(BIN)/python benchmarks/data.py
+
+bench: $(VENV)/.dev bench-data  ## Measure what README and docs claim.
 	$(BIN)/python benchmarks/minilm.py
 	$(BIN)/python benchmarks/coding.py
 	$(BIN)/python benchmarks/overhead.py

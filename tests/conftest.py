@@ -7,6 +7,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import textwrap
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from zoopress.card import Card, load_card
+from zoopress.evaluation.latency import measure_latency
 from zoopress.plugins import Plugins, load_plugins
 
 # The Hub's client reads its endpoint when it is imported, so the test server starts before that.
@@ -25,6 +27,13 @@ settings.register_profile("zoopress", deadline=None)
 settings.load_profile("zoopress")
 
 VOCABULARY, WIDTH, CLASSES = 19, 16, 5
+
+
+@pytest.fixture
+def brief_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what reports measure besides fidelity and metrics, for tests of something else."""
+    monkeypatch.setattr("zoopress.stages.evaluate", lambda *_: {})
+    monkeypatch.setattr("zoopress.stages.measure_latency", partial(measure_latency, seconds=0.01))
 
 
 class TinyCnn(nn.Module):

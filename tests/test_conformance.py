@@ -12,8 +12,11 @@ from zoopress.plugins import load_plugins
 from zoopress.testing import check_technique
 
 EXAMPLES: dict[str, list[dict[str, Any]]] = {
+    "distillation": [{"steps": 3, "hints": False}, {"steps": 3, "response": "regression"}],
     "entropy_coding": [{}],
+    "fine_tuning": [{"steps": 3}, {"steps": 3, "mode": "feature_extraction"}],
     "float_precision": [{}, {"dtype": "float16"}],
+    "layer_removal": [{"layers": 1}, {"keep": [1]}],
     "magnitude_pruning": [
         {"sparsity": 0.5},
         {"pattern": "2:4"},

@@ -372,6 +372,7 @@ def minilm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         "docs/tutorials/user.md",
         "docs/model-card.md",
         "docs/store.md",
+        "docs/report.md",
         "docs/zoo-runs.md",
     ],
 )

@@ -156,6 +156,69 @@ def test_a_slower_model_or_more_calibration_takes_longer(
     assert all(b - a == pytest.approx(high) for a, b in zip(less, more, strict=True))  # type: ignore[operator]
 
 
+@given(
+    training=st.integers(1, 500),
+    validation=st.integers(0, 50),
+    rounds=st.integers(1, 4),
+    batch=st.floats(0.01, 3),
+)
+def test_training_takes_its_samples_times_the_models_own_time(
+    training: int, validation: int, rounds: int, batch: float, plugins: Plugins
+) -> None:
+    recovery = recipe(
+        plugins, {"technique": "distillation", "epochs": 2, "batch_size": 7, "evaluations": 3}
+    ).stages[0]
+    pruning = recipe(
+        plugins, {"technique": "magnitude_pruning", "sparsity": 0.5, "rounds": rounds}
+    ).stages[0]
+    with_recovery = replace(pruning, recovery=recovery.technique)
+    known = {"training_samples": training, "validation_samples": validation}
+    made = profile([64], **known, training_batch=batch)
+
+    def seconds(stage: Stage) -> float:
+        found = estimate(Recipe("r", (stage,)), made.tensor_bytes, 32, made, MACHINE, [SPEED])
+        assert found.stages[0] is not None
+        return found.stages[0]
+
+    trained, run = 2 * training, 2 * training + 2 * 4 * validation
+    once = (trained * batch + run * made.batch) / 32
+    assert seconds(with_recovery) - seconds(pruning) == pytest.approx(rounds * once)
+    assert seconds(recovery) >= once
+
+
+def test_training_on_unknown_data_has_no_estimate(plugins: Plugins) -> None:
+    tuned, made = recipe(plugins, {"technique": "fine_tuning", "epochs": 1}), profile([64])
+    found = estimate(tuned, made.tensor_bytes, 32, made, MACHINE, [SPEED])
+    assert found.stages == (None,)
+
+
+def test_a_recovery_is_no_matter_of_a_techniques_own_speed(
+    tmp_path: Path, plugins: Plugins
+) -> None:
+    pruning, tuning = recipe(
+        plugins,
+        {"technique": "magnitude_pruning", "sparsity": 0.5},
+        {"technique": "fine_tuning", "epochs": 1},
+    ).stages
+    calibration = Calibration(tmp_path, plugins)
+    both = replace(pruning, recovery=tuning.technique)
+    assert calibration._stage_path(pruning, False) == calibration._stage_path(both, False)
+    calibration.measure_stages([(both, False), (tuning, False)], Reporter())
+    assert calibration.problems == {}
+    assert calibration.stage(both, False) is not None
+    assert calibration.stage(tuning, False) is not None
+
+
+def test_training_claims_memory_for_what_it_keeps(plugins: Plugins) -> None:
+    tuned = recipe(plugins, {"technique": "fine_tuning", "epochs": 1, "batch_size": 64})
+    sizes = TensorSizes(4 * 64**2, 64**2, 64**2, 64)
+    known = profile([64], training_samples=9, training_bytes=10**8)
+    plain = recipe(plugins, {"technique": "float_precision"})
+    claims = [memory_of(CARD, chosen, sizes, MACHINE, known) for chosen in (plain, tuned)]
+    assert claims[1] - claims[0] >= 10**8
+    assert memory_of(CARD, tuned, sizes) > memory_of(CARD, plain, sizes)
+
+
 def test_what_is_stored_only_shrinks_along_a_chain(plugins: Plugins) -> None:
     made = profile([256, 512])
     dense, quantized, coded = estimate(

@@ -85,6 +85,10 @@ class StageSpeed:
     coded: bool
 
 
+_UNTIMED = StageSpeed(0.0, 0.0, 0.0, 0.0, calls=2, batch_calls=0, bits=32.0, coded=False)
+"""Of a technique that trains, or only looks at the model: before the work, and after it."""
+
+
 @dataclass(frozen=True)
 class WeightShape:
     """A float weight of a model: its names, its kind, and its matrix [rows, columns]."""
@@ -118,6 +122,10 @@ class ModelProfile:
         calibration_batches: how many there are.
         output_elements: numbers that it puts out for all evaluation batches.
         run_bytes: memory that running a batch takes besides the model.
+        training_samples: in the training split; 0 if the task cannot give any.
+        validation_samples: in the validation split.
+        training_batch: seconds for one batch forward and backward.
+        training_bytes: memory that this takes besides the model.
     """
 
     measured: bool
@@ -133,6 +141,10 @@ class ModelProfile:
     calibration_batches: int
     output_elements: int
     run_bytes: int
+    training_samples: int = 0
+    validation_samples: int = 0
+    training_batch: float = 0.0
+    training_bytes: int = 0
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ModelProfile:
@@ -195,6 +207,8 @@ class Calibration:
             stage: which.
             large: whether it has to be known for weights of `LARGE_WEIGHT`.
         """
+        if not stage.technique.timed:
+            return _UNTIMED
         return self._read(self._stage_path(stage, large), lambda data: StageSpeed(**data))
 
     def model(self, key: str) -> ModelProfile | None:
@@ -217,9 +231,9 @@ class Calibration:
             reporter: is told.
         """
         missing = {
-            path: {"stage": stage.as_dict(), "large": large}
+            path: {"stage": Stage(stage.technique).as_dict(), "large": large}
             for stage, large in stages
-            if not self._answered(path := self._stage_path(stage, large))
+            if stage.technique.timed and not self._answered(path := self._stage_path(stage, large))
         }
         machine = self._path("machine")
         if missing or not self._answered(machine):
@@ -283,7 +297,9 @@ class Calibration:
 
     def _stage_path(self, stage: Stage, large: bool) -> Path:
         # Which layers of a model it selects is no matter of its speed.
-        config = {k: v for k, v in stage.as_dict().items() if k not in ("include", "exclude")}
+        # What its recovery takes follows from the model's own speed.
+        spelled = Stage(stage.technique).as_dict()
+        config = {k: v for k, v in spelled.items() if k not in ("include", "exclude")}
         origin = self.plugins.technique_origin(stage.name)
         code = technique_code(type(stage.technique))
         return self._path("stage", config, large, origin.distribution, origin.version, code)

@@ -165,7 +165,7 @@ class Card(BaseModel):
     datasets: tuple[str, ...] = Field(default=(), description="the Hub's ids of its training data")
     metrics: tuple[str, ...] = Field(default=(), description="metrics that its task is judged by")
     measures: tuple[str, ...] = Field(
-        default=(),
+        default=("computation",),
         description="what reports measure besides size, fidelity, latency and the task's metrics: "
         "computation, memory, robustness, fairness, explanations, energy",
     )
@@ -207,6 +207,11 @@ class Card(BaseModel):
     def _check(self) -> Card:
         if self.factory_arguments and not self.factory:
             raise ValueError("'factory_arguments' needs a 'factory'")
+        if "fairness" in self.measures and not (self.data and self.data.groups):
+            raise ValueError(
+                "the measure 'fairness' compares subgroups: name the dataset's columns that tell "
+                "them in 'data.groups', such as 'groups: [language]'"
+            )
         return self
 
 
@@ -224,9 +229,11 @@ def load_card(name_or_path: str, plugins: Plugins) -> Card:
         ("source", card.scheme, plugins.references["sources"]),
         ("task", card.task, plugins.references["tasks"]),
         *_dataset_scheme(card, plugins),
+        *(("measure", name, plugins.references["measures"]) for name in card.measures),
     ):
         if name not in valid:
-            where = source.where(("data", what) if what == "dataset" else (what,))
+            place = {"dataset": ("data", "dataset"), "measure": ("measures",)}.get(what, (what,))
+            where = source.where(place)
             raise CardError(f"{where}: there is no {what} {name!r}.{nearest(name, valid)}")
     return card
 

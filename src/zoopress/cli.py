@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zoopress.commands import hub, init, nightly, plan, zoo_run
+from zoopress.commands import hub, init, nightly, plan, reports, zoo_run
 from zoopress.commands.arguments import (
+    ArtifactArgument,
     CardArgument,
     EngineOption,
-    JsonOption,
     QuietOption,
+    RevisionOption,
     StoreOption,
     completion,
     flow_module,
@@ -112,14 +113,9 @@ app.command()(hub.push)
 app.command()(hub.pull)
 app.command()(hub.lineage)
 app.command()(nightly.nightly)
-
-ArtifactArgument = Annotated[
-    str, typer.Argument(help="Folder with a zoopress.json, or a repository on the Hub: org/name.")
-]
-RevisionOption = Annotated[
-    str | None,
-    typer.Option("--revision", help="Branch, tag or commit on the Hub.", show_default=False),
-]
+app.command()(reports.evaluate)
+app.command()(reports.compare)
+app.command()(reports.report)
 
 
 @app.command()
@@ -155,37 +151,6 @@ def inspect(artifact: ArtifactArgument, revision: RevisionOption = None) -> None
         origin = f"{stage.get('distribution')} {stage.get('version')}"
         table.add_row(str(i), str(stage.get("technique")), origin, config)
     console.print(table)
-
-
-@app.command()
-def evaluate(
-    artifact: ArtifactArgument,
-    card: CardArgument,
-    revision: RevisionOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Compare an artifact with its original on a card's data: fidelity and latency.
-
-    Examples:
-
-        zoopress evaluate out/minilm/hybrid/artifact minilm
-
-        zoopress evaluate my-org/minilm-small minilm --revision v1
-    """
-    from zoopress.card import load_card
-    from zoopress.hub.artifacts import find_artifact
-    from zoopress.progress import Reporter
-    from zoopress.stages import evaluate_artifact
-
-    plugins = loaded_plugins()
-    folder = find_artifact(artifact, revision)
-    loaded = load_card(card, plugins)
-    figures = evaluate_artifact(folder, loaded, plugins, loaded.measures, Reporter())
-    if as_json:
-        print(json.dumps(figures))
-        return
-    for name, value in figures.items():
-        print(f"{name:<24} {value:.4f}" if isinstance(value, float) else f"{name:<24} {value}")
 
 
 @app.command()

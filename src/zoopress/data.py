@@ -11,7 +11,12 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from zoopress.errors import CardError
+
+if TYPE_CHECKING:
+    from zoopress.card import Card
 
 Part = Literal["training", "validation", "test"]
 
@@ -56,12 +61,14 @@ class Dataset(ABC):
     def parts(self) -> Mapping[str, Table]:
         """Return its parts by their own names; one that has no parts calls all of it "all".
 
+        They are opened once: later calls return the same tables.
+
         Raises:
             CardError: if it cannot be read.
         """
 
-    def label_names(self) -> Sequence[str]:
-        """Return the names of its classes in order, if it has any."""
+    def label_names(self, column: str) -> Sequence[str]:
+        """Return the names of the classes that a column's integers count, if it tells them."""
         return ()
 
 
@@ -89,6 +96,24 @@ def _feed(state: Any, value: Any) -> None:
         kind, content = f"{value.dtype.str} {value.shape}", value.tobytes()
     else:  # a number, which numpy may hold as a scalar of its own
         plain = value.item() if hasattr(value, "item") else value
-        kind, content = type(plain).__name__, repr(plain).encode()
+        if isinstance(plain, float) and plain.is_integer():
+            plain = int(plain)  # one file may write 3 and another 3.0
+        kind, content = "value", repr(int(plain) if isinstance(plain, bool) else plain).encode()
     state.update(f"{kind} {len(content)}\n".encode())
     state.update(content)
+
+
+def open_dataset(card: Card) -> Dataset:
+    """Open the dataset that a card names, by the function that a plugin registers for its scheme.
+
+    Raises:
+        CardError: if the card names none, or it is not there.
+        PluginError: if no plugin registers the scheme.
+    """
+    from zoopress.plugins import load_plugins
+
+    if card.data is None or card.data.dataset is None:
+        raise CardError(f"Card {card.name!r} has no 'data.dataset'.")
+    scheme = card.data.dataset.partition(":")[0]
+    dataset: Dataset = load_plugins().resolve("datasets", scheme)(card)
+    return dataset

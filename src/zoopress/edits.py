@@ -1,10 +1,10 @@
 """Structure edits: what a technique did to an architecture, as data that can be replayed.
 
 The same function, `apply_edit`, changes a live model while a technique works and rebuilds the
-architecture on the meta device while an artifact is loaded. An edit can only shrink a module, put
-a registered layer in its place, or put a registered packed weight in a parameter's place; it never
-names code, and all sizes follow from the module it changes. So a hostile list of edits can neither
-run anything nor ask for more memory than the base architecture.
+architecture on the meta device while an artifact is loaded. An edit can only shrink a module or a
+list of them, put a registered layer in its place, or put a registered packed weight in a
+parameter's place; it never names code, and all sizes follow from the module it changes. So a
+hostile list of edits can neither run anything nor ask for more memory than the base architecture.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from zoopress.packing import PackedWeight, hold_packed
+from zoopress.stacks import keep_blocks
 from zoopress.weights import kind_of
 
 Argument = bool | int | float | str
@@ -78,7 +79,15 @@ class Pack(_Edit):
     arguments: dict[str, Argument] = {}
 
 
-Edit = Annotated[Resize | Replace | Pack, Field(discriminator="edit")]
+class Keep(_Edit):
+    """Only some blocks of a list of modules are left, numbered anew."""
+
+    edit: Literal["keep"] = "keep"
+    indices: list[int] = Field(description="positions of the blocks that stay, rising")
+
+
+AnyEdit = Resize | Replace | Pack | Keep
+Edit = Annotated[AnyEdit, Field(discriminator="edit")]
 
 
 def submodule(root: nn.Module, path: str) -> nn.Module:
@@ -96,7 +105,7 @@ def submodule(root: nn.Module, path: str) -> nn.Module:
     return module
 
 
-def apply_edit(root: nn.Module, edit: Resize | Replace | Pack, layers: Mapping[str, type]) -> None:
+def apply_edit(root: nn.Module, edit: AnyEdit, layers: Mapping[str, type]) -> None:
     """Change the structure of `root` in place; tensors that the edit makes are left to be filled.
 
     Args:
@@ -110,6 +119,10 @@ def apply_edit(root: nn.Module, edit: Resize | Replace | Pack, layers: Mapping[s
     module = submodule(root, edit.module)
     if isinstance(edit, Resize):
         _resize(module, edit)
+    elif isinstance(edit, Keep):
+        parts = edit.module.split(".") if edit.module else []
+        owners = [submodule(root, ".".join(parts[:depth])) for depth in range(len(parts))]
+        keep_blocks(owners, module, edit.module, edit.indices)
     elif isinstance(edit, Replace):
         layer: Any = _registered(layers, edit.layer, nn.Module)
         if not hasattr(layer, "from_module"):

@@ -6,7 +6,8 @@
     finish      load the result, measure latency and the sensitivity of layers
 
 A technique's time is what its work on each weight takes, times the model's weights, and its runs of
-the model. `calibration.py` has the constants; docs/plan.md says how far off this is.
+the model; that of training is the model's own, forward and backward, for each sample.
+`calibration.py` has the constants; docs/plan.md says how far off this is.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from zoopress.calibration import (
     selected,
 )
 from zoopress.estimate_memory import memory_bytes
-from zoopress.recipe import Recipe
+from zoopress.recipe import Recipe, Stage
 from zoopress.technique import Technique
 
 __all__ = ["Estimate", "Sizes", "estimate", "latency_seconds", "memory_bytes", "needs_large"]
@@ -110,8 +111,13 @@ def estimate(
             seconds.append(None)
             continue
         after = sizes[i + 1]
+        training = _training_seconds(stage, profile, batch_size)
+        if training is None:
+            seconds.append(None)
+            continue
         seconds.append(
             loads[i]
+            + training
             + _apply_seconds(stage.technique, profile, speed)
             + profile.evaluation
             + after.stored * machine.save
@@ -144,6 +150,23 @@ def _apply_seconds(technique: Technique[Any], profile: ModelProfile, speed: Stag
         own += speed.weight + rate * technique.work(weight.rows, weight.columns)
     calls = speed.calls + speed.batch_calls * profile.calibration_batches
     return own + calls * profile.batch
+
+
+def _training_seconds(stage: Stage, profile: ModelProfile, batch_size: int) -> float | None:
+    """Return what the stage's training takes, at most; None if the samples are not known.
+
+    At most, since `patience` may end it early.
+    """
+    seconds = 0.0
+    for technique, times in ((stage.technique, 1), (stage.recovery, stage.technique.rounds())):
+        if technique is None or "training" not in technique.needs:
+            continue
+        if not profile.training_samples:
+            return None
+        trained, run = technique.training_work(profile.training_samples, profile.validation_samples)
+        once = trained * profile.training_batch + run * profile.batch
+        seconds += times * once / batch_size
+    return seconds
 
 
 def _sizes(

@@ -28,6 +28,7 @@ from zoopress.recipe import Recipe
 from zoopress.source import Architecture
 from zoopress.store import Store
 from zoopress.technique import Technique
+from zoopress.training.config import TrainingConfig
 
 MIB = 1 << 20
 _START = 256 * MIB
@@ -41,6 +42,8 @@ _OUTPUT_BYTES = 28
 _ACTIVATIONS = 24
 """How many of a layer's float32 outputs are alive at once; for models that were not run here."""
 _TOKENS = 64
+_KEPT_OUTPUTS = 3
+"""How many numbers training keeps for each that a layer puts out; for models not run here."""
 _MOST_OUTPUTS = 50_000_000
 """As `evaluation.MAX_OUTPUT_ELEMENTS`, which cannot be had without torch."""
 _LARGEST_HEADER = 100_000_000
@@ -108,9 +111,15 @@ def memory_of(
     start = machine.start_bytes if machine else _START
     libraries = 0 if card.factory else _LIBRARIES
     heap = _SLACK + min(_KEPT_BLOCKS * 4 * sizes.largest, _KEPT_HEAP)
-    techniques = (_working_bytes(stage.technique, sizes, profile) for stage in recipe.stages)
-    work = max(int(_SAVING * sizes.bytes), *techniques)
-    running = _running_bytes(card, sizes, profile, words)
+    techniques = [technique for stage in recipe.stages for technique in stage.techniques]
+    work = max(
+        int(_SAVING * sizes.bytes),
+        *(_working_bytes(technique, sizes, profile) for technique in techniques),
+    )
+    running = max(
+        _running_bytes(card, sizes, profile, words),
+        *(_training_bytes(card, technique, sizes, profile) for technique in techniques),
+    )
     return start + libraries + heap + 2 * sizes.bytes + work + running
 
 
@@ -122,6 +131,20 @@ def _working_bytes(
         return technique.working_bytes(4 * sizes.numbers, 4 * sizes.largest)
     counts = [profile.weights[i].count for i in selected(technique, profile.weights)]
     return technique.working_bytes(4 * sum(counts), 4 * max(counts, default=0))
+
+
+def _training_bytes(
+    card: Card, technique: Technique[Any], sizes: TensorSizes, profile: ModelProfile | None
+) -> int:
+    """Return what a batch takes forward and backward: what each layer puts out is kept."""
+    config = technique.config
+    if not isinstance(config, TrainingConfig) or card.data is None:
+        return 0
+    if profile is not None and profile.training_bytes:
+        share = config.batch_size / card.data.batch_size
+        return int(profile.training_bytes * max(1.0, share) * 5 // 4)
+    matrices = sizes.numbers // max(1, sizes.width**2)
+    return 4 * _KEPT_OUTPUTS * config.batch_size * _TOKENS * sizes.width * matrices
 
 
 def says_words(architecture: Architecture) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from zoopress.edits import (
     PACKED_DTYPES,
+    AnyEdit,
     Argument,
+    Keep,
     Pack,
     Replace,
     Resize,
@@ -44,7 +46,7 @@ class Model:
 
     module: nn.Module
     layers: Mapping[str, type] = field(default_factory=dict)
-    edits: list[Resize | Replace | Pack] = field(default_factory=list)
+    edits: list[AnyEdit] = field(default_factory=list)
     masks: dict[str, Tensor] = field(default_factory=dict)
     storage: str = "safetensors"
 
@@ -105,6 +107,24 @@ class Model:
             if full in self.masks:
                 axis, index = indices[name]
                 self.masks[full] = self.masks[full].index_select(axis, index)
+
+    def keep(self, path: str, indices: Sequence[int]) -> None:
+        """Remove all other blocks of a list of modules; those that stay are numbered anew.
+
+        What holds a block's position or their number follows, see `stacks.py`.
+
+        Args:
+            path: the list.
+            indices: positions to keep, rising.
+        """
+        masked = {name: id(self._tensor(name)) for name in self.masks}
+        self._apply(Keep(module=path, indices=list(indices)))
+        names: dict[int, str] = {}
+        for name in self.tensors():  # a tied tensor has its mask under the first of its names
+            names.setdefault(id(self._tensor(name)), name)
+        self.masks = {
+            names[tensor]: self.masks[name] for name, tensor in masked.items() if tensor in names
+        }
 
     def replace(
         self,
@@ -234,7 +254,11 @@ class Model:
         """Return how many of `parameter_count` are pruned to zero by a mask."""
         return sum(int((~mask).sum()) for mask in self.masks.values())
 
-    def _apply(self, edit: Resize | Replace | Pack) -> None:
+    def _tensor(self, name: str) -> Tensor:
+        path, _, attribute = name.rpartition(".")
+        return tensor_of(submodule(self.module, path), attribute)
+
+    def _apply(self, edit: AnyEdit) -> None:
         try:
             # New tensors come up on the meta device and are assigned at once: nothing is
             # initialized in vain.

@@ -12,6 +12,7 @@ from typing import Any
 
 from zoopress.errors import InputError, StoreError
 from zoopress.report import Report
+from zoopress.reports.reading import read_report
 from zoopress.store import write_atomic
 
 Rows = list[dict[str, Any]]
@@ -59,15 +60,7 @@ def collect_plots(folder: Path, out: Path) -> int:
         InputError: if there are none, or one is damaged.
         StoreError: if the files cannot be written.
     """
-    reports = []
-    for path in sorted(folder.glob("*/*/report.json")):
-        try:
-            reports.append(Report.from_dict(json.loads(path.read_bytes())))
-        except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
-            raise InputError(
-                f"{path} is no report of this version of zoopress ({type(error).__name__}: "
-                f"{error}). Run its cell again, or move it away."
-            ) from error
+    reports = [read_report(path) for path in sorted(folder.glob("*/*/report.json"))]
     if not reports:
         raise InputError(
             f"{folder} holds no results: expected {folder}/CARD/RECIPE/report.json, as "

@@ -247,6 +247,7 @@ def _apply(
             call=call,
             progress=lambda *_: None,
             checkpoint=Path(name),
+            recover=lambda model: None,
         )
         torch.manual_seed(0)
         begin = now()

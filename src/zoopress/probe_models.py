@@ -15,18 +15,21 @@ from torch import Tensor, nn
 from zoopress.calibration import ModelProfile, WeightShape
 from zoopress.card import Card
 from zoopress.card_maker import list_files
+from zoopress.errors import ZoopressError
 from zoopress.evaluation.batches import first_samples
 from zoopress.evaluation.fidelity import MAX_OUTPUT_ELEMENTS
 from zoopress.evaluation.sensitivity import affordable
 from zoopress.model import Model
 from zoopress.plugins import Plugins
 from zoopress.source import build_on_meta, detect_architecture
-from zoopress.task import Task
+from zoopress.task import Split, Task
 from zoopress.weights import find_weights
 
 _LARGEST_LOADED = 2_000_000_000
 """Bytes of files; a model of more is not loaded in order to be timed."""
 _LONGEST_S = 4.0
+_BACKWARD = 3
+"""How often a batch could run forward in the time that it takes forward and backward."""
 _EFFICIENCY = 0.5
 """Share of a matrix product's speed that a model reaches; for models that are not run."""
 
@@ -65,6 +68,7 @@ def measure_model(card: Card, now: Callable[[], float], plugins: Plugins) -> Mod
         run_bytes, elements = _run_bytes(task, module, middle)
         opened = now() - begin
         times = _times(task, module, batches, samples, now)
+        training = _training(task, module, middle, now) or (_BACKWARD * times[1], run_bytes)
         del module
         begin = now()
         architecture.load(files)
@@ -80,6 +84,7 @@ def measure_model(card: Card, now: Callable[[], float], plugins: Plugins) -> Mod
         batch, elements = _counted(task, module, middle, now)
         single = batch / next(_tensors(middle)).shape[0]
         times = batch, batch, single, samples * single
+        training = _BACKWARD * batch, 0
     mean, batch, single, few = times
     return ModelProfile(
         measured=here,
@@ -96,6 +101,10 @@ def measure_model(card: Card, now: Callable[[], float], plugins: Plugins) -> Mod
         # Outputs are kept until there are more than that.
         output_elements=elements * min(len(batches), 1 + MAX_OUTPUT_ELEMENTS // max(1, elements)),
         run_bytes=run_bytes,
+        training_samples=_size(task, "training"),
+        validation_samples=_size(task, "validation"),
+        training_batch=training[0],
+        training_bytes=training[1],
     )
 
 
@@ -125,11 +134,40 @@ def _times(
     )
 
 
+def _training(
+    task: Task, module: nn.Module, batch: Any, now: Callable[[], float]
+) -> tuple[float, int] | None:
+    """Return the seconds and the memory of a batch forward and backward; None if it cannot be.
+
+    Whose weights are packed, or whose code keeps gradients away, is not trained as a whole.
+    """
+    before = _forget_peak()
+    start = now()
+    try:
+        task.forward(module, batch).float().square().mean().backward()
+    except RuntimeError:
+        return None
+    return now() - start, max(0, peak_bytes() - before)
+
+
+def _size(task: Task, split: Split) -> int:
+    """Return the number of samples of a split; 0 if there are too few, which a run will tell."""
+    try:
+        return len(task.samples(split))
+    except ZoopressError:
+        return 0
+
+
+def _forget_peak() -> int:
+    """Forget how much memory this process once had, and return how much it has."""
+    with suppress(OSError):  # Linux alone can
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return peak_bytes()
+
+
 def _run_bytes(task: Task, module: nn.Module, batch: Any) -> tuple[int, int]:
     """Return the memory that a first batch takes, and how many numbers come out."""
-    with suppress(OSError):  # Linux alone forgets a peak
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    before = peak_bytes()
+    before = _forget_peak()
     elements = task.call(module, batch).numel()
     return max(0, peak_bytes() - before), elements
 

@@ -161,6 +161,7 @@ def _parse_stage(
     options: dict[str, Any], at: tuple[str | int, ...], source: YamlSource, plugins: Plugins
 ) -> Stage:
     technique = _parse_technique(options, at, source, plugins, besides=("targets", "recovery"))
+    name = technique.name
     targets = Targets()
     if "targets" in options:
         targets = validate(Targets, source, RecipeError, (*at, "targets"))
@@ -178,6 +179,11 @@ def _parse_stage(
                 f"{source.where((*at, 'recovery', 'technique'))}: {recovery.name!r} does not train "
                 f"what is there, so it recovers nothing. These do: {', '.join(able) or 'none'}."
             )
+    if technique.rounds() > 1 and recovery is None:
+        raise RecipeError(
+            f"{source.where(at)}: {name!r} in {technique.rounds()} rounds trains between them, so "
+            "the stage needs a 'recovery', such as {technique: fine_tuning, epochs: 1}."
+        )
     return Stage(technique, targets, recovery)
 
 

@@ -16,6 +16,16 @@ from filelock import FileLock
 from zoopress.errors import StoreError
 from zoopress.gates import StageResult
 from zoopress.provenance import COMMIT_KEYS
+from zoopress.reports.figures import (
+    headline,
+    macs_reduction,
+    mapping,
+    number,
+    show_metric,
+    task_figures,
+    task_metrics,
+    times_fewer,
+)
 from zoopress.store import Entry, write_atomic
 
 if TYPE_CHECKING:
@@ -60,12 +70,19 @@ class Report:
     recipe: dict[str, Any]
     """The recipe with its targets, defaults included."""
     revision: str
+    """Of the source."""
     original_size_bytes: int
+    """Of all files that loading the original needs."""
     original_weight_bytes: int
+    """Of the original's tensor files."""
     original_parameters: int
+    """How many numbers the original has."""
     stages: list[StageResult]
-    latency: list[dict[str, float]]
+    """In order."""
+    latency: list[dict[str, Any]]
+    """A row a batch size, see `zoopress.evaluation.latency`."""
     machine: dict[str, Any]
+    """What latency was measured on."""
     kernels: dict[str, int] = field(default_factory=dict)
     """How many packed weights compute in which way, once loaded."""
     loads_as: dict[str, Any] = field(default_factory=dict)
@@ -123,7 +140,7 @@ class Report:
                 figures[name] = round(value, 6)
         for row in self.latency:
             figures[f"speed_up_batch_{int(row['batch_size'])}"] = round(row["speed_up"], 3)
-        return figures
+        return {**figures, **task_figures(self)}
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data."""
@@ -181,6 +198,15 @@ def comparison_rows(report: Report, latency: bool = True) -> list[tuple[str, str
                 f"{row['speed_up']:.2f}× as fast",
             )
         )
+    for metric in task_metrics(report.evaluation, last):
+        texts = (metric.original_text, metric.compressed_text, metric.difference_text)
+        rows.append((metric.title, *texts))
+    macs = mapping(report.evaluation.get("computation"))
+    if (reduction := macs_reduction(report)) is not None:
+        before, after = (
+            f"{number(macs.get(f'{which}_macs')) or 0:,.0f}" for which in ("original", "compressed")
+        )
+        rows.append(("MACs, one input", before, after, " ".join(times_fewer(reduction))))
     rows.append(("cosine", "1", f"{fidelity.cosine:.4f}", f"over {fidelity.samples} samples"))
     for name in ("label_loyalty", "probability_loyalty"):
         value = getattr(fidelity, name)
@@ -199,6 +225,9 @@ def stage_line(position: int, count: int, result: StageResult, from_store: bool)
     ]
     if loyalty is not None:
         parts.append(f"label loyalty {loyalty:.3f}")
+    if result.metric is not None:
+        value = show_metric(result.metric, result.metrics.get(result.metric))
+        parts.append(f"{result.metric.replace('_', ' ')} {value}")
     parts.append("from the store" if from_store else f"{result.seconds:.1f} s")
     return "  ".join(parts)
 
@@ -209,6 +238,8 @@ def markdown(report: Report) -> str:
     return "\n".join(
         [
             f"# {report.name}",
+            "",
+            f"{', '.join(headline(report))}.",
             "",
             *_table(("", "original", "compressed", ""), comparison_rows(report)),
             "",
@@ -232,9 +263,11 @@ def _kernel_line(report: Report) -> list[str]:
 
 
 def _stage_table(report: Report) -> list[str]:
+    metric = report.last.metric
     rows = []
     for i, stage in enumerate(report.stages, start=1):
         config = ", ".join(f"{key}: {json.dumps(value)}" for key, value in stage.config.items())
+        measured = () if metric is None else (show_metric(metric, stage.metrics.get(metric)),)
         rows.append(
             (
                 str(i),
@@ -242,13 +275,14 @@ def _stage_table(report: Report) -> list[str]:
                 config or "–",
                 str(len(stage.touched)),
                 f"{stage.weight_bytes:,}",
+                *measured,
                 f"{stage.fidelity.cosine:.4f}",
                 _or_dash(stage.fidelity.label_loyalty),
             )
         )
-    return _table(
-        ("", "technique", "config", "changed", "tensor bytes", "cosine", "label loyalty"), rows
-    )
+    named = () if metric is None else (metric.replace("_", " "),)
+    header = ("", "technique", "config", "changed", "tensor bytes", *named, "cosine")
+    return _table((*header, "label loyalty"), rows)
 
 
 def _or_dash(value: float | None) -> str:

@@ -351,7 +351,11 @@ def weight_bytes(manifest: Manifest) -> int:
 
 
 def evaluate_artifact(
-    folder: Path, card: Card, plugins: Plugins, measures: Sequence[str], reporter: Reporter
+    folder: Path,
+    card: Card,
+    plugins: Plugins,
+    measures: Sequence[str] = (),
+    reporter: Reporter | None = None,
 ) -> dict[str, Any]:
     """Compare an artifact with its card's original.
 
@@ -360,7 +364,7 @@ def evaluate_artifact(
         card: its original and the data.
         plugins: what is registered.
         measures: what to measure besides size, fidelity, latency and the task's metrics.
-        reporter: where progress goes.
+        reporter: where progress goes; nowhere by default.
 
     Returns:
         Flat figures, and under "evaluation" what `zoopress.evaluation.comparison.evaluate` returns.
@@ -368,6 +372,7 @@ def evaluate_artifact(
     Raises:
         ZoopressError: if either cannot be loaded, or they do not fit the card's data.
     """
+    reporter = reporter or Reporter()
     opened = open_original(card, plugins)
     files, architecture, task = opened.files, opened.architecture, opened.task
     model, _, manifest = load_artifact(folder, plugins, getattr(architecture, "factory", None))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -107,6 +107,11 @@ class Task(ABC):
     def fingerprint(self) -> str:
         """Return a digest of all samples, without importing anything heavy."""
 
+    @property
+    def batch_size(self) -> int:
+        """How many samples a forward pass has, but in training; fewer where outputs are huge."""
+        return self.data.batch_size
+
     def samples(self, split: Split) -> Samples:
         """Return the samples of a split, made once."""
         if split not in self._samples:
@@ -116,7 +121,7 @@ class Task(ABC):
     def examples(self, split: Split) -> Sequence[Batch]:
         """Return all samples of a split in order, in batches of the card's size, made once."""
         if split not in self._examples:
-            samples, size = self.samples(split), self.data.batch_size
+            samples, size = self.samples(split), self.batch_size
             self._examples[split] = [
                 samples.batch(range(start, min(len(samples), start + size)))
                 for start in range(0, len(samples), size)
@@ -147,7 +152,7 @@ class Task(ABC):
         )
 
     def statistics(self, output: Tensor, targets: Any) -> dict[str, Tensor]:
-        """Reduce outputs to what `metrics` needs, one row a sample; none without labels.
+        """Reduce outputs to what `collect` needs, one row a sample; none without labels.
 
         Every figure on labelled data follows from these rows: metrics from all of them, confidence
         intervals from resampled ones, a subgroup's metric from the subgroup's. Some names have a
@@ -155,8 +160,20 @@ class Task(ABC):
         """
         return {}
 
+    def collect(self, batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Join the `statistics` of all batches of a split into rows that stand for themselves.
+
+        A task that judges a sample among the others, as retrieval does, overrides it: it turns
+        embeddings into each query's rank here, where all documents are there, so that rows that
+        are resampled or selected later keep their ranks.
+        """
+        import torch
+
+        names = batches[0] if batches else ()
+        return {name: torch.cat([batch[name] for batch in batches]) for name in names}
+
     def metrics(self, statistics: Mapping[str, Tensor]) -> dict[str, float]:
-        """Return every metric of the task by name, from rows of `statistics`."""
+        """Return every metric of the task by name, from rows of `collect`."""
         return {}
 
     def label_names(self) -> Sequence[str]:
@@ -166,6 +183,15 @@ class Task(ABC):
     def groups(self, split: Split) -> Mapping[str, Sequence[str]]:
         """Return each sample's subgroup by the name of what divides them, such as "language"."""
         return {}
+
+    def rewritten(
+        self, split: Split, rows: Sequence[int], change: Callable[[str], str]
+    ) -> Batch | None:
+        """Return samples with their text changed, the targets as they are, to see what it does.
+
+        None if they have no text, or their targets follow from it.
+        """
+        return None
 
     def show(self, split: Split, row: int) -> str | None:
         """Return a sample for people: text, or an image as a `data:image/png` address."""

@@ -75,8 +75,11 @@ class Claim:
     """A figure that a stage was asked for, and what it reached; a gate compares the two."""
 
     quantity: str
+    """What, such as "sparsity"."""
     requested: float
+    """How much was asked for, at least."""
     reached: float
+    """How much there is."""
     tolerance: float = 0.01
     """How far, relative to `requested`, `reached` may fall short."""
 
@@ -189,6 +192,8 @@ class Technique(ABC, Generic[ConfigT]):
         config_type: the pydantic class of its config, a subclass of `Config`.
         needs: what it needs besides the model: calibration inputs, a training split, a teacher.
         recovers: whether it trains what is there, so that it can be another stage's `recovery`.
+        timed: whether `zoopress plan` can time `apply` on small models. False if that tells
+            nothing: its time is that of training and of running the model.
     """
 
     name: ClassVar[str]
@@ -196,6 +201,7 @@ class Technique(ABC, Generic[ConfigT]):
     config_type: ClassVar[type[Config]]
     needs: ClassVar[frozenset[Need]] = frozenset()
     recovers: ClassVar[bool] = False
+    timed: ClassVar[bool] = True
 
     def __init__(self, config: ConfigT) -> None:
         self.config = config
@@ -216,6 +222,21 @@ class Technique(ABC, Generic[ConfigT]):
     def cards(self) -> Sequence[str]:
         """Return the names of other cards whose models it learns from."""
         return ()
+
+    def rounds(self) -> int:
+        """Return how often the stage's recovery trains: once, unless it works in rounds."""
+        return 1
+
+    def training_work(self, training: int, validation: int) -> tuple[int, int]:
+        """Return how many samples it trains on, and how many it runs without, all repeats counted.
+
+        `zoopress plan` multiplies these by the model's time, instead of timing `apply`.
+
+        Args:
+            training: samples in the training split.
+            validation: samples in the validation split.
+        """
+        return 0, 0
 
     def work(self, rows: int, columns: int) -> float:
         """Return how much there is to compute on a weight [rows, columns], in any unit.

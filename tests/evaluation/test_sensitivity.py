@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from small_zoo import read_zoo, write_zoo
-from zoopress.evaluation import sensitivity
 from zoopress.card import Card
 from zoopress.compress import compress
+from zoopress.evaluation import sensitivity
 from zoopress.evaluation.sensitivity import affordable, measure_layers, output_distance
 from zoopress.model import Model
 from zoopress.packing import unpack

@@ -23,14 +23,14 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
-from hub_server import account_api, files_api, model_api
+from hub_server import account_api, dataset_api, files_api, model_api
 from hub_server.faults import Fault, Faults
 from hub_server.messages import Request, Response
 from hub_server.routes import answer
 from hub_server.state import HubState
 
 # The more general patterns come last.
-ENDPOINT_MODULES = (account_api, model_api, files_api)
+ENDPOINT_MODULES = (account_api, model_api, dataset_api, files_api)
 
 CHUNK = 64 * 1024
 

@@ -108,7 +108,8 @@ class Repo:
 
     @property
     def namespace(self) -> str | None:
-        return self.id.split("/")[0] if "/" in self.id else None
+        name = self.id.removeprefix("datasets/")
+        return name.split("/")[0] if "/" in name else None
 
     def resolve(self, revision: str) -> Commit:
         """Return the commit that a branch, a tag or a full hash names."""

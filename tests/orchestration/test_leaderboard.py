@@ -8,6 +8,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from io import StringIO
 from pathlib import Path
@@ -28,6 +29,7 @@ from zoopress.orchestration.pareto import pareto_front
 from zoopress.orchestration.standing import Figures, Latency, StageGain, Standing
 from zoopress.plugins import Plugins
 from zoopress.recipe import load_recipe
+from zoopress.reports.figures import TaskMetric
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -102,6 +104,47 @@ STANDINGS = st.builds(
         processor=TEXT,
     ),
 )
+
+
+LABELLED = st.builds(
+    TaskMetric,
+    name=st.sampled_from(["accuracy", "perplexity"]),
+    original=NUMBER,
+    compressed=NUMBER,
+    difference_interval=st.none() | st.tuples(st.floats(-1, 0), st.floats(0, 1)),
+    higher_is_better=st.sampled_from([True, False, None]),
+)
+
+
+def labelled_cell(recipe: str, compressed: float, original: float = 0.9) -> Standing:
+    """A cell of a task with labels."""
+    made = cell(recipe=recipe)
+    assert made.figures is not None
+    metric = TaskMetric("accuracy", original, compressed, higher_is_better=True, primary=True)
+    return replace(made, figures=replace(made.figures, metric=metric, macs_reduction=2.0))
+
+
+@given(LABELLED)
+def test_json_gives_the_task_metric_again(metric: TaskMetric) -> None:
+    made = labelled_cell("small", 0.8)
+    assert made.figures is not None
+    board = Leaderboard([replace(made, figures=replace(made.figures, metric=metric))])
+    text = json.dumps(board.as_dict(), allow_nan=False)
+    assert Leaderboard.from_dict(json.loads(text)) == board
+
+
+def test_columns_that_no_cell_has_are_left_out() -> None:
+    with_labels = Leaderboard([labelled_cell("small", 0.8), cell(recipe="bare")])
+    assert "task metric" in with_labels.markdown()
+    assert "accuracy 80.0 % (−10.0 points)" in with_labels.html()
+    assert "2.00×" in with_labels.html()
+    assert "task metric" not in Leaderboard([cell()]).markdown()
+
+
+def test_the_task_metric_is_drawn_where_one_card_is_judged_by_it() -> None:
+    one = Leaderboard([labelled_cell("a", 0.8), labelled_cell("b", 0.7)])
+    assert "Accuracy against compression ratio" in one.html()
+    assert "Accuracy against" not in Leaderboard([cell()]).html()
 
 
 @given(st.lists(STANDINGS, max_size=8))

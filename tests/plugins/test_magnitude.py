@@ -1,5 +1,7 @@
 """Magnitude pruning removes exactly the smallest weights, and they stay removed."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,18 +9,23 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import nn
 
+from zoopress.errors import StageError
 from zoopress.model import Model
 from zoopress.technique import Outcome
 from zoopress_plugins.pruning.magnitude import (
     MagnitudePruning,
     MagnitudePruningConfig,
     n_of_m_kept,
+    rising_sparsity,
     smallest_pruned,
 )
 
 
 class Tracking:
     """As much of a context as the technique uses."""
+
+    def __init__(self, recover: Callable[[Model], None] | None = None) -> None:
+        self.recover = recover
 
     def track(self, items: list[object]) -> list[object]:
         return items
@@ -142,8 +149,43 @@ def test_only_selected_weights_are_pruned() -> None:
         ({"pattern": "4:2"}, "N:M"),
         ({"pattern": "2:4", "scope": "global"}, "leave 'scope' out"),
         ({"sparsity": 1.0}, "less than 1"),
+        ({"pattern": "2:4", "rounds": 2}, "a 'pattern' has none"),
     ],
 )
 def test_a_config_that_makes_no_sense_is_refused(config: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         MagnitudePruningConfig(**config)  # type: ignore[arg-type]
+
+
+def test_sparsity_rises_by_a_cubic_of_the_rounds_that_are_left() -> None:
+    assert rising_sparsity(0.8, 1) == [0.8]
+    assert rising_sparsity(0.8, 2) == pytest.approx([0.8 * (1 - 1 / 8), 0.8])
+    assert rising_sparsity(0.5, 4) == pytest.approx(
+        [0.5 * (1 - 27 / 64), 0.5 * (1 - 8 / 64), 0.5 * (1 - 1 / 64), 0.5]
+    )
+
+
+@given(sparsity=st.floats(0.05, 0.95), rounds=st.integers(2, 5))
+def test_each_round_but_the_last_is_followed_by_a_recovery(sparsity: float, rounds: int) -> None:
+    model, seen = two_layers(), []
+
+    def recover(model: Model) -> None:
+        seen.append(sum(int((~mask).sum()) for mask in model.masks.values()) / 96)
+        with torch.no_grad():
+            for weight in model.weights():  # what training could do: other weights matter now
+                weight.parameter.copy_(weight.parameter.flip(0))
+                weight.parameter.mul_(model.masks[weight.name])
+
+    technique = MagnitudePruning(MagnitudePruningConfig(sparsity=sparsity, rounds=rounds))
+    outcome = technique.apply(model, Tracking(recover))  # type: ignore[arg-type]
+    assert len(seen) == rounds - 1 == technique.rounds() - 1
+    assert all(low <= high for low, high in zip(seen, seen[1:], strict=False))
+    assert seen[0] >= rising_sparsity(sparsity, rounds)[0] - 1 / 48
+    reached = sum(int((~mask).sum()) for mask in model.masks.values()) / 96
+    assert reached >= outcome.claims[0].reached >= sparsity - 1 / 48
+
+
+def test_rounds_need_something_that_trains_between_them() -> None:
+    technique = MagnitudePruning(MagnitudePruningConfig(sparsity=0.5, rounds=2))
+    with pytest.raises(StageError, match="2 rounds train between them.*'recovery'"):
+        technique.apply(two_layers(), Tracking())  # type: ignore[arg-type]

@@ -62,7 +62,7 @@ RANDOM = "Random values: they tell whether the model runs, and little about its 
     [
         ("classifier", "fidelity", "text-classification", {"text": "python-docstrings"}),
         ("encoder", "sentence-similarity", "sentence-similarity", {"text": "python-docstrings"}),
-        ("gpt2", "fidelity", "text-generation", {"text": "python-docstrings"}),
+        ("gpt2", "text-generation", "text-generation", {"text": "python-docstrings"}),
         ("t5", "fidelity", "translation", {"input_ids": [32], "decoder_input_ids": [16]}),
         ("vit", "fidelity", "image-classification", {"pixel_values": [3, 96, 96]}),
         ("resnet", "fidelity", "image-classification", {"pixel_values": [3, 224, 224]}),

@@ -16,6 +16,7 @@ from zoopress.source import Architecture, SourceFiles, build_on_meta, detect_arc
 from zoopress.task import Task
 from zoopress_zoo.card_facts import bases, describe, pipeline_of
 from zoopress_zoo.card_inputs import TOKENIZER_FILES, Inputs, infer_inputs, inputs_without_module
+from zoopress_zoo.tasks.dataset_task import DatasetTask
 from zoopress_zoo.transformers_classes import named_class
 from zoopress_zoo.transformers_config import read_config
 
@@ -153,7 +154,10 @@ def _task(values: Mapping[str, Any], encodes: bool, files: SourceFiles, plugins:
     if encodes and reads and "sentence-similarity" in known:
         return "sentence-similarity"
     if tag in known and tag != "sentence-similarity":
-        return tag
+        task: type[Task] = plugins.resolve("tasks", tag)
+        # Nobody knows which dataset, so only a task that takes text as well will do.
+        if not issubclass(task, DatasetTask) or (reads and "text" in task.other_data):
+            return tag
     return "fidelity"
 
 

@@ -1,8 +1,8 @@
 """What a compressed model needs so that transformers opens it: with zoopress, or without.
 
-Without, where config.json can say all that was done: every layer of a kind pruned to one smaller
-size, weights in a smaller float type. Else config.json names zoopress as the quantizer, and an
-empty file of tensors lets transformers begin, which then leaves the rest to the quantizer.
+Without, where config.json can say all that was done: fewer layers, every layer of a kind pruned to
+one smaller size, weights in a smaller float type. Else config.json names zoopress as the quantizer,
+and an empty file of tensors lets transformers begin, which then leaves the rest to the quantizer.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from itertools import islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoopress.edits import Edit, Resize
+from zoopress.edits import Edit, Keep, Resize
 from zoopress.source import Companions
+from zoopress.stacks import POSITIONS
 from zoopress_zoo.transformers_config import make_config, read_config
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 QUANTIZER = "zoopress"
 EMPTY = "empty.safetensors"
 _MOST_TRIES = 24
+_OF_NO_MATTER = frozenset({"training", "name_or_path"})
 _Config = dict[str, Any]
 
 
@@ -53,8 +55,7 @@ def companions(
         config.pop("torch_dtype", None)
         config["dtype"] = dtype
     edits: Sequence[Edit] = model.edits
-    resized = [edit for edit in edits if isinstance(edit, Resize)]
-    if edits and len(resized) == len(edits):
+    if edits and all(isinstance(edit, (Resize, Keep)) for edit in edits):
 
         def build(changed: _Config) -> nn.Module:
             import torch
@@ -63,7 +64,7 @@ def companions(
                 made: nn.Module = type(core)(make_config(type(core), changed, config_file))
             return made
 
-        expressed = _expressed(core, prefix, config, resized, build)
+        expressed = _expressed(core, edits, _counted(core, config, config_file), build)
         if expressed is not None:
             config, edits = expressed, []
     native = not edits and not model.masks and model.storage == "safetensors" and dtype is not None
@@ -81,19 +82,40 @@ def _float_type(core: nn.Module) -> str | None:
     return str(types.pop()).removeprefix("torch.") if len(types) == 1 else None
 
 
+def _counted(core: nn.Module, config: _Config, config_file: Path) -> _Config:
+    """Return a config with what removed layers changed in the model's own, their number above all.
+
+    Narrower layers change nothing there.
+    """
+    model: Any = core
+    before = make_config(type(core), config, config_file).to_dict()
+    return config | _changes(before, model.config.to_dict(), config)
+
+
+def _changes(before: _Config, after: _Config, config: _Config) -> _Config:
+    """Return what differs, the parts of a composed model's config within."""
+    found: _Config = {}
+    for key in after.keys() & before.keys():
+        old, new, part = before[key], after[key], config.get(key)
+        if isinstance(old, dict) and isinstance(new, dict) and isinstance(part, dict):
+            found[key] = part | _changes(old, new, part)
+        elif type(new) in (int, list, tuple) and old != new:
+            found[key] = new
+    return found
+
+
 def _expressed(
-    core: nn.Module,
-    prefix: str,
-    config: _Config,
-    edits: Sequence[Resize],
-    build: Callable[[_Config], nn.Module],
+    core: nn.Module, edits: Sequence[Edit], config: _Config, build: Callable[[_Config], nn.Module]
 ) -> _Config | None:
-    """Return a config that builds the resized architecture, None if there is none.
+    """Return a config that builds the edited architecture, None if there is none.
 
     It is found by trying: numbers of the config that equal a size before get the size after.
     """
     wanted = _shapes(core)
-    before = _shapes(build(config))
+    try:
+        before = _shapes(build(config))
+    except Exception:  # fewer layers make no sense to it, such as none with full attention
+        return None
     if wanted.keys() != before.keys():
         return None
     sizes: dict[int, set[int]] = {}
@@ -103,7 +125,7 @@ def _expressed(
         for old, new in zip(before[name], shape, strict=True):
             if old != new:
                 sizes.setdefault(old, set()).add(new)
-    if not sizes or any(len(after) > 1 for after in sizes.values()):
+    if any(len(after) > 1 for after in sizes.values()):
         return None  # layers of one kind differ in size, and a config has one number for all
     # What a config leaves open follows from something else, as GPT-2's inner size does.
     choices = [
@@ -118,21 +140,22 @@ def _expressed(
             built = build(candidate)
         except Exception:  # a config that is no model's: another number is meant
             continue
-        if _shapes(built) == wanted and _attributes_follow(built, prefix, edits):
+        if _shapes(built) == wanted and _alike(built, core, edits):
             return dict(candidate)
     return None
 
 
-def _attributes_follow(built: nn.Module, prefix: str, edits: Sequence[Resize]) -> bool:
-    """Tell whether modules have the sizes as attributes, too, that the edits gave them."""
-    modules = dict(built.named_modules(remove_duplicate=False))
-    for edit in edits:
-        module = modules.get(edit.module.removeprefix(prefix))
-        if module is None:
-            return False
-        if any(getattr(module, name, None) != value for name, value in edit.attributes.items()):
-            return False
-    return True
+def _alike(built: nn.Module, core: nn.Module, edits: Sequence[Edit]) -> bool:
+    """Tell whether modules have the same attributes: those that edits change, words and flags."""
+    sizes = {name for edit in edits if isinstance(edit, Resize) for name in edit.attributes}
+    modules = dict(core.named_modules(remove_duplicate=False))
+    return all(
+        vars(modules[path]).get(name) == value
+        for path, module in built.named_modules(remove_duplicate=False)
+        for name, value in vars(module).items()
+        if name in sizes | POSITIONS
+        or (isinstance(value, (bool, str, float)) and name not in _OF_NO_MATTER)
+    )
 
 
 def _shapes(module: nn.Module) -> dict[str, torch.Size]:

@@ -12,6 +12,7 @@ def zoopress_sources() -> dict[str, str]:
     """Register where models come from."""
     return {
         "hub": "zoopress_zoo.hub_source:hub",
+        "initial": "zoopress_zoo.initial:initial",
         "package": "zoopress_zoo.sources:package",
         "path": "zoopress_zoo.sources:path",
     }
@@ -43,8 +44,33 @@ def zoopress_architectures() -> dict[str, str]:
 def zoopress_tasks() -> dict[str, str]:
     """Register how models are run and compared."""
     return {
+        "audio-classification": "zoopress_zoo.tasks.audio:AudioClassification",
+        "audio-regression": "zoopress_zoo.tasks.audio:AudioRegression",
         "fidelity": "zoopress_zoo.tasks.fidelity:FidelityTask",
+        "forecasting": "zoopress_zoo.tasks.forecasting:Forecasting",
+        "image-classification": "zoopress_zoo.tasks.image_classification:ImageClassification",
+        "image-text-retrieval": "zoopress_zoo.tasks.image_text_retrieval:ImageTextRetrieval",
+        "pitch-estimation": "zoopress_zoo.tasks.audio:PitchEstimation",
+        "regression": "zoopress_zoo.tasks.regression:Regression",
+        "tabular-classification": "zoopress_zoo.tasks.table:TabularClassification",
         "sentence-similarity": "zoopress_zoo.tasks.sentence_similarity:SentenceSimilarity",
+        "text-classification": "zoopress_zoo.tasks.text_classification:TextClassification",
+        "text-generation": "zoopress_zoo.tasks.text_generation:TextGeneration",
+        "text-retrieval": "zoopress_zoo.tasks.text_retrieval:TextRetrieval",
+        "text-to-text": "zoopress_zoo.tasks.text_to_text:TextToText",
+        "token-classification": "zoopress_zoo.tasks.token_classification:TokenClassification",
+    }
+
+
+@hookimpl
+def zoopress_datasets() -> dict[str, str]:
+    """Register where labelled samples come from."""
+    return {
+        "file": "zoopress_zoo.datasets.file:file",
+        "folder": "zoopress_zoo.datasets.folder:folder",
+        "hub": "zoopress_zoo.datasets.hub:hub",
+        "idx": "zoopress_zoo.datasets.idx:idx",
+        "package": "zoopress_zoo.datasets.package:package",
     }
 
 

@@ -27,14 +27,33 @@ def read_sentences(reference: str, root: Path) -> tuple[str, ...]:
     if reference == DOCSTRINGS:
         return docstring_sentences()
     path = root / reference
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CardError(f"'data.text': {path} cannot be read as UTF-8 text: {error}.") from error
+    lines = _read_text(path).splitlines()
     sentences = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
     if not sentences:
         raise CardError(f"'data.text': {path} has no line of text.")
     return sentences
+
+
+def read_documents(reference: str, root: Path) -> tuple[str, ...]:
+    """Return distinct documents: what blank lines divide in a text file, or whole docstrings.
+
+    In a file without blank lines every line is one.
+
+    Args:
+        reference: a file relative to `root`, or "python-docstrings".
+        root: the card's folder.
+
+    Raises:
+        CardError: if the file is missing or empty.
+    """
+    if reference == DOCSTRINGS:
+        return tuple(sorted(set(_docstrings())))
+    text = _read_text(root / reference)
+    blocks = [block.strip() for block in re.split(r"\n\s*\n", text)]
+    documents = [block for block in blocks if block]
+    return (
+        tuple(dict.fromkeys(documents)) if len(documents) > 1 else read_sentences(reference, root)
+    )
 
 
 @lru_cache(maxsize=1)
@@ -43,8 +62,21 @@ def docstring_sentences() -> tuple[str, ...]:
 
     They are in an order that depends on their content alone, so that nearby ones are unrelated.
     """
+    sentences = {
+        sentence
+        for text in _docstrings()
+        for paragraph in re.split(r"\n\s*\n", text)
+        for sentence in re.split(r"(?<=[.!?])\s+", " ".join(paragraph.split()))
+        if 30 <= len(sentence) <= 300 and sentence[0].isupper()
+    }
+    return tuple(sorted(sentences, key=lambda s: hashlib.sha256(s.encode()).digest()))
+
+
+@lru_cache(maxsize=1)
+def _docstrings() -> tuple[str, ...]:
+    """Return the docstrings of the standard library's modules, classes and functions."""
     library = Path(sysconfig.get_paths()["stdlib"])
-    sentences: set[str] = set()
+    found = []
     for path in sorted(library.glob("*.py")):
         try:
             tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -52,9 +84,12 @@ def docstring_sentences() -> tuple[str, ...]:
             continue
         for node in ast.walk(tree):
             if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
-                text = ast.get_docstring(node) or ""
-                for paragraph in re.split(r"\n\s*\n", text):
-                    for sentence in re.split(r"(?<=[.!?])\s+", " ".join(paragraph.split())):
-                        if 30 <= len(sentence) <= 300 and sentence[0].isupper():
-                            sentences.add(sentence)
-    return tuple(sorted(sentences, key=lambda s: hashlib.sha256(s.encode()).digest()))
+                found.append(ast.get_docstring(node) or "")
+    return tuple(text for text in found if text)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CardError(f"'data.text': {path} cannot be read as UTF-8 text: {error}.") from error

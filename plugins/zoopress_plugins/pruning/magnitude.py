@@ -1,16 +1,18 @@
 """Magnitude pruning: the smallest weights become zero, one by one or N of M kept.
 
-Sources: Han et al. 2015, arXiv:1506.02626 (magnitude); Mishra et al. 2021, arXiv:2104.08378 (N:M).
+Sources: Han et al. 2015, arXiv:1506.02626 (magnitude, in rounds); Zhu & Gupta 2017,
+arXiv:1710.01878 (how sparsity rises); Mishra et al. 2021, arXiv:2104.08378 (N:M).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
+from zoopress.errors import StageError
 from zoopress.plugins import hookimpl
 from zoopress.technique import MASKS, Claim, Effects, Kind, Outcome, Technique, WeightSelection
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
     from zoopress.model import Model
     from zoopress.technique import Context
+    from zoopress.weights import Weight
 
 
 class MagnitudePruningConfig(WeightSelection):
@@ -37,8 +40,16 @@ class MagnitudePruningConfig(WeightSelection):
         default="layer", description="whether each layer, or all together, reach the sparsity"
     )
 
+    rounds: int = Field(
+        default=1,
+        ge=1,
+        description="prune a part, let the stage's `recovery` train, prune more, and so on",
+    )
+
     @model_validator(mode="after")
     def _check(self) -> MagnitudePruningConfig:
+        if self.rounds > 1 and self.sparsity is None:
+            raise ValueError("'rounds' raise the 'sparsity' step by step; a 'pattern' has none")
         if (self.sparsity is None) == (self.pattern is None):
             raise ValueError("give either 'sparsity' or 'pattern'")
         if self.pattern is not None:
@@ -74,6 +85,18 @@ def smallest_pruned(scores: Sequence[Tensor], sparsity: float) -> list[Tensor]:
     keep[flat.topk(count, largest=False, sorted=False).indices] = False
     parts = keep.split([score.numel() for score in scores])
     return [part.view(score.shape) for part, score in zip(parts, scores, strict=True)]
+
+
+def rising_sparsity(sparsity: float, rounds: int) -> list[float]:
+    """Return the sparsity after each round: much in the first, little when little is left.
+
+    Args:
+        sparsity: after the last.
+        rounds: how many, evenly spaced in time; the start is a dense model.
+
+    Source: Zhu & Gupta 2017, arXiv:1710.01878, eq. 1, with an initial sparsity of 0.
+    """
+    return [sparsity * (1 - (1 - done / rounds) ** 3) for done in range(1, rounds + 1)]
 
 
 def n_of_m_kept(scores: Tensor, n: int, m: int) -> Tensor:
@@ -113,23 +136,27 @@ class MagnitudePruning(Technique[MagnitudePruningConfig]):
     def apply(self, model: Model, context: Context) -> Outcome:
         """Mask the selected weights."""
         config = self.config
+        if config.rounds > 1 and context.recover is None:
+            raise StageError(
+                f"{config.rounds} rounds train between them: give the stage a 'recovery'."
+            )
         weights = config.select(model)
-        scores = [weight.parameter.detach().abs() for weight in weights]
         if config.pattern is not None:
             n, m = config.n_of_m()
             requested = 1 - n / m
             keeps = [
                 weight.from_matrix(n_of_m_kept(weight.matrix().abs(), n, m)) for weight in weights
             ]
+            _mask(model, context.track(weights), keeps)
         else:
             assert config.sparsity is not None
             requested = config.sparsity
-            if config.scope == "global":
-                keeps = smallest_pruned(scores, requested)
-            else:
-                keeps = [smallest_pruned([score], requested)[0] for score in scores]
-        for weight, keep in zip(context.track(weights), keeps, strict=True):
-            model.mask(weight, keep)
+            for sparsity in rising_sparsity(requested, config.rounds)[:-1]:
+                _mask(model, weights, self._keeps(weights, sparsity))
+                assert context.recover is not None
+                context.recover(model)
+            keeps = self._keeps(weights, requested)
+            _mask(model, context.track(weights), keeps)
         pruned = sum(int((~keep).sum()) for keep in keeps)
         reached = pruned / sum(keep.numel() for keep in keeps)
         # Rows shorter than M, or not a multiple of it, keep a few more.
@@ -139,10 +166,25 @@ class MagnitudePruning(Technique[MagnitudePruningConfig]):
             claims=[Claim("sparsity", requested, reached, tolerance)],
         )
 
+    def rounds(self) -> int:
+        """Return the config's."""
+        return self.config.rounds
+
+    def _keeps(self, weights: Sequence[Weight], sparsity: float) -> list[Tensor]:
+        scores = [weight.parameter.detach().abs() for weight in weights]
+        if self.config.scope == "global":
+            return smallest_pruned(scores, sparsity)
+        return [smallest_pruned([score], sparsity)[0] for score in scores]
+
     def working_bytes(self, total: int, largest: int) -> int:
         """Return room for all scores and masks, and for the order of what is ranked together."""
         ranked = total if self.config.scope == "global" else largest
         return total + total // 4 + 7 * ranked
+
+
+def _mask(model: Model, weights: Iterable[Weight], keeps: Sequence[Tensor]) -> None:
+    for weight, keep in zip(weights, keeps, strict=True):
+        model.mask(weight, keep)
 
 
 @hookimpl

@@ -50,8 +50,23 @@ def completion(kind: str) -> Any:
     return complete
 
 
+def completion_of_measures(incomplete: str) -> list[str]:
+    """Complete the name of a measure."""
+    from zoopress.plugins import load_plugins
+
+    names = load_plugins().references["measures"]
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
 CardArgument = Annotated[
     str, typer.Argument(help="A card's name or file.", autocompletion=completion("cards"))
+]
+ArtifactArgument = Annotated[
+    str, typer.Argument(help="Folder with a zoopress.json, or a repository on the Hub: org/name.")
+]
+RevisionOption = Annotated[
+    str | None,
+    typer.Option("--revision", help="Branch, tag or commit on the Hub.", show_default=False),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 CardsOption = Annotated[

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from zoopress.task import Task
+
+
+def typical_batch(task: Task) -> Any:
+    """Return inputs of the test split: the batch in the middle, where batches differ in length."""
+    batches = task.batches("test")
+    return batches[len(batches) // 2]
 
 
 def first_samples(batch: Any, count: int) -> Any:
@@ -24,3 +34,24 @@ def batch_length(batch: Any) -> int:
         return int(batch.shape[0])
     values = batch.values() if isinstance(batch, dict) else batch
     return next(batch_length(value) for value in values)
+
+
+def map_tensors(batch: Any, change: Callable[[str, Tensor], Any], name: str = "") -> Any:
+    """Return a batch with each tensor changed by a function, which is told its dotted name."""
+    if isinstance(batch, Tensor):
+        return change(name, batch)
+    prefix = f"{name}." if name else ""
+    if isinstance(batch, dict):
+        return {key: map_tensors(value, change, f"{prefix}{key}") for key, value in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(
+            map_tensors(value, change, f"{prefix}{i}") for i, value in enumerate(batch)
+        )
+    return batch
+
+
+def named_tensors(batch: Any) -> dict[str, Tensor]:
+    """Return a batch's tensors by their dotted names; that of a tensor alone is empty."""
+    found: dict[str, Tensor] = {}
+    map_tensors(batch, found.__setitem__)
+    return found

@@ -50,7 +50,7 @@ class Comparison:
 
 
 def evaluate(comparison: Comparison, measures: Sequence[str], reporter: Reporter) -> dict[str, Any]:
-    """Measure the task's metrics, if it has labels, and what else is asked for.
+    """Measure the task's metrics and changed labels, if it has any, and what else is asked for.
 
     Args:
         comparison: of what.
@@ -58,8 +58,8 @@ def evaluate(comparison: Comparison, measures: Sequence[str], reporter: Reporter
         reporter: where progress goes.
 
     Returns:
-        Plain data: "task" and each measure by name. A measure that does not apply to the task says
-        so under "skipped".
+        Plain data: "task", if it has labels or its outputs carry some, and each measure by name. A
+        measure that does not apply to the task says so under "skipped".
 
     Raises:
         PluginError: if a measure is not registered.
@@ -74,9 +74,9 @@ def evaluate(comparison: Comparison, measures: Sequence[str], reporter: Reporter
                 f"There is no measure {name!r}.{nearest(name, plugins.references['measures'])}"
             )
     found: dict[str, Any] = {}
-    if comparison.compressed_run.statistics:
-        with reporter.step("confidence intervals"):
-            found["task"] = measure_task(comparison)
+    with reporter.step("comparing predictions"):
+        if figures := measure_task(comparison):
+            found["task"] = figures
     for name in measures:
         with reporter.step(f"measuring {name}") as progress:
             found[name] = plugins.resolve("measures", name)(comparison, progress)

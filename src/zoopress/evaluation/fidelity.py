@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from zoopress.errors import StageError
+from zoopress.errors import StageError, ZoopressError
 from zoopress.gates import Fidelity
 from zoopress.task import Task
 
@@ -29,7 +29,8 @@ class Run:
 
     Attributes:
         outputs: of each batch, until `MAX_OUTPUT_ELEMENTS` numbers are kept.
-        statistics: the task's, one row a sample of the whole split; empty without labels.
+        statistics: what the task collects, one row a sample of the whole split; empty without
+            labels.
     """
 
     outputs: list[Tensor]
@@ -37,8 +38,9 @@ class Run:
 
     @property
     def finite(self) -> bool:
-        """Whether all outputs are."""
-        return all(bool(output.isfinite().all()) for output in self.outputs)
+        """Whether all outputs that were kept are, and what was made of the others."""
+        kept = [*self.outputs, *self.statistics.values()]
+        return all(bool(values.isfinite().all()) for values in kept)
 
 
 def run_all(
@@ -63,18 +65,20 @@ def run_all(
         elif elements > MAX_OUTPUT_ELEMENTS:
             break
         progress(f"batch {i} of {len(examples)}", i / len(examples))
-    names = rows[0] if rows else ()
-    return Run(outputs, {name: torch.cat([row[name] for row in rows]) for name in names})
+    return Run(outputs, task.collect(rows))
 
 
 def call(task: Task, module: nn.Module, batch: Any) -> Tensor:
     """Run a module on a batch, with an explanation if that fails.
 
     Raises:
+        CardError: if its output is not what the task expects.
         StageError: if the module fails in its forward pass.
     """
     try:
         output = task.call(module, batch)
+    except ZoopressError:  # the task has explained it
+        raise
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
         raise StageError(
             f"The model fails on the card's inputs: {type(error).__name__}: {error}. If the "

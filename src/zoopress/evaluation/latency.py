@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from zoopress.evaluation.batches import batch_length, first_samples
+from zoopress.evaluation.batches import batch_length, first_samples, typical_batch
 from zoopress.task import Task
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def measure_latency(
     batch_sizes: Sequence[int] = (1, 32),
     seconds: float = 4.0,
     progress: Progress = lambda item, fraction=None: None,
-) -> list[dict[str, float]]:
+) -> list[dict[str, Any]]:
     """Time both models on the same inputs, in turns, after a warm-up.
 
     Args:
@@ -35,11 +36,11 @@ def measure_latency(
         progress: called before each batch size; never while something is timed.
 
     Returns:
-        For each batch size the median and 95th percentile of both in milliseconds, and the
-        speed-up: median of the original ÷ median of the compressed model.
+        For each batch size and backend, which is "eager", the median and 95th percentile of both in
+        milliseconds; their throughput, samples a second at the median; and the speed-up: median of
+        the original ÷ median of the compressed model.
     """
-    batches = task.batches("test")
-    batch = batches[len(batches) // 2]  # where batches are sorted by length, a typical one
+    batch = typical_batch(task)
     rows = []
     for done, size in enumerate(batch_sizes):
         progress(f"batch size {size}", done / len(batch_sizes))
@@ -57,21 +58,26 @@ def measure_latency(
             if runs == 0:
                 until = time.perf_counter() + seconds
         before, after = (statistics.median(collected) for collected in times)
+        samples = batch_length(inputs)
         rows.append(
             {
-                "batch_size": batch_length(inputs),
+                "backend": "eager",
+                "batch_size": samples,
                 "original_ms_p50": before,
                 "original_ms_p95": _p95(times[0]),
                 "compressed_ms_p50": after,
                 "compressed_ms_p95": _p95(times[1]),
+                "original_samples_per_second": samples / before * 1e3,
+                "compressed_samples_per_second": samples / after * 1e3,
                 "speed_up": before / after,
                 "runs": len(times[0]),
             }
         )
-        if batch_length(inputs) < size:
+        if samples < size:
             break
     return rows
 
 
 def _p95(values: Sequence[float]) -> float:
-    return sorted(values)[min(len(values) - 1, int(0.95 * len(values)))]
+    """Return the smallest value that at least 95 % of the values do not exceed."""
+    return sorted(values)[math.ceil(0.95 * len(values)) - 1]

@@ -1,4 +1,4 @@
-"""The machine that latency is measured on."""
+"""The machine that figures are measured on."""
 
 from __future__ import annotations
 
@@ -8,17 +8,24 @@ from typing import Any
 
 import torch
 
+from zoopress.bounds import memory_bytes
+
 
 def describe_machine() -> dict[str, Any]:
-    """Return what latency depends on."""
-    return {
+    """Return what latency, memory and energy depend on; "gpu" only where there is one."""
+    described: dict[str, Any] = {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "capability": torch.backends.cpu.get_cpu_capability(),
+        "memory_bytes": memory_bytes(),
+        "system": f"{platform.system()} {platform.release()}",
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
+    if torch.cuda.is_available():
+        described["gpu"] = torch.cuda.get_device_name()
+    return described
 
 
 def _processor() -> str:

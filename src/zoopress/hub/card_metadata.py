@@ -14,6 +14,7 @@ from zoopress.errors import InputError
 from zoopress.hub.address import parse_address
 from zoopress.hub.markdown import one_line
 from zoopress.provenance import shared_address
+from zoopress.reports.figures import task_metrics
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -67,7 +68,6 @@ _OF_THE_ORIGINAL = re.compile(
 )
 _FAMILY_TAGS = {"low_rank": "low-rank", "coding": "entropy-coding"}
 _TRAINED = frozenset({"distillation", "transfer"})
-_FIDELITY = frozenset({"cosine_similarity", "label_loyalty", "probability_loyalty"})
 
 
 def metadata(report: Report, repo_id: str | None, families: Sequence[str | None]) -> ModelCardData:
@@ -82,7 +82,8 @@ def metadata(report: Report, repo_id: str | None, families: Sequence[str | None]
 
     card, library, tag = report.card, library_name(report), pipeline_tag(report)
     results = _results(report, tag)
-    fidelity = [result.metric_type for result in results if result.metric_type in _FIDELITY]
+    of_size = ("compression_ratio", "size_bytes")
+    measured = [result.metric_type for result in results if result.metric_type not in of_size]
     data = ModelCardData(
         base_model=base_model(report),
         base_model_relation=_relation(report, families),
@@ -93,7 +94,7 @@ def metadata(report: Report, repo_id: str | None, families: Sequence[str | None]
         license_link=_word(card.get("license_link")),
         language=_words(card, "language"),
         datasets=_words(card, "datasets"),
-        metrics=list(dict.fromkeys([*_words(card, "metrics", []), *fidelity])),
+        metrics=list(dict.fromkeys([*_words(card, "metrics", []), *measured])),
         tags=_tags(report, library, tag, families),
         model_name=one_line(repo_id or report.name).rpartition("/")[2],
         eval_results=results,
@@ -189,6 +190,9 @@ def pipeline_tag(report: Report) -> str | None:
 def evaluation_data(report: Report) -> tuple[str, str]:
     """Return what the model was evaluated on: a word for it, and what to call it."""
     data = report.card.get("data") or {}
+    if data.get("dataset"):
+        scheme, _, place = one_line(data["dataset"]).partition(":")
+        return scheme, f"the test split of {place if scheme == 'hub' else f'{scheme}:{place}'}"
     if data.get("text") == "python-docstrings":
         return "python-docstrings", "sentences from the docstrings of Python's standard library"
     if data.get("text"):
@@ -251,6 +255,14 @@ def _results(report: Report, task: str | None) -> list[EvalResult]:
         "compression_ratio": ("compression_ratio", "Original bytes ÷ compressed bytes, all files"),
         "size_bytes": ("size_bytes", "Bytes of all files"),
     }
+    found = [
+        (metric, label, figures[key]) for key, (metric, label) in shown.items() if key in figures
+    ]
+    measured = [
+        (one_line(metric.name), one_line(metric.title).capitalize(), round(metric.compressed, 6))
+        for metric in task_metrics(report.evaluation, report.last)
+        if metric.compressed is not None
+    ]
     return [
         EvalResult(
             task_type=task or "other",
@@ -259,11 +271,10 @@ def _results(report: Report, task: str | None) -> list[EvalResult]:
             dataset_args={"samples": report.last.fidelity.samples},
             metric_type=metric,
             metric_name=label,
-            metric_value=figures[key],
+            metric_value=value,
             verified=False,
         )
-        for key, (metric, label) in shown.items()
-        if key in figures
+        for metric, label, value in [*measured, *found]
     ]
 
 

@@ -162,7 +162,7 @@ class Hub:
         Args:
             what: what is being done, for messages.
             work: does it; safe to do twice.
-            repo_id: the repository it is about.
+            repo_id: the repository it is about, after "datasets/" if it is one of data.
             revision: and its revision.
 
         Raises:
@@ -227,9 +227,10 @@ def explain(error: BaseException, endpoint: str, repo_id: str, revision: str | N
     if isinstance(error, errors.EntryNotFoundError) and status == 404:
         return f"{repo_id} at {revision or 'main'} lacks a file: {_short(error)}."
     if isinstance(error, errors.RepositoryNotFoundError) or status == 401:
+        kind = "dataset" if repo_id.startswith("datasets/") else "model"
         return (
-            f"there is no model {repo_id!r} on {endpoint}, or it is private and needs a token. "
-            f"Check the name, or {login}."
+            f"there is no {kind} {repo_id.removeprefix('datasets/')!r} on {endpoint}, or it is "
+            f"private and needs a token. Check the name, or {login}."
         )
     if status == 403:
         return (

@@ -117,7 +117,11 @@ def _represent_text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _represent_text)
 
 
+def yaml_text(data: Any) -> str:
+    """Return plain data as YAML, as people write it."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
 def yaml_block(data: Any) -> str:
     """Return plain data as a block of YAML."""
-    dumped = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
-    return fence(dumped, "yaml")
+    return fence(yaml_text(data), "yaml")

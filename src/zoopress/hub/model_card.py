@@ -32,6 +32,7 @@ from zoopress.hub.local_paths import without_local_paths
 from zoopress.hub.markdown import code, fence, link, one_line, table, text, web_address, yaml_block
 from zoopress.provenance import shared_address
 from zoopress.report import Report, comparison_rows, times_smaller
+from zoopress.reports.figures import primary_metric, task_metrics
 from zoopress.units import show_bytes
 
 if TYPE_CHECKING:
@@ -113,6 +114,8 @@ def _context(
         "size": show_bytes(last.size_bytes),
         "original_size": show_bytes(report.original_size_bytes),
         "cosine": f"{fidelity.cosine:.4f}",
+        "task_metric": _task_metric(report),
+        "intervals": any(m.difference_interval for m in task_metrics(report.evaluation, last)),
         "label_loyalty": f"{fidelity.label_loyalty:.4f}" if labelled else "",
         "label_share": f"{fidelity.label_loyalty:.1%}" if labelled else "",
         "label": label if labelled else "",
@@ -129,7 +132,7 @@ def _context(
         "latency": _latency(report) if repo_id else "",
         "chain": _chain(report),
         "made_from": _made_from(report, published=bool(repo_id)),
-        "recipe": yaml_block(_shown_recipe(report.recipe)),
+        "recipe": yaml_block(shown_recipe(report.recipe)),
         "card": yaml_block(card),
         "card_notes": _card_notes(card, hidden),
         "limits": _limits(report, families, published=bool(repo_id)),
@@ -139,6 +142,15 @@ def _context(
         "permission": text(permission or ""),
         "cite": _cite(report),
     }
+
+
+def _task_metric(report: Report) -> str:
+    """Return what the task is judged by, of both models; empty without labels."""
+    metric = primary_metric(report)
+    if metric is None:
+        return ""
+    before, after = metric.show(metric.original), metric.show(metric.compressed)
+    return f"{text(metric.title)} {before} → {after} ({metric.difference_text})"
 
 
 def _original(report: Report) -> str:
@@ -231,7 +243,7 @@ def _chain(report: Report) -> str:
         row = [
             str(position),
             code(stage.technique),
-            text(_settings(stage.config)) or "–",
+            text(settings_text(stage.config)) or "–",
             f"{show_bytes(stage.weight_bytes_before)} → {show_bytes(stage.weight_bytes)}",
             f"{stage.fidelity.cosine:.4f}",
         ]
@@ -240,7 +252,7 @@ def _chain(report: Report) -> str:
     return table([*header, *(["label loyalty"] if labelled else [])], rows)
 
 
-def _settings(config: Mapping[str, Any]) -> str:
+def settings_text(config: Mapping[str, Any]) -> str:
     """Return what sets a stage apart; the recipe has all of it."""
     said = {k: v for k, v in config.items() if v is not None and v != [] and v != ["*"]}
     return ", ".join(
@@ -284,7 +296,7 @@ def _repository(address: str | None) -> str | None:
     return code(shown) if shown else None
 
 
-def _shown_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
+def shown_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Return a recipe without what is empty; everything else, defaults too, stays as it ran."""
     stages = [{k: v for k, v in s.items() if k != "targets" or v} for s in recipe["stages"]]
     return {k: v for k, v in {**recipe, "stages": stages}.items() if v or v == 0}
@@ -310,10 +322,11 @@ def _limits(report: Report, families: Sequence[str | None], published: bool) -> 
     card, last, limits = report.card, report.last, []
     if None not in families and not _TRAINED & set(families):
         limits.append("Nothing was trained afterwards to win back what the stages lost.")
+    labelled = bool(task_metrics(report.evaluation, last))
     limits.append(
-        f"Fidelity was measured on {last.fidelity.samples} samples ("
-        f"{text(evaluation_data(report)[1])}); other inputs may fare worse. No accuracy on "
-        "labelled data was measured."
+        f"{'Quality' if labelled else 'Fidelity'} was measured on {last.fidelity.samples} samples ("
+        f"{text(evaluation_data(report)[1])}); other inputs may fare worse."
+        + ("" if labelled else " No accuracy on labelled data was measured.")
     )
     if (card.get("data") or {}).get("random"):
         limits.append("Fidelity on random inputs says little about fidelity on real ones.")

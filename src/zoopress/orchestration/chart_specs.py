@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoopress.hub.markdown import one_line
 from zoopress.orchestration.pareto import pareto_front
+from zoopress.reports.drawing import Spec
 
 if TYPE_CHECKING:
     from zoopress.orchestration.leaderboard import Leaderboard
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
 MAX_RECIPES, MAX_CARDS, MAX_BARS = 10, 8, 40
 """Above these, colours and shapes can no longer be told apart, and bars no longer be read."""
-
-Spec = dict[str, Any]
 
 
 class Axis(NamedTuple):
@@ -40,38 +39,21 @@ SPEED_UP = Axis(
 )
 
 
-def themed(spec: Spec, ink: str, background: str | None) -> Spec:
-    """Give a specification its colours and sizes."""
-    text = {"labelColor": ink, "titleColor": ink, "labelFontSize": 12, "titleFontSize": 12}
-    text["titleFontWeight"] = "normal"
-    config = {
-        "axis": {
-            **text,
-            "domainColor": ink,
-            "tickColor": ink,
-            "gridColor": ink,
-            "gridOpacity": 0.12,
-            "titlePadding": 10,
-        },
-        "legend": {
-            **text,
-            "orient": "bottom",
-            "columns": 2,
-            # Texts are measured here with another font than a browser may take.
-            "columnPadding": 28,
-            "labelLimit": 140,
-            "symbolLimit": 40,
-            "layout": {
-                side: {"direction": "vertical", "anchor": "start", "margin": 8}
-                for side in ("top", "bottom")
-            },
-        },
-        "view": {"stroke": None},
-        "text": {"color": ink, "fontSize": 12},
-        "line": {"color": ink},
-        "font": "Arial, Helvetica, sans-serif",
-    }
-    return {**spec, "background": background, "width": 320, "config": config, "padding": 8}
+def metric_axis(leaderboard: Leaderboard) -> Axis | None:
+    """Return the task's metric, if all cells are of one card and a larger value is better."""
+    metrics = [figures.metric for _, figures in leaderboard.done if figures.metric is not None]
+    same = (
+        len({cell.card for cell, _ in leaderboard.done}) == 1
+        and len({metric.name for metric in metrics}) == 1
+    )
+    if not same or metrics[0].higher_is_better is not True:
+        return None
+    name = one_line(metrics[0].title)
+    return Axis(
+        name,
+        lambda figures: figures.metric.compressed if figures.metric else None,
+        name.replace("{", "{{").replace("}", "}}") + " {:.4f}",
+    )
 
 
 def _label(place: int, cell: Standing, *texts: str) -> str:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from zoopress.hub.markdown import one_line
-from zoopress.orchestration.charts import Chart, ChartsMissingError, charts
+from zoopress.orchestration.charts import charts
 from zoopress.orchestration.leaderboard import Leaderboard
-from zoopress.orchestration.leaderboard_table import COLUMNS, MARKS, mark, stages_text
+from zoopress.orchestration.leaderboard_table import MARKS, Column, columns_of, mark, stages_text
 from zoopress.orchestration.standing import Figures, Standing
+from zoopress.reports.drawing import Chart, ChartsMissingError
+from zoopress.reports.html import render
 from zoopress.units import show_seconds
 
 TEMPLATE = Path(__file__).with_name("leaderboard.html.j2")
@@ -26,7 +27,6 @@ def page(leaderboard: Leaderboard, folder: Path) -> str:
         leaderboard: what it shows.
         folder: where the page will lie; links to reports are relative to it.
     """
-    from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
     drawn: list[Chart] = []
@@ -35,16 +35,14 @@ def page(leaderboard: Leaderboard, folder: Path) -> str:
         drawn = charts(leaderboard)
     except ChartsMissingError as error:
         missing = str(error)
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["csp_hash"] = _csp_hash
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+    columns = columns_of(leaderboard)
+    return render(
+        TEMPLATE,
         summary=leaderboard.summary,
-        columns=COLUMNS,
+        columns=columns,
         marks=MARKS,
         rows=[
-            _row(place, cell, figures, folder)
+            _row(place, cell, figures, columns, folder)
             for place, (cell, figures) in enumerate(leaderboard.done, start=1)
         ],
         cards=sorted({one_line(cell.card) for cell in leaderboard.cells}),
@@ -67,8 +65,10 @@ def page(leaderboard: Leaderboard, folder: Path) -> str:
     )
 
 
-def _row(place: int, cell: Standing, figures: Figures, folder: Path) -> dict[str, Any]:
-    values = [column.value(figures) for column in COLUMNS]
+def _row(
+    place: int, cell: Standing, figures: Figures, columns: Sequence[Column], folder: Path
+) -> dict[str, Any]:
+    values = [column.value(figures) for column in columns]
     return {
         "place": place,
         "mark": mark(cell),
@@ -78,7 +78,7 @@ def _row(place: int, cell: Standing, figures: Figures, folder: Path) -> dict[str
         "recipe": one_line(cell.recipe),
         "report": _link(cell.folder, folder),
         "cells": [
-            (value, column.text(figures)) for column, value in zip(COLUMNS, values, strict=True)
+            (value, column.text(figures)) for column, value in zip(columns, values, strict=True)
         ],
         "stages": stages_text(figures),
         "chain": " → ".join(stage.technique for stage in figures.stages),
@@ -97,9 +97,3 @@ def _link(results: str | None, folder: Path) -> str | None:
         return None
     # Also quotes ":", so that no folder's name is taken for a scheme such as javascript.
     return quote(Path(path).as_posix(), safe="/")
-
-
-def _csp_hash(content: str) -> str:
-    """Return what allows an inline script, and only that one, in a content security policy."""
-    digest = hashlib.sha256(content.encode("utf-8")).digest()
-    return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"

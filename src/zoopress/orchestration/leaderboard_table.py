@@ -29,6 +29,9 @@ class Column:
         value: what it is sorted by; None where it was not measured.
         show: how its value is written.
         width: the narrowest terminal that has room for it.
+        lower_is_better: whether a smaller value is.
+        optional: whether it is left out where no cell has it.
+        words: what stands in its cells instead of the value alone.
     """
 
     header: str
@@ -36,11 +39,16 @@ class Column:
     value: Callable[[Figures], float | None]
     show: Callable[[float], str]
     width: int = 0
+    lower_is_better: bool = False
+    optional: bool = False
+    words: Callable[[Figures], str] | None = None
 
     def text(self, figures: Figures) -> str:
         """Return what stands in a cell of this column."""
         value = self.value(figures)
-        return "–" if value is None else self.show(value)
+        if value is None:
+            return "–"
+        return self.words(figures) if self.words else self.show(value)
 
 
 def _speed_up(row: Latency | None) -> float | None:
@@ -49,6 +57,18 @@ def _speed_up(row: Latency | None) -> float | None:
 
 def _milliseconds(row: Latency | None) -> float | None:
     return row.compressed_ms_p50 if row else None
+
+
+def _metric_gain(figures: Figures) -> float | None:
+    drop = figures.metric.drop if figures.metric else None
+    return None if drop is None else 0.0 - drop
+
+
+def _metric_words(figures: Figures) -> str:
+    metric = figures.metric
+    if metric is None:
+        return "–"
+    return f"{metric.title} {metric.show(metric.compressed)} ({metric.difference_text})"
 
 
 def _times(value: float) -> str:
@@ -61,13 +81,30 @@ def _fixed(places: int) -> Callable[[float], str]:
 
 COLUMNS = (
     Column("ratio", "original bytes ÷ compressed bytes", lambda f: f.compression_ratio, _times),
-    Column("size", "bytes of all files", lambda f: f.size_bytes, lambda v: show_bytes(int(v)), 80),
+    Column(
+        "size",
+        "bytes of all files",
+        lambda f: f.size_bytes,
+        lambda v: show_bytes(int(v)),
+        80,
+        lower_is_better=True,
+    ),
     Column(
         "bits/weight",
         "bits of the tensor files ÷ parameters of the original",
         lambda f: f.bits_per_weight,
         _fixed(2),
         180,
+        lower_is_better=True,
+    ),
+    Column(
+        "task metric",
+        "what the task is judged by, and how far that is from the original's, with 95 % confidence",
+        _metric_gain,
+        _fixed(4),
+        100,
+        optional=True,
+        words=_metric_words,
     ),
     Column("cosine", "mean similarity of outputs to the original's", lambda f: f.cosine, _fixed(4)),
     Column(
@@ -104,6 +141,7 @@ COLUMNS = (
         lambda f: _milliseconds(f.single),
         _fixed(2),
         120,
+        lower_is_better=True,
     ),
     Column(
         "ms, batch",
@@ -111,8 +149,26 @@ COLUMNS = (
         lambda f: _milliseconds(f.largest),
         _fixed(2),
         180,
+        lower_is_better=True,
+    ),
+    Column(
+        "MACs reduction",
+        "MACs of the original ÷ those of the compressed model",
+        lambda f: f.macs_reduction,
+        _times,
+        130,
+        optional=True,
     ),
 )
+
+
+def columns_of(leaderboard: Leaderboard) -> list[Column]:
+    """Return the columns without those that no cell has anything in."""
+    return [
+        column
+        for column in COLUMNS
+        if not column.optional or any(column.value(f) is not None for _, f in leaderboard.done)
+    ]
 
 
 def stages_text(figures: Figures) -> str:
@@ -155,7 +211,7 @@ class LeaderboardTable:
         from rich.table import Table
         from rich.text import Text
 
-        columns = [column for column in COLUMNS if column.width <= width]
+        columns = [column for column in columns_of(self.leaderboard) if column.width <= width]
         wide = width >= 100
         shown = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
         shown.add_column("")
@@ -185,13 +241,14 @@ def markdown(leaderboard: Leaderboard) -> str:
     """Return a leaderboard as Markdown; all that others wrote in it is plain text."""
     parts = ["# Leaderboard", text(leaderboard.summary) + "."]
     if leaderboard.done:
-        header = ["", "card", "recipe", *(column.header for column in COLUMNS), "stages", "time"]
+        columns = columns_of(leaderboard)
+        header = ["", "card", "recipe", *(column.header for column in columns), "stages", "time"]
         rows = [
             [
                 mark(cell),
                 text(cell.card),
                 text(cell.recipe),
-                *(column.text(figures) for column in COLUMNS),
+                *(column.text(figures) for column in columns),
                 stages_text(figures),
                 show_seconds(cell.seconds),
             ]

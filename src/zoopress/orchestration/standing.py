@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from zoopress.report import Report
+from zoopress.reports.figures import TaskMetric, macs_reduction, primary_metric
 
 State = Literal["done", "failed", "stopped"]
 
@@ -88,6 +89,10 @@ class Figures:
     stages: tuple[StageGain, ...] = ()
     processor: str = ""
     """Where latency was measured."""
+    metric: TaskMetric | None = None
+    """What the task is judged by, if it has labels."""
+    macs_reduction: float | None = None
+    """The original's MACs ÷ the compressed model's."""
 
     @property
     def compression_ratio(self) -> float:
@@ -156,6 +161,8 @@ class Standing:
             figures.pop("compression_ratio")
             figures["latency"] = tuple(Latency(**row) for row in figures["latency"])
             figures["stages"] = tuple(StageGain(**stage) for stage in figures["stages"])
+            if figures.get("metric") is not None:
+                figures["metric"] = TaskMetric.from_dict(figures["metric"])
             values["figures"] = Figures(**figures)
         return cls(**values)
 
@@ -170,11 +177,17 @@ def standing(outcome: CellOutcome) -> Standing:
         reason=outcome.reason,
         folder=outcome.folder,
         seconds=_known(outcome.seconds) or 0.0,
-        figures=_figures(done, outcome.computed) if done is not None else None,
+        figures=figures_of(done, outcome.computed) if done is not None else None,
     )
 
 
-def _figures(report: Report, computed: tuple[str, ...]) -> Figures:
+def figures_of(report: Report, computed: tuple[str, ...] = ()) -> Figures:
+    """Return the measures that a report holds.
+
+    Args:
+        report: of the cell.
+        computed: names of the stages that were computed, not in the store.
+    """
     last, fidelity = report.last, report.last.fidelity
     latency = [
         Latency(
@@ -205,6 +218,8 @@ def _figures(report: Report, computed: tuple[str, ...]) -> Figures:
             for position, stage in enumerate(report.stages)
         ),
         processor=str(report.machine.get("processor", "")),
+        metric=primary_metric(report),
+        macs_reduction=macs_reduction(report),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -68,6 +69,23 @@ class TrainingConfig(Config):
     lora: LoraConfig | None = Field(
         default=None, description="learn low-rank updates instead of weights, through peft"
     )
+
+    def step_count(self, samples: int) -> int:
+        """Return how many steps of the optimizer there are with so many training samples."""
+        if self.steps is not None:
+            return self.steps
+        return max(1, round((self.epochs or 0) * self.steps_per_epoch(samples)))
+
+    def steps_per_epoch(self, samples: int) -> int:
+        """Return in how many steps every sample is seen once."""
+        return math.ceil(samples / (self.batch_size * self.accumulate))
+
+    def work(self, training: int, validation: int) -> tuple[int, int]:
+        """Return how many samples are trained on, and how many looked at for validation."""
+        if not training:
+            return 0, 0
+        trained = self.step_count(training) * training / self.steps_per_epoch(training)
+        return round(trained), validation * (self.evaluations + 1 if self.evaluations else 0)
 
     @model_validator(mode="after")
     def _check(self) -> TrainingConfig:

@@ -1,18 +1,38 @@
-"""The training loop."""
+"""The training loop that recovery, quantization-aware training and distillation share.
+
+    train ── finished before? ─▶ its weights
+      └─ workplace, updates, terms' hooks ─▶ Walk.run: step, step, … evaluation … ─▶ best weights
+
+A step, and all that is random in it, follows from the state before it and its number. So a
+checkpoint is that state, and a run that goes on from it takes the steps that it would have taken.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor, nn
 
+from zoopress.errors import StageError
 from zoopress.model import Model
 from zoopress.task import Task
+from zoopress.training.checkpoint import Checkpoint, Saved, training_identity
 from zoopress.training.config import TrainingConfig
-from zoopress.training.result import TrainingResult
+from zoopress.training.constraints import PrunedWeights, differentiable
+from zoopress.training.lora import low_rank_updates, updated_layers
+from zoopress.training.objective import Objective
+from zoopress.training.optimization import learning_rate_factors, make_optimizer, parameter_names
+from zoopress.training.result import Evaluation, TrainingResult
+from zoopress.training.sampling import Sampler, derived_seed, own_randomness
 from zoopress.training.term import Term
+from zoopress.training.walk import Walk, assign, changing_buffers
+from zoopress.training.workplace import as_trained, deterministic, workplace
 
 if TYPE_CHECKING:
     from zoopress.progress import Progress
@@ -30,5 +50,94 @@ def train(
     progress: Progress,
     checkpoint: Path,
 ) -> TrainingResult:
-    """See `Context.train`."""
-    raise NotImplementedError
+    """See `Context.train`.
+
+    If it raises, the model has its structure, its pruned weights are zero, and the others are what
+    the last step made of them; the stage fails, and nothing of it is stored.
+    """
+    start, module = time.perf_counter(), model.module
+    objective = Objective(task, task_weight, terms, config, device)
+    objective.check()
+    names = parameter_names(module)
+    chosen = learning_rate_factors(names, config.learning_rates)
+    others = 0.0 if config.lora else 1.0
+    factors = {p: factor for p in names if (factor := chosen.get(p, others)) > 0}
+    paths = updated_layers(module, config.lora.include, chosen) if config.lora else []
+    if not factors and not paths:
+        raise StageError(
+            "There is nothing to train: "
+            + (
+                f"'learning_rates' {config.learning_rates} freezes every float parameter."
+                if names
+                else "the model has no float parameter left. Train before the stage that packs "
+                "the last ones."
+            )
+        )
+    trained = [names[parameter][0] for parameter in factors] + [f"{path}.weight" for path in paths]
+
+    identity = training_identity(model, task, config, terms, task_weight, seed, device)
+    file = Checkpoint(checkpoint, identity)
+    saved = file.load()
+    if saved is not None and "result" in saved.plain:
+        return _finished(module, saved, time.perf_counter() - start)
+
+    sampler = Sampler(len(task.samples("training")), config, seed)
+    with ExitStack() as stack:
+        stack.enter_context(own_randomness(derived_seed(seed, "start"), device))
+        stack.enter_context(deterministic(device))
+        stack.enter_context(as_trained(module))
+        stack.enter_context(workplace(module, device, factors))
+        stack.enter_context(differentiable(module))
+        if config.lora:
+            stack.enter_context(low_rank_updates(module, config.lora, paths, model.masks))
+        for parameter in names:
+            parameter.requires_grad_(parameter in factors)
+        for term in terms:
+            stack.enter_context(term.watching(module))
+            term.to(device)
+        updates = [p for p in module.parameters() if p.requires_grad and p not in factors]
+        learned = [p for term in terms for p in term.parameters() if p.requires_grad]
+        walk = Walk(
+            module,
+            objective,
+            make_optimizer(config, factors, [*updates, *learned]),
+            sampler,
+            PrunedWeights({parameter: names[parameter] for parameter in factors}, model.masks),
+            seed,
+            file,
+        )
+        if saved is not None:
+            walk.restore(saved)
+        walk.run(progress)
+    result = TrainingResult(
+        trained=tuple(trained),
+        steps=walk.step,
+        best_step=walk.kept_step,
+        stopped_early=walk.stopped,
+        losses=tuple(walk.losses),
+        evaluations=tuple(walk.evaluations),
+        seconds=time.perf_counter() - start,
+    )
+    file.save({"result": asdict(result)}, _outcome(module, trained))
+    return result
+
+
+def _outcome(module: nn.Module, trained: Sequence[str]) -> dict[str, Tensor]:
+    """Return the tensors that training may have changed."""
+    parameters = dict(module.named_parameters())
+    return {**{name: parameters[name] for name in trained}, **changing_buffers(module)}
+
+
+def _finished(module: nn.Module, saved: Saved, seconds: float) -> TrainingResult:
+    """Put what a training came to into a module."""
+    result = saved.plain["result"]
+    assign(_outcome(module, result["trained"]), saved.tensors)
+    return TrainingResult(
+        trained=tuple(result["trained"]),
+        steps=result["steps"],
+        best_step=result["best_step"],
+        stopped_early=result["stopped_early"],
+        losses=tuple((step, loss) for step, loss in result["losses"]),
+        evaluations=tuple(Evaluation(**evaluation) for evaluation in result["evaluations"]),
+        seconds=seconds,
+    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -29,10 +31,11 @@ class TrainingResult:
         trained: names of the parameters that were trained.
         steps: steps of the optimizer that were taken.
         best_step: after how many of them the weights that were kept were the model's; 0 if
-            training made nothing better and the model is as it was.
+            training made nothing better and the weights are as they were.
         stopped_early: whether `patience` ended it.
         losses: mean training loss since the one before, by step; some hundred at most.
-        evaluations: of the validation split.
+        evaluations: of the validation split, the first before any step. After recalibration of
+            batch normalization, the last is of the weights that were kept.
         seconds: wall time, that of killed runs before not included.
     """
 
@@ -51,5 +54,17 @@ class TrainingResult:
             "best_step": self.best_step,
             "stopped_early": self.stopped_early,
             "losses": [list(point) for point in self.losses],
-            "evaluations": [asdict(evaluation) for evaluation in self.evaluations],
+            "evaluations": [
+                {"step": one.step, "loss": _finite(one.loss), "metrics": _all_finite(one.metrics)}
+                for one in self.evaluations
+            ],
         }
+
+
+def _all_finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: _finite(value) for name, value in values.items()}
+
+
+def _finite(value: float) -> float | None:
+    """Return None for what JSON cannot say."""
+    return value if math.isfinite(value) else None

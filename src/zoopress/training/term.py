@@ -13,7 +13,8 @@ from zoopress.task import Batch
 class Term(nn.Module, ABC):
     """An extra term of the loss; its parameters, such as a learned adapter's, are trained too.
 
-    They are checkpointed with the model, and gone when training ends.
+    They are checkpointed with the model. A module that must not be trained, such as a teacher, is
+    held where torch does not find it (in a tuple), and put into evaluation mode by who makes it.
 
     Args:
         name: what reports call it.
@@ -37,6 +38,7 @@ class Term(nn.Module, ABC):
     def watching(self, module: nn.Module) -> AbstractContextManager[object]:
         """Return a context in which training takes place, for instance with hooks on `module`.
 
-        The module is in it as it will be trained, on its device.
+        The module is in it as it will be trained, on its device. The term's own parameters follow
+        there once the context is entered, which may make them.
         """
         return nullcontext()

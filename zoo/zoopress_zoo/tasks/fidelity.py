@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import zlib
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoopress.data import row_digest
 from zoopress.errors import CardError
 from zoopress.source import callable_code, load_callable
 from zoopress.store import digest, file_digest
@@ -18,11 +20,28 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from zoopress.card import RandomInput
+
 Inputs = dict[str, Any]
 """Tensors [samples, …] by argument name; names "0", "1", … are positional."""
 
 
-class TensorSamples(Samples):
+RANDOM_TRAINING = 1024
+"""Random samples to learn from, unless the card asks for another number."""
+
+_TEXT_TOKENS = 64
+_LEAST: Mapping[Split, int] = {"test": 2, "calibration": 1}
+
+
+class Pool(Samples):
+    """All samples that the splits are taken from, in an order that never changes."""
+
+    @abstractmethod
+    def content(self, row: int) -> Sequence[Any]:
+        """Return what tells a sample from others: numpy arrays or text."""
+
+
+class TensorSamples(Pool):
     """Samples that are in memory.
 
     Args:
@@ -40,6 +59,77 @@ class TensorSamples(Samples):
             return Batch({name: v[rows.start : rows.stop] for name, v in self._inputs.items()})
         return Batch({name: v[list(rows)] for name, v in self._inputs.items()})
 
+    def content(self, row: int) -> Sequence[Any]:
+        return [_bytes(value[row : row + 1]) for value in self._inputs.values()]
+
+
+class _RandomSamples(Pool):
+    """Random values: the first ones made together, every other when it is asked for.
+
+    Those to learn from may be many, and large.
+    """
+
+    def __init__(self, inputs: Mapping[str, RandomInput], first: int, count: int) -> None:
+        self._inputs, self._count = inputs, count
+        self._first = {name: _random(name, spec, first) for name, spec in inputs.items()}
+
+    def __len__(self) -> int:
+        return self._count
+
+    def batch(self, rows: Sequence[int], generator: torch.Generator | None = None) -> Batch:
+        import torch
+
+        samples = [self._sample(row) for row in rows]
+        return Batch({name: torch.cat([s[name] for s in samples]) for name in self._inputs})
+
+    def content(self, row: int) -> Sequence[Any]:
+        return [_bytes(value) for value in self._sample(row).values()]
+
+    def _sample(self, row: int) -> Inputs:
+        if row < len(next(iter(self._first.values()))):
+            return {name: values[row : row + 1] for name, values in self._first.items()}
+        return {name: _random(f"{name} {row}", spec, 1) for name, spec in self._inputs.items()}
+
+
+class _TextSamples(Pool):
+    """Lines of text, distinct; the first ones padded to one length, the others as batches need."""
+
+    def __init__(self, tokenizer: Any, lines: Sequence[str], first: int) -> None:
+        self._tokenizer, self._lines = tokenizer, lines
+        self._first = TensorSamples(self._tokenized(lines[:first]))
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def batch(self, rows: Sequence[int], generator: torch.Generator | None = None) -> Batch:
+        if max(rows) < len(self._first):
+            return self._first.batch(rows)
+        return Batch(self._tokenized([self._lines[row] for row in rows]))
+
+    def content(self, row: int) -> Sequence[Any]:
+        return [self._lines[row]]
+
+    def _tokenized(self, lines: Sequence[str]) -> Inputs:
+        from zoopress_zoo.sentence_encoder import tokenize
+
+        return tokenize(self._tokenizer, lines, _TEXT_TOKENS)
+
+
+class _Chosen(Samples):
+    """Some samples of a pool."""
+
+    def __init__(self, pool: Pool, rows: Sequence[int]) -> None:
+        self._pool, self._rows = pool, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def batch(self, rows: Sequence[int], generator: torch.Generator | None = None) -> Batch:
+        chosen = [self._rows[row] for row in rows]
+        if chosen == list(range(chosen[0], chosen[0] + len(chosen))):
+            return self._pool.batch(range(chosen[0], chosen[0] + len(chosen)))  # without a copy
+        return self._pool.batch(chosen)
+
 
 class FidelityTask(Task):
     """Feeds a module from the card's data and compares the first tensor it returns."""
@@ -47,38 +137,60 @@ class FidelityTask(Task):
     name = "fidelity"
 
     def make_samples(self, split: Split) -> Samples:
-        """Return inputs.
+        """Return inputs, in the order that the data has; none equals one of another split.
 
         Raises:
             CardError: if there are too few samples.
         """
-        data = self.data
-        total = len(next(iter(self._inputs.values())))
+        return _Chosen(self._pool, self._split_rows(split))
+
+    def _split_rows(self, wanted: Split) -> list[int]:
+        """Return the rows of a split: the next ones after the split before, but no copies."""
+        used: set[bytes] = set()
+        row = 0
+        rows: list[int] = []
+        for split, count in self._counts().items():
+            rows = []
+            while row < len(self._pool) and len(rows) < count:
+                if self._digest(row) not in used:
+                    rows.append(row)
+                row += 1
+            if len(rows) < _LEAST.get(split, 0):
+                raise CardError(
+                    f"Card {self.card.name!r}: {len(self._pool)} samples, copies included, are too "
+                    "few: evaluation needs at least two, calibration at least one that is none of "
+                    "them."
+                )
+            if split == wanted:
+                break
+            used.update(map(self._digest, rows))
+        return rows
+
+    def _counts(self) -> dict[Split, int]:
+        """Return how many samples each split takes, in the order in which they do."""
+        data, total = self.data, len(self._pool)
         wanted = data.evaluation_samples, data.calibration_samples
-        # With less data than asked for, these splits shrink alike; they never share a sample.
-        first = wanted[0] if sum(wanted) <= total else total * wanted[0] // sum(wanted)
-        second = min(total, first + wanted[1])
-        if first < 2 or second <= first:
-            raise CardError(
-                f"Card {self.card.name!r}: {total} samples are too few: evaluation needs at least "
-                "two, calibration at least one."
-            )
-        third = second + (data.validation_samples or min(2000, (total - second) // 10))
-        fourth = third + (data.training_samples or total)
-        bounds = {
-            "test": (0, first),
-            "calibration": (first, second),
-            "validation": (second, third),
-            "training": (third, fourth),
+        # With less data than asked for, these splits shrink alike.
+        test = wanted[0] if sum(wanted) <= total else total * wanted[0] // sum(wanted)
+        calibration = min(total - test, wanted[1])
+        validation = data.validation_samples or min(2000, (total - test - calibration) // 10)
+        return {
+            "test": test,
+            "calibration": calibration,
+            "validation": validation,
+            "training": data.training_samples or total,
         }
-        start, stop = bounds[split]
-        return TensorSamples({name: value[start:stop] for name, value in self._inputs.items()})
+
+    def _digest(self, row: int) -> bytes:
+        if row not in self._digests:
+            self._digests[row] = row_digest(self._pool.content(row))
+        return self._digests[row]
 
     def forward(self, module: nn.Module, inputs: Any) -> Tensor:
         """Return the module's first output tensor, the logits where there are some."""
         positional = [inputs[name] for name in sorted(inputs, key=_position) if name.isdigit()]
         named = {name: value for name, value in inputs.items() if not name.isdigit()}
-        return _first_tensor(module(*positional, **named))
+        return first_tensor(module(*positional, **named))
 
     def fingerprint(self) -> str:
         """Return a digest of what the inputs are made from."""
@@ -93,23 +205,31 @@ class FidelityTask(Task):
         return "random"
 
     @cached_property
-    def _inputs(self) -> Inputs:
+    def _digests(self) -> dict[int, bytes]:
+        return {}
+
+    @cached_property
+    def _pool(self) -> Pool:
         data, wanted = self.data, self.data.evaluation_samples + self.data.calibration_samples
         if data.file is not None:
-            inputs = _read(self._file(data.file))
-        elif data.inputs is not None:
-            inputs = _from_function(load_callable(data.inputs, self.card.root), data.inputs)
-        elif data.text is not None:
-            inputs = self._tokenized(data.text, wanted)
-        else:
-            inputs = self._random(wanted)
+            return self._checked(_read(self._file(data.file)))
+        if data.inputs is not None:
+            made = _from_function(load_callable(data.inputs, self.card.root), data.inputs)
+            return self._checked(made)
+        if data.text is not None:
+            return self._text(data.text, wanted)
+        training = data.training_samples or RANDOM_TRAINING
+        validation = data.validation_samples or training // 9  # a tenth of both
+        return _RandomSamples(data.random or {}, wanted, wanted + validation + training)
+
+    def _checked(self, inputs: Inputs) -> TensorSamples:
         lengths = {name: len(value) if value.ndim else -1 for name, value in inputs.items()}
         if not inputs or len(set(lengths.values())) != 1 or -1 in lengths.values():
             raise CardError(
                 f"Card {self.card.name!r}: all inputs need the same number of samples along the "
                 f"first axis, got {lengths}."
             )
-        return inputs
+        return TensorSamples(inputs)
 
     def _file(self, name: str) -> Path:
         path = self.card.root / name
@@ -117,35 +237,44 @@ class FidelityTask(Task):
             raise CardError(f"Card {self.card.name!r}: 'data.file': there is no file {path}.")
         return path
 
-    def _random(self, count: int) -> Inputs:
-        import torch
-
-        inputs = {}
-        for name, spec in (self.data.random or {}).items():
-            generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-            shape = (count, *spec.shape)
-            if spec.dtype == "int64":
-                inputs[name] = torch.randint(spec.low, spec.high, shape, generator=generator)
-            else:
-                inputs[name] = torch.randn(shape, generator=generator)
-        return inputs
-
-    def _tokenized(self, reference: str, count: int) -> Inputs:
-        from zoopress_zoo.sentence_encoder import load_tokenizer, tokenize
+    def _text(self, reference: str, first: int) -> Pool:
+        from zoopress_zoo.sentence_encoder import load_tokenizer
         from zoopress_zoo.text import read_sentences
 
-        sentences = read_sentences(reference, self.card.root)[:count]
         tokenizer = load_tokenizer(self.folder)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        return dict(tokenize(tokenizer, sentences, 64))
+        return _TextSamples(tokenizer, read_sentences(reference, self.card.root), first)
+
+
+def _random(seed: str, spec: RandomInput, count: int) -> Tensor:
+    """Return random values [count, *shape] that follow from the seed."""
+    import torch
+
+    generator = torch.Generator().manual_seed(zlib.crc32(seed.encode()))
+    shape = (count, *spec.shape)
+    if spec.dtype == "int64":
+        return torch.randint(spec.low, spec.high, shape, generator=generator)
+    return torch.randn(shape, generator=generator)
+
+
+def _bytes(values: Tensor) -> Any:
+    """Return a tensor's memory as a numpy array; numpy lacks some of torch's types."""
+    import torch
+
+    return values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def _position(name: str) -> int:
     return int(name) if name.isdigit() else 0
 
 
-def _first_tensor(output: Any) -> Tensor:
+def first_tensor(output: Any) -> Tensor:
+    """Return the first tensor of what a model returned, the logits where there are some.
+
+    Raises:
+        TypeError: if there is none.
+    """
     from torch import Tensor
 
     if isinstance(output, Tensor):
@@ -161,7 +290,7 @@ def _first_tensor(output: Any) -> Tensor:
             if isinstance(item, Tensor):
                 return item
         for item in output:
-            return _first_tensor(item)
+            return first_tensor(item)
     raise TypeError(f"the model returned {type(output).__name__} without a tensor in it")
 
 

@@ -1,0 +1,91 @@
+"""Measure one model's memory: a process that `memory.py` starts, JSON in and out."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from zoopress.card import Card
+from zoopress.cell import open_original
+from zoopress.errors import SourceError
+from zoopress.evaluation.batches import first_samples
+from zoopress.loading import load
+from zoopress.plugins import load_plugins
+from zoopress.probe_models import peak_bytes
+from zoopress.source import build_on_meta
+
+
+def main() -> None:
+    """Read a request from standard input and print the answer."""
+    request = json.load(sys.stdin)
+    card = Card.model_validate(request["card"])
+    card._root = Path(request["root"])
+    opened = open_original(card, load_plugins())
+    inputs = _rebuilt(request["inputs"], load_file(request["tensors"]))
+    with suppress(SourceError):  # for what it imports
+        build_on_meta(opened.architecture)
+    _warm_up()
+
+    start = _forget_peak()
+    if request["artifact"] is None:
+        module = opened.architecture.load(opened.files).eval()
+    else:
+        module = load(
+            request["artifact"], factory=getattr(opened.architecture, "factory", None), verify=False
+        )
+    loading = peak_bytes()
+    peaks = {"loading": loading - start}
+    for name, batch in (("single", first_samples(inputs, 1)), ("batch", inputs)):
+        _forget_peak()
+        for _ in range(2):
+            opened.task.call(module, batch)
+        peaks[name] = peak_bytes() - start
+    print(json.dumps(peaks))
+
+
+def _warm_up() -> None:
+    """Let torch load its kernels and take its work space."""
+    with torch.inference_mode():
+        x = torch.randn(4, 64, 64)
+        nn.functional.scaled_dot_product_attention(x, x, x)
+        nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64), nn.GELU(), nn.Softmax(-1))(x)
+        nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8)).eval()(x[None])
+
+
+def _forget_peak() -> int:
+    """Give free memory back, forget the peak so far, and return what is taken now.
+
+    Linux alone can forget; elsewhere it is the peak so far.
+    """
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return peak_bytes()
+
+
+def _rebuilt(structure: Any, tensors: dict[str, Tensor]) -> Any:
+    """Return the inputs that a structure of `memory.py` stands for."""
+    kind, content = structure
+    if kind == "tensor":
+        return tensors[str(content)]
+    if kind == "dict":
+        return {key: _rebuilt(value, tensors) for key, value in content.items()}
+    if kind in ("tuple", "list"):
+        parts = [_rebuilt(value, tensors) for value in content]
+        return tuple(parts) if kind == "tuple" else parts
+    return content
+
+
+if __name__ == "__main__":
+    main()
