@@ -26,7 +26,7 @@ from hub_server.fixtures import HubFixture
 from repository_tools import IDENTITY
 from zoopress.card import Card, Data, RandomInput
 from zoopress.cli import app
-from zoopress.edits import Pack, Replace, Resize
+from zoopress.edits import Keep, Pack, Replace, Resize
 from zoopress.errors import RecipeError
 from zoopress.gates import BUILT_IN
 from zoopress.manifest import ArchitectureRecord, Base, FileRecord, Manifest
@@ -130,7 +130,7 @@ def test_gate_is_documented(name: str) -> None:
         ("recipes.md", Targets),
         *(
             ("artifact.md", model)
-            for model in (Manifest, Base, ArchitectureRecord, FileRecord, Resize, Replace, Pack)
+            for model in (Manifest, Base, ArchitectureRecord, FileRecord, Resize, Replace, Pack, Keep)
         ),
     ],
 )

@@ -1,6 +1,7 @@
 """Magnitude pruning removes exactly the smallest weights, and they stay removed."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -179,7 +180,7 @@ def test_each_round_but_the_last_is_followed_by_a_recovery(sparsity: float, roun
     technique = MagnitudePruning(MagnitudePruningConfig(sparsity=sparsity, rounds=rounds))
     outcome = technique.apply(model, Tracking(recover))  # type: ignore[arg-type]
     assert len(seen) == rounds - 1 == technique.rounds() - 1
-    assert all(low <= high for low, high in zip(seen, seen[1:], strict=False))
+    assert all(low <= high for low, high in pairwise(seen))
     assert seen[0] >= rising_sparsity(sparsity, rounds)[0] - 1 / 48
     reached = sum(int((~mask).sum()) for mask in model.masks.values()) / 96
     assert reached >= outcome.claims[0].reached >= sparsity - 1 / 48
@@ -187,5 +188,5 @@ def test_each_round_but_the_last_is_followed_by_a_recovery(sparsity: float, roun
 
 def test_rounds_need_something_that_trains_between_them() -> None:
     technique = MagnitudePruning(MagnitudePruningConfig(sparsity=0.5, rounds=2))
-    with pytest.raises(StageError, match="2 rounds train between them.*'recovery'"):
+    with pytest.raises(StageError, match=r"2 rounds train between them.*'recovery'"):
         technique.apply(two_layers(), Tracking())  # type: ignore[arg-type]
