@@ -130,7 +130,16 @@ def test_gate_is_documented(name: str) -> None:
         ("recipes.md", Targets),
         *(
             ("artifact.md", model)
-            for model in (Manifest, Base, ArchitectureRecord, FileRecord, Resize, Replace, Pack, Keep)
+            for model in (
+                Manifest,
+                Base,
+                ArchitectureRecord,
+                FileRecord,
+                Resize,
+                Replace,
+                Pack,
+                Keep,
+            )
         ),
     ],
 )

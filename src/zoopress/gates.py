@@ -200,10 +200,12 @@ def metric_kept(given: GateInput) -> str | None:
         )
     value = result.metrics[result.metric]
     advice = "Use milder settings, add a 'recovery' to the stage, or change the target."
-    if targets.max_metric_drop is not None and not result.metric_drop <= targets.max_metric_drop:
+    allowed = targets.max_metric_drop
+    # Differences of shares that are equal on paper differ in their last bits.
+    if allowed is not None and not result.metric_drop <= allowed + 1e-9:
         return (
             f"{result.metric} is {value:.4f}, {result.metric_drop:.4f} worse than the original's; "
-            f"max_metric_drop allows {targets.max_metric_drop:.4f}. {advice}"
+            f"max_metric_drop allows {allowed:.4f}. {advice}"
         )
     bound = targets.worst_metric
     if bound is not None:

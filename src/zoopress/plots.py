@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from zoopress.errors import InputError, StoreError
-from zoopress.report import Report
-from zoopress.reports.reading import read_report
+from zoopress.report import Report, read_report
 from zoopress.store import write_atomic
 
 Rows = list[dict[str, Any]]

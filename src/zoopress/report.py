@@ -7,13 +7,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from zoopress.errors import StoreError
+from zoopress.errors import InputError, StoreError
 from zoopress.gates import StageResult
 from zoopress.provenance import COMMIT_KEYS
 from zoopress.reports.figures import (
@@ -153,6 +153,38 @@ class Report:
         values["stages"] = [StageResult.from_dict(stage) for stage in values["stages"]]
         values["layers"] = [LayerResult(**layer) for layer in values.get("layers", [])]
         return cls(**values)
+
+
+def read_report(path: Path) -> Report:
+    """Read a report.json.
+
+    Raises:
+        InputError: if it is missing, damaged, or of another version.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        data: Any = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+        [current] = [field.default for field in fields(Report) if field.name == "schema"]
+        if isinstance(data, dict) and data.get("schema") != current:
+            raise ValueError(f"it is of schema {data.get('schema')!r}, this one reads {current}")
+        report = TypeAdapter(Report).validate_python(data)
+        if not report.stages:
+            raise ValueError("it has no stages")
+        return report
+    except (OSError, ValueError, RecursionError) as error:
+        reason = str(error)
+        if isinstance(error, ValidationError):
+            first = error.errors()[0]
+            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise InputError(
+            f"{path} is no report of this version of zoopress ({reason}). Run its cell again: "
+            "finished stages are in the store. Or move it away."
+        ) from error
+
+
+def _refuse_constant(constant: str) -> float:
+    raise ValueError(f"it holds {constant}, which is no JSON")
 
 
 def times_smaller(ratio: float) -> str:

@@ -28,7 +28,7 @@ from zoopress.hub.markdown import one_line
 from zoopress.hub.model_card import render_model_card
 from zoopress.plugins import load_plugins
 from zoopress.recipe import parse_recipe
-from zoopress.report import Report
+from zoopress.report import Report, comparison_rows
 from zoopress.store import Store
 from zoopress.yaml_source import parse_yaml
 
@@ -136,7 +136,7 @@ def test_the_page_of_a_tiny_model(report: Report) -> None:
     assert others == [("h2", name) for name in HEADINGS]
     assert f"**{report.compression_ratio:.2f}× smaller**" in page
     assert f"**{report.last.fidelity.cosine:.4f}**" in page
-    assert cells(page) == [[4] * 8, [6] * 5]
+    assert cells(page) == [[4] * 9, [6] * 5]
     assert fences(page, "python") == [
         f'import zoopress\n\nmodel = zoopress.load("{REPO}", factory=build)\n'
     ]
@@ -552,9 +552,11 @@ def check_safe(report: Report, card: dict[str, Any], other: str, config: dict[st
     assert len(headings(page)) == 1 + len(HEADINGS)
     rows = [line for line in read.text.split("\n") if line.startswith("| ")]
     labelled = report.last.fidelity.label_loyalty is not None
-    assert [row.count("|") for row in rows[:9]] == [5] * 9
-    assert [row.count("|") for row in rows[9:]] == [6 + labelled] * (2 + len(report.stages))
-    assert cells(page) == [[4] * 8, [5 + labelled] * (1 + len(report.stages))]
+    figures = 1 + len(comparison_rows(report, latency=False))
+    first, second = rows[: figures + 1], rows[figures + 1 :]
+    assert [row.count("|") for row in first] == [5] * (figures + 1)
+    assert [row.count("|") for row in second] == [6 + labelled] * (2 + len(report.stages))
+    assert cells(page) == [[4] * figures, [5 + labelled] * (1 + len(report.stages))]
     recipe, own = fences(page, "yaml")
     assert yaml.safe_load(own).keys() == card.keys()
     assert yaml.safe_load(recipe)["description"] == other

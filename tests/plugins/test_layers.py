@@ -443,6 +443,17 @@ def test_a_model_without_removable_layers_is_refused(
         remove(module.eval(), x, **config)
 
 
+def test_the_layers_of_a_stage_go_and_not_the_stage() -> None:
+    whole = nn.Sequential(
+        *(
+            nn.Sequential(Residual(before, after), Residual(after, after), Residual(after, after))
+            for before, after in ((4, 4), (4, 6))
+        )
+    ).eval()
+    _, outcome = remove(whole, torch.randn(2, 4, 3, 3), layers=1)
+    assert outcome.notes["kept"] == {"0": [0], "1": [0]}
+
+
 def test_a_layer_with_a_table_of_its_own_stays() -> None:
     with pytest.raises(
         StageError, match=r"block.0' cannot be removed: no other.*relative_attention"

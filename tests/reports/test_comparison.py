@@ -15,9 +15,9 @@ from rich.console import Console
 from reports.samples import HOSTILE, MACHINE, hostile, labelled, unlabelled
 from zoopress.compress import Result
 from zoopress.errors import InputError, ZoopressError
-from zoopress.report import Report
+from zoopress.report import Report, read_report
 from zoopress.reports.comparison import Comparison, compare
-from zoopress.reports.reading import Found, find_reports, read_report
+from zoopress.reports.reading import Found, find_reports
 
 
 def side_by_side(*reports: Report) -> Comparison:

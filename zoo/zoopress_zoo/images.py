@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _THUMBNAIL = 96
+_DARK = 64
 
 
 def image_shape(value: Any) -> tuple[int, int, int]:
@@ -189,6 +190,10 @@ def as_address(value: Any) -> str:
         ValueError: if it is not an image.
     """
     picture = _picture(decode(value))
+    brightest = max(high for _, high in picture.convert("RGB").getextrema())
+    if 0 < brightest < _DARK:  # of another scale than 0 to 255, such as 0 to 16
+        brighter = [min(255, level * 255 // brightest) for level in range(256)]
+        picture = picture.point(brighter * len(picture.getbands()))
     picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)

@@ -135,8 +135,8 @@ class LayerRemoval(Technique[LayerRemovalConfig]):
         """
         from zoopress.stacks import outermost
 
-        # A list of stages, each with layers of its own, has few that keep their input's shape.
-        able = outermost([s for s in fixed if 2 * len(fixed[s]) <= len(s.blocks)])
+        # In a list of stages, each with layers of its own, later ones change the shape.
+        able = outermost([s for s, why in fixed.items() if set(why) <= {0} or _few(why, s)])
         if self.config.include:
             found = [s for s in fixed if any(fnmatchcase(s.path, p) for p in self.config.include)]
         else:
@@ -196,6 +196,10 @@ def _fixed(
     for stack, reasons in fixed.items():
         fixed[stack] = _unlike(stack) | reasons
     return fixed, shape
+
+
+def _few(fixed: Mapping[int, str], stack: Stack) -> bool:
+    return 2 * len(fixed) < len(stack.blocks)
 
 
 def _unlike(stack: Stack) -> dict[int, str]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from zoopress.errors import InputError
 from zoopress.hub.address import looks_like_address
 from zoopress.lineage import Lineage, find_lineage
 from zoopress.manifest import MANIFEST, read_manifest, size_bytes
-from zoopress.report import Report
+from zoopress.report import Report, read_report
 
 REPORT = "report.json"
 
@@ -33,38 +31,6 @@ class Found:
     folder: Path | None = None
     lineage: Lineage | None = None
     size_bytes: int | None = None
-
-
-def read_report(path: Path) -> Report:
-    """Read a report.json.
-
-    Raises:
-        InputError: if it is missing, damaged, or of another version.
-    """
-    from pydantic import TypeAdapter, ValidationError
-
-    try:
-        data: Any = json.loads(path.read_bytes(), parse_constant=_refuse)
-        [current] = [field.default for field in fields(Report) if field.name == "schema"]
-        if isinstance(data, dict) and data.get("schema") != current:
-            raise ValueError(f"it is of schema {data.get('schema')!r}, this one reads {current}")
-        report = TypeAdapter(Report).validate_python(data)
-        if not report.stages:
-            raise ValueError("it has no stages")
-        return report
-    except (OSError, ValueError, RecursionError) as error:
-        reason = str(error)
-        if isinstance(error, ValidationError):
-            first = error.errors()[0]
-            reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-        raise InputError(
-            f"{path} is no report of this version of zoopress ({reason}). Run its cell again: "
-            "finished stages are in the store. Or move it away."
-        ) from error
-
-
-def _refuse(constant: str) -> float:
-    raise ValueError(f"it holds {constant}, which is no JSON")
 
 
 def find_reports(places: list[str]) -> list[Found]:
