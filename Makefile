@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Processes that tests run in, of one thread each: twice as fast on two cores.
+JOBS ?= 2
+PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 # Dependency groups need it; a virtual environment starts with whatever pip Python came with.
 NEWER_PIP := $(BIN)/python -m pip install --disable-pip-version-check -q --upgrade "pip>=25.1"
@@ -40,10 +43,10 @@ quickstart: $(VENV)/.use  ## Compress a real model, prove the result, load it an
 
 test: $(VENV)/.dev  ## Run the tests.
 	@echo "== Running the tests"
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: $(VENV)/.dev  ## Run the tests that take long.
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 check: $(VENV)/.dev  ## Format, lint, types, import layers, tests.
 	$(BIN)/ruff format --check .
@@ -67,6 +70,9 @@ bench: $(VENV)/.dev bench-data  ## Measure what README and docs claim.
 	$(BIN)/python benchmarks/orchestration.py
 	$(BIN)/python benchmarks/estimates.py
 	$(BIN)/python benchmarks/store.py
+	$(BIN)/python benchmarks/distillation.py
+	$(BIN)/python benchmarks/train_mnist.py
+	$(BIN)/python benchmarks/perplexity.py
 
 docs: $(VENV)/.docs  ## Build the documentation into site/.
 	$(BIN)/mkdocs build --strict

@@ -190,7 +190,7 @@ def as_address(value: Any) -> str:
         ValueError: if it is not an image.
     """
     picture = _picture(decode(value))
-    brightest = max(high for _, high in picture.convert("RGB").getextrema())
+    brightest = max(level for level, count in enumerate(picture.convert("L").histogram()) if count)
     if 0 < brightest < _DARK:  # of another scale than 0 to 255, such as 0 to 16
         brighter = [min(255, level * 255 // brightest) for level in range(256)]
         picture = picture.point(brighter * len(picture.getbands()))

@@ -173,8 +173,8 @@ def _end_of(name: str, most: int) -> str:
 
 
 def has_sensitivity(report: Report) -> bool:
-    """Tell whether there is a layer whose own error changes the outputs."""
-    return any(layer.sensitivity for layer in report.layers)
+    """Tell whether there is anything to compare: at least two layers of different sensitivity."""
+    return len({layer.sensitivity for layer in report.layers if layer.sensitivity}) > 1
 
 
 def sensitivity_chart(report: Report) -> Spec:
