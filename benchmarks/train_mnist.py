@@ -1,7 +1,7 @@
 """Train the literature's networks on MNIST and Fashion-MNIST by recipes, and compress them.
 
 Each network is trained from scratch by `benchmarks/mnist/recipes.yaml#train_NAME`, and the result
-put through one of `#prune_…`. Accuracy is of the official test parts, which training never
+put through `#prune_NAME`. Accuracy is of the official test parts, which training never
 sees; intervals are at 95 %, by bootstrap. The literature's figures are of Deep Compression
 (arXiv:1510.00149, table 1) for the LeNets; the small ResNet has none of its own: the usual ones of
 Fashion-MNIST are from the dataset's page, 0.916 for two convolutions to 0.949 for a ResNet-18.
@@ -28,11 +28,6 @@ from zoopress.store import Store
 
 HERE = Path(__file__).parent / "mnist"
 LITERATURE = {"lenet-300-100": "0.9836", "lenet-5": "0.9920", "resnet-8": "0.916–0.949"}
-PRUNING = {
-    "lenet-300-100": "prune_lenets",
-    "lenet-5": "prune_lenets",
-    "resnet-8": "prune_resnet_8",
-}
 
 
 def accuracy(report: Report, which: str) -> str:
@@ -44,7 +39,7 @@ def accuracy(report: Report, which: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--networks", nargs="+", choices=PRUNING, default=list(PRUNING))
+    parser.add_argument("--networks", nargs="+", choices=LITERATURE, default=list(LITERATURE))
     parser.add_argument("--store", help="where stage results are kept")
     parser.add_argument("--threads", type=int, default=1, help="of torch (%(default)s)")
     options = parser.parse_args()
@@ -65,7 +60,7 @@ def main() -> None:
         )
         small = compress(
             load_card(str(HERE / f"{name}.yaml"), plugins),
-            load_recipe(f"{HERE / 'recipes.yaml'}#{PRUNING[name]}", plugins),
+            load_recipe(f"{HERE / 'recipes.yaml'}#prune_{name.replace('-', '_')}", plugins),
             HERE / "trained" / f"{name}-small",
             store,
             plugins,

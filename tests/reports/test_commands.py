@@ -105,6 +105,13 @@ def test_a_measure_that_is_not_there_is_an_error_before_any_work(
         zoopress("evaluate", tmp_path / "nowhere", tmp_path / "tiny.yaml", "--measure", "robustnes")
 
 
+def test_fairness_without_subgroups_is_an_error_before_any_work(
+    tmp_path: Path, tiny_card: object
+) -> None:
+    with pytest.raises(ZoopressError, match=r"data: \{groups"):
+        zoopress("evaluate", tmp_path / "nowhere", tmp_path / "tiny.yaml", "--measure", "fairness")
+
+
 def test_a_card_with_a_measure_that_is_not_there_is_refused_with_its_line(
     tmp_path: Path, tiny_card: object
 ) -> None:

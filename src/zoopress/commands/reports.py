@@ -22,6 +22,7 @@ from zoopress.commands.arguments import (
 from zoopress.errors import InputError, StoreError
 
 if TYPE_CHECKING:
+    from zoopress.card import Card
     from zoopress.plugins import Plugins
     from zoopress.reports.facts import Facts
 
@@ -77,7 +78,7 @@ def evaluate(
 
     plugins = loaded_plugins()
     loaded = load_card(card, plugins)
-    wanted = _wanted(measures, everything, loaded.measures, plugins)
+    wanted = _wanted(measures, everything, loaded, plugins)
     folder = find_artifact(artifact, revision)
     from zoopress.stages import evaluate_artifact  # imports torch
 
@@ -90,16 +91,27 @@ def evaluate(
         _print_figures(figures)
 
 
-def _wanted(
-    given: Sequence[str], everything: bool, of_card: Sequence[str], plugins: Plugins
-) -> list[str]:
-    from zoopress.errors import PluginError, nearest
+def _wanted(given: Sequence[str], everything: bool, card: Card, plugins: Plugins) -> list[str]:
+    """Return what to measure; all there is means what the card has data for.
 
-    known = plugins.references["measures"]
+    Raises:
+        PluginError: if there is no measure of a name.
+        CardError: if the card has no subgroups to compare.
+    """
+    from zoopress.errors import CardError, PluginError, nearest
+
+    known = list(plugins.references["measures"])
     for name in given:
         if name not in known:
             raise PluginError(f"There is no measure {name!r}.{nearest(name, known)}")
-    return list(dict.fromkeys([*of_card, *given, *(known if everything else ())]))
+    if not (card.data and card.data.groups):
+        if "fairness" in given:
+            raise CardError(
+                f"Card {card.name!r}: fairness compares subgroups, and the card names none. Name "
+                "the dataset's columns that tell them, such as 'data: {groups: [language]}'."
+            )
+        known = [name for name in known if name != "fairness"]
+    return list(dict.fromkeys([*card.measures, *given, *(known if everything else ())]))
 
 
 def compare(
