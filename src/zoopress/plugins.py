@@ -93,7 +93,7 @@ class HookSpecs:
     def zoopress_measures(self) -> Mapping[str, str]:
         """Return what reports can measure, name to "module:function".
 
-        The function takes a `Comparison` and returns plain data for the report.
+        The function takes a `Comparison` and a `Progress`, and returns plain data for the report.
         """
         raise AssertionError("a specification is never called")
 

@@ -32,7 +32,8 @@ from zoopress.errors import RepositoryError
 from zoopress.hub import client
 from zoopress.orchestration.nightly import STEPS, NightlyOptions, refresh
 from zoopress.orchestration.nightly_summary import NightlySummary
-from zoopress.orchestration.request import ZooRequest, run_locally
+from zoopress.orchestration.request import ZooRequest
+from zoopress.orchestration.request import run_zoo as run_requested
 from zoopress.plugins import Plugins, load_plugins
 from zoopress.progress import Reporter
 from zoopress.repository import Repository
@@ -78,7 +79,7 @@ def nightly(folder: Path, plugins: Plugins, **options: Any) -> NightlySummary:
 
     def run_zoo(cards: Any, matrix: str, out: str) -> dict[str, Any]:
         request = ZooRequest(tuple(cards), (), matrix, out, workers=1, quiet=True)
-        return run_locally(request, plugins).as_dict()
+        return run_requested(request, plugins).as_dict()
 
     return refresh(folder, NightlyOptions(**options), plugins, run_zoo, Reporter())
 
