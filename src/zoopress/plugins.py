@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import pluggy
 
@@ -29,7 +29,7 @@ hookspec = pluggy.HookspecMarker("zoopress")
 hookimpl = pluggy.HookimplMarker("zoopress")
 AnswerT = TypeVar("AnswerT")
 
-_MERGED = (
+Registry = Literal[
     "layers",
     "sources",
     "card_makers",
@@ -38,7 +38,9 @@ _MERGED = (
     "datasets",
     "measures",
     "gates",
-)
+]
+"""What plugins register by name."""
+_MERGED: tuple[Registry, ...] = get_args(Registry)
 
 
 class HookSpecs:
@@ -194,16 +196,7 @@ class Plugins:
 
     def resolve(
         self,
-        hook: Literal[
-            "layers",
-            "sources",
-            "card_makers",
-            "architectures",
-            "tasks",
-            "datasets",
-            "measures",
-            "gates",
-        ],
+        hook: Registry,
         name: str,
     ) -> Any:
         """Import what is registered under a name.
