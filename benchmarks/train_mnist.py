@@ -103,7 +103,7 @@ def main() -> None:
         "Training and compressing on MNIST and Fashion-MNIST",
         table(header, rows),
         {
-            "command": "python benchmarks/train_mnist.py",
+            "command": f"python benchmarks/train_mnist.py --networks {' '.join(figures)}",
             "machine": describe_machine(),
             "networks": figures,
         },

@@ -18,6 +18,7 @@ from xml.etree import ElementTree
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rich.cells import cell_len
 from rich.console import Console
 
 from zoopress.card import Card
@@ -371,7 +372,7 @@ def test_nothing_done_cannot_be_drawn(draw: object) -> None:
 def test_the_table_fits_any_terminal(width: int, cells: list[Standing]) -> None:
     stream = StringIO()
     Console(file=stream, width=width).print(Leaderboard(cells).table())
-    assert all(len(line) <= width for line in stream.getvalue().splitlines())
+    assert all(cell_len(line) <= width for line in stream.getvalue().splitlines())
 
 
 def test_a_narrow_terminal_still_shows_ratio_and_fidelity_and_a_wide_one_all() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from reports.samples import (
@@ -228,6 +228,7 @@ DATA = st.recursive(
 
 
 @given(DATA)
+@example({"original": {}, "compressed": {"original": None, "compressed": None}})
 def test_any_data_becomes_tables_of_text(data: Any) -> None:
     found = facts("measure", data)
     rows = [*found.pairs, *found.single, *(row for each in found.lists for row in each.rows)]

@@ -70,7 +70,7 @@ def _collect(found: Facts, path: str, data: Mapping[Any, Any]) -> None:
         if all(_is_plain(value) for value in both):
             before_text, after_text = (show(value, name) for value in both)
             found.pairs.append((name or "value", before_text, after_text))
-        elif all(isinstance(value, Mapping) for value in both):
+        elif all(isinstance(value, Mapping) and not _names_models(value) for value in both):
             _collect(found, name, {key: _both(both, key) for key in [*both[0], *both[1]]})
         else:
             left.update({f"{title or 'value'}, original": both[0]})
@@ -86,6 +86,11 @@ def _collect(found: Facts, path: str, data: Mapping[Any, Any]) -> None:
                 found.lists.append(_records(name, value))
         else:
             found.single.append((name, ", ".join(show(item, str(key)) for item in value)))
+
+
+def _names_models(data: Mapping[Any, Any]) -> bool:
+    """Tell whether keys name the models once more, so that theirs cannot be told from ours."""
+    return any({"original", "compressed"} & set(str(key).split("_")) for key in data)
 
 
 def _both(both: tuple[Any, Any], key: Any) -> dict[str, Any]:
