@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoopress.coding.layout import Integers
+
 Product = Literal["linear", "embedding"]
 """A product of which a packed weight may be a factor: with vectors, or with one-hot indices."""
 
@@ -29,13 +31,15 @@ class CodeLayout:
     """How a uint8 buffer [rows, bytes] holds `per_row` integer codes of `bits` bits a row.
 
     `fill` is the code of the value zero: a number, or the name of the sibling buffer
-    [rows, groups] that holds it for each group of `group` codes of a row.
+    [rows, groups] that holds it for each group of `group` codes of a row; `signed` tells whether
+    codes are two's complement.
     """
 
     bits: int
     per_row: int
     fill: int | str
     group: int
+    signed: bool = False
 
 
 class PackedWeight(nn.Module, ABC):
@@ -62,9 +66,19 @@ class PackedWeight(nn.Module, ABC):
         """
         return None
 
-    def code_layouts(self) -> dict[str, CodeLayout]:
-        """Return which buffers hold bit-packed codes, so that storage can see the codes."""
+    def code_layouts(self) -> dict[str, CodeLayout | Integers]:
+        """Return which buffers hold codes, so that storage can see them.
+
+        In `Integers` buffers [rows, columns], of the weight's matrix, 0 is the code of zero.
+        """
         return {}
+
+    def tunable(self) -> tuple[str, ...]:
+        """Name the float buffers, such as scales or a codebook, that training may change.
+
+        `dense` must be differentiable with respect to each.
+        """
+        return ()
 
     def linear(self, input: Tensor, bias: Tensor | None) -> Tensor:
         """Compute input [..., in] times the weight [out, in] transposed, plus bias [out]."""
