@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from zoopress.coding import bits as bits_module
 from zoopress.coding import masks as masks_module
-from zoopress.coding.bits import RowPacker, pack_codes, unpack_codes, unpack_range
+from zoopress.coding.bits import pack_codes, unpack_codes, unpack_range
 from zoopress.coding.masks import PackedMask
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -21,7 +20,6 @@ BITS = st.integers(1, 8)
 def small_blocks() -> Iterator[None]:
     """Make blocks so small that a few codes fill several."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bits_module, "BLOCK_CODES", 16)
         patch.setattr(masks_module, "BLOCK_CODES", 16)
         yield
 
@@ -29,25 +27,6 @@ def small_blocks() -> Iterator[None]:
 def random_codes(shape: tuple[int, ...], bits: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 1 << bits, shape, generator=generator).to(torch.uint8)
-
-
-@given(BITS, st.integers(1, 6), st.integers(1, 70), SEEDS, st.data())
-def test_rows_are_packed_alike_whatever_pieces_their_codes_come_in(
-    bits: int, rows: int, count: int, seed: int, data: st.DataObject
-) -> None:
-    codes = random_codes((rows, count), bits, seed)
-    packer, rest = RowPacker(rows, count, bits), codes.reshape(-1)
-    while rest.numel():
-        taken = data.draw(st.integers(1, rest.numel()))
-        packer.add(rest[:taken])
-        rest = rest[taken:]
-    assert torch.equal(packer.packed, pack_codes(codes, bits))
-
-
-def test_a_piece_with_a_code_that_does_not_fit_is_refused() -> None:
-    packer = RowPacker(1, 9, 3)
-    with pytest.raises(ValueError, match="below 8"):
-        packer.add(torch.tensor([1] * 8 + [8], dtype=torch.uint8))
 
 
 @given(BITS, st.integers(0, 50), SEEDS, st.data())

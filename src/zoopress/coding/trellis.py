@@ -21,5 +21,5 @@ NEXT: tuple[tuple[int, int], ...] = (
     (7, 5),
 )
 """The next state by state and parity of the index."""
-ODD: tuple[int, ...] = (0, 0, 1, 1, 0, 0, 1, 1)
+ODD: tuple[int, ...] = (0, 1, 0, 1, 0, 1, 0, 1)
 """Whether a state's quantizer has the odd multiples: index k stands for 2k − sign(k), else 2k."""

@@ -1,0 +1,217 @@
+"""Code a plane of integers into bytes and back: the chunks of `docs/zpz.md`.
+
+    stream = which coder (a byte), what that coder writes
+
+A plane is [rows, columns] of integers. Rows are lines: what neighbours and the trellis run along.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zoopress.coding import adaptive_coder, huffman_coder, static_coder
+from zoopress.coding.planes import Plane, Statistics, measure
+from zoopress.coding.static_model import choose_model
+from zoopress.coding.varint import Buffer, read_varint, unzigzag, varint, zigzag
+
+Integers: TypeAlias = NDArray[np.int8] | NDArray[np.uint8] | NDArray[np.int16] | NDArray[np.int32]
+Coder: TypeAlias = Literal["auto", "static", "adaptive", "huffman"]
+
+RAW, CONSTANT, STATIC, ADAPTIVE, HUFFMAN = range(5)
+_DTYPES = ("int8", "uint8", "int16", "int32")
+_SMALL = 1 << 16
+"""Up to so many symbols auto takes the smallest; bytes matter more than speed there."""
+_SPARSE = 0.75
+"""With so many zeros the adaptive coder takes a decision a symbol, so all of them are tried."""
+_WORTH_SLOWNESS = {True: 0.01, False: 0.03}
+"""What share of a large plane's bytes the adaptive coder must save, by whether it is sparse."""
+_PROBE = {True: 1 << 18, False: 1 << 15}
+"""How many symbols stand for a large plane where the coders are compared."""
+
+
+def encode_plane(plane: Integers, *, trellis: bool = False, coder: Coder = "auto") -> bytes:
+    """Code a plane into a stream, the same on every machine.
+
+    A plane that is smaller raw, or holds one value, is stored so whatever `coder` says.
+
+    Args:
+        plane: [rows, columns].
+        trellis: whether each row is a path of `trellis.py`.
+
+    Raises:
+        ValueError: if the plane is none of the sort, or a row is no path of the trellis.
+    """
+    whole = _widened(plane)
+    if whole.size == 0:
+        return bytes((RAW, 1))
+    statistics = measure(whole, trellis)
+    if _is_constant(statistics, trellis):
+        return bytes((CONSTANT,)) + varint(zigzag(statistics.low))
+    if coder == "auto":
+        stream = _smallest(whole, statistics, trellis)
+    elif coder == "static":
+        stream = _static(whole, statistics, trellis)
+    elif coder == "adaptive":
+        stream = _adaptive(whole, statistics, trellis)
+    elif coder == "huffman":
+        stream = bytes((HUFFMAN,)) + huffman_coder.encode(whole, statistics, trellis)
+    else:
+        raise ValueError(f"There is no coder {coder!r}; use auto, static, adaptive or huffman.")
+    raw_size = 2 + _raw_width(statistics, plane.dtype) * plane.size
+    return stream if len(stream) < raw_size else _raw(plane, statistics)
+
+
+def decode_plane(stream: Buffer, out: Integers, *, trellis: bool = False) -> None:
+    """Fill `out` from a stream that `encode_plane` made of a plane of its shape and type.
+
+    Allocates in proportion to `out` and the stream, whatever the stream says.
+
+    Raises:
+        ValueError: if the stream is none of such a plane. What `out` holds then is undefined.
+    """
+    _check(out)
+    if len(stream) < 2:
+        raise ValueError("The stream ends before it says how the plane is coded.")
+    kind, rest = stream[0], memoryview(stream)[1:]
+    if kind == RAW:
+        _decode_raw(rest, out)
+        return
+    if out.size == 0:
+        raise ValueError("An empty plane is stored raw.")
+    if kind == CONSTANT:
+        number, position = read_varint(rest, 0)
+        if position != len(rest):
+            raise ValueError("Bytes follow the plane's only value.")
+        _check_range(unzigzag(number), unzigzag(number), out.dtype)
+        if trellis and number:
+            raise ValueError("Of a trellis' planes only zeros are stored as one value.")
+        out[...] = unzigzag(number)
+        return
+    direct = out.dtype == np.int32 and out.flags.c_contiguous
+    whole = cast(Plane, out) if direct else np.empty(out.shape, np.int32)
+    if kind == STATIC:
+        static_coder.decode(rest, whole, trellis)
+    elif kind == ADAPTIVE:
+        adaptive_coder.decode(rest, whole, trellis)
+    elif kind == HUFFMAN:
+        huffman_coder.decode(rest, whole, trellis)
+    else:
+        raise ValueError(f"The stream names coder {kind}, which this version does not know.")
+    if not direct:
+        _check_range(int(whole.min()), int(whole.max()), out.dtype)
+        out[...] = whole
+
+
+def estimate_bits(plane: Integers, *, trellis: bool = False) -> float:
+    """Return about how many bits `encode_plane` takes, to 1 or 2 in a hundred.
+
+    Raises:
+        ValueError: as `encode_plane`.
+    """
+    whole = _widened(plane)
+    if whole.size == 0:
+        return 16.0
+    statistics = measure(whole, trellis)
+    if _is_constant(statistics, trellis):
+        return 16.0
+    raw = 16.0 + 8 * _raw_width(statistics, plane.dtype) * whole.size
+    sparse = _is_sparse(statistics)
+    bits = choose_model(whole, statistics, trellis).bits
+    if whole.size <= max(_SMALL, _PROBE[sparse]):
+        adaptive = 8.0 * len(_adaptive(whole, statistics, trellis))
+    else:
+        adaptive = bits * _adaptive_share(whole, statistics, trellis)
+    worth = _WORTH_SLOWNESS[sparse] if whole.size > _SMALL else 0.0
+    return min(raw, adaptive if adaptive < bits * (1 - worth) else bits)
+
+
+def _smallest(plane: Plane, statistics: Statistics, trellis: bool) -> bytes:
+    static = _static(plane, statistics, trellis)
+    sparse = _is_sparse(statistics)
+    large = plane.size > _SMALL
+    worth = _WORTH_SLOWNESS[sparse] if large else 0.0
+    if large and not sparse and _adaptive_share(plane, statistics, trellis) > 1 - worth:
+        return static
+    adaptive = _adaptive(plane, statistics, trellis)
+    return static if len(static) * (1 - worth) <= len(adaptive) else adaptive
+
+
+def _is_sparse(statistics: Statistics) -> bool:
+    return statistics.zeros >= _SPARSE
+
+
+def _is_constant(statistics: Statistics, trellis: bool) -> bool:
+    # In a trellis only zeros can be known to be paths without a look at them.
+    return statistics.low == statistics.high and not (trellis and statistics.low)
+
+
+def _static(plane: Plane, statistics: Statistics, trellis: bool) -> bytes:
+    model = choose_model(plane, statistics, trellis)
+    return bytes((STATIC,)) + static_coder.encode(plane, model, trellis)
+
+
+def _adaptive(plane: Plane, statistics: Statistics, trellis: bool) -> bytes:
+    return bytes((ADAPTIVE,)) + adaptive_coder.encode(plane, statistics.center, trellis)
+
+
+def _adaptive_share(plane: Plane, statistics: Statistics, trellis: bool) -> float:
+    """Return about how the adaptive coder's bytes relate to the static coder's, from some lines.
+
+    The static coder's tables are left out: they weigh much for some lines, and little for all.
+    """
+    lines = max(1, _PROBE[_is_sparse(statistics)] // plane.shape[1])
+    first = (plane.shape[0] - lines) // 2 if lines < plane.shape[0] else 0
+    probe = plane[first : first + lines]
+    model = choose_model(probe, statistics, trellis)
+    return 8 * len(_adaptive(probe, statistics, trellis)) / model.payload_bits
+
+
+def _raw_width(statistics: Statistics, dtype: np.dtype[Any]) -> int:
+    for width in (1, 2):
+        unsigned = dtype.kind != "i"
+        low = 0 if unsigned else -(1 << (8 * width - 1))
+        high = (1 << (8 * width)) - 1 if unsigned else (1 << (8 * width - 1)) - 1
+        if low <= statistics.low and statistics.high <= high:
+            return width
+    return 4
+
+
+def _raw(plane: Integers, statistics: Statistics) -> bytes:
+    width = _raw_width(statistics, plane.dtype)
+    sort = "i" if plane.dtype.kind == "i" else "u"
+    return bytes((RAW, width)) + plane.astype(f"<{sort}{width}").tobytes()
+
+
+def _decode_raw(rest: memoryview, out: Integers) -> None:
+    width = rest[0]
+    if width not in (1, 2, 4) or width > out.itemsize:
+        raise ValueError(f"Raw integers of {width} bytes do not go into {out.dtype}.")
+    if len(rest) - 1 != width * out.size:
+        raise ValueError(
+            f"The stream has {len(rest) - 1} bytes of raw integers instead of {width * out.size}."
+        )
+    sort = "i" if out.dtype.kind == "i" else "u"
+    values = np.frombuffer(rest, f"<{sort}{width}", offset=1).reshape(out.shape)
+    out[...] = values
+
+
+def _widened(plane: Integers) -> Plane:
+    _check(plane)
+    return np.ascontiguousarray(plane, np.int32)
+
+
+def _check(plane: Integers) -> None:
+    if plane.ndim != 2 or plane.dtype.name not in _DTYPES:
+        raise ValueError(
+            f"A plane is [rows, columns] of {', '.join(_DTYPES)}, not {plane.dtype} "
+            f"{list(plane.shape)}."
+        )
+
+
+def _check_range(low: int, high: int, dtype: np.dtype[Any]) -> None:
+    limits = np.iinfo(dtype)
+    if low < limits.min or high > limits.max:
+        raise ValueError(f"The stream holds integers {low} … {high}, beyond {dtype}.")
