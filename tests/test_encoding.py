@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from zoopress.coding.bits import pack_codes
-from zoopress.coding.zpz import StoredTensor
-from zoopress.encoding import Alias, Boolean, Expected, Masked, Plain, decode, encode
+from zoopress.coding.layout import Integers, PackedCodes, StoredTensor
+from zoopress.encoding import Alias, Boolean, Expected, Masked, Zeros, decode, encode
 from zoopress.errors import ArtifactError, StageError
 from zoopress.packing import CodeLayout
 
@@ -31,10 +31,10 @@ def decoded(
     tensors: dict[str, Tensor],
     entries: Any,
     stored: dict[str, StoredTensor],
-    layouts: dict[str, CodeLayout],
+    layouts: dict[str, CodeLayout | Integers],
 ) -> dict[str, tuple[Tensor, Tensor | None]]:
     def get(name: str) -> tuple[Tensor, Tensor | None]:
-        entry = entries[name]
+        entry = entries.get(name)
         if isinstance(entry, Alias):
             return get(entry.of)
         expected = Expected(tensors[name].shape, tensors[name].dtype)
@@ -107,6 +107,74 @@ def test_masked_codes_come_back_exactly_at_every_width_and_group(
             encode(tensors, {"w.codes": mask}, {"w.codes": layout})
 
 
+@given(
+    bits=st.integers(1, 8),
+    rows=st.integers(1, 4),
+    columns=st.integers(1, 21),
+    fill=st.integers(0, 255),
+    seed=st.integers(0, 99),
+)
+def test_codes_whose_zeros_tell_the_mask_are_stored_without_one(
+    bits: int, rows: int, columns: int, fill: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    fill %= 1 << bits
+    codes = torch.randint(0, 1 << bits, (rows, columns), generator=generator, dtype=torch.uint8)
+    mask = codes != fill
+    tensors = {"w.codes": pack_codes(codes, bits)}
+    layouts: dict[str, CodeLayout | Integers] = {
+        "w.codes": CodeLayout(bits, columns, fill, columns, signed=True)
+    }
+    entries, stored = encode(tensors, {"w.codes": mask}, layouts)
+    assert entries == {"w.codes": Zeros()}
+    assert stored == {"w.codes": StoredTensor(tensors["w.codes"], PackedCodes(bits, columns, True))}
+    back, found = decoded(tensors, entries, stored, layouts)["w.codes"]
+    assert torch.equal(back, tensors["w.codes"])
+    assert found is not None
+    assert torch.equal(found, mask)
+    if mask.any():  # one more is pruned than the codes tell: it has to be zero
+        row, column = mask.nonzero()[0]
+        mask[row, column] = False
+        with pytest.raises(StageError, match="without its mask"):
+            encode(tensors, {"w.codes": mask}, layouts)
+    elif columns > 1:  # one that is kept is zero
+        mask[0, 0] = True
+        assert encode(tensors, {"w.codes": mask}, layouts)[0] == {"w.codes": Masked()}
+
+
+@given(
+    dtype=st.sampled_from([torch.int8, torch.int16, torch.int32]),
+    implied=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_masked_integers_come_back_with_their_mask(
+    dtype: torch.dtype, implied: bool, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.randint(-2, 3, (5, 7), generator=generator).to(dtype)
+    mask = codes != 0
+    if not implied:
+        mask[0, 0] = True
+        codes[0, 0] = 0
+    layout = Integers("columns", trellis=True)
+    entries, stored = encode({"w": codes}, {"w": mask}, {"w": layout})
+    assert entries == {"w": Zeros() if implied else Masked()}
+    if implied:
+        assert stored["w"].layout == layout
+    back, found = decoded({"w": codes}, entries, stored, {"w": layout})["w"]
+    assert torch.equal(back, codes)
+    assert found is not None
+    assert torch.equal(found, mask)
+
+
+def test_a_mask_is_stored_with_the_width_of_its_rows() -> None:
+    mask = torch.rand(6, 3, 5) < 0.5
+    _, stored = encode({"w": mask.float()}, {"w": mask}, {})
+    assert stored["w@mask"].layout == PackedCodes(1, 90, width=15)
+    _, stored = encode({"b": mask[0, 0].float()}, {"b": mask[0, 0]}, {})
+    assert stored["b@mask"].layout == PackedCodes(1, 5)
+
+
 @pytest.mark.parametrize("value", [1e-30, -1.0, float("nan"), float("inf")])
 def test_a_pruned_weight_changed_behind_its_mask_is_refused(value: float) -> None:
     tensor = torch.tensor([1.0, 0.0, 2.0])
@@ -131,7 +199,7 @@ def test_equal_tensors_are_stored_once_and_tied_only_if_they_are_the_same() -> N
     entries, stored = encode(tensors, {}, {})
     assert entries["b"] == Alias(of="a", tied=True)
     assert entries["c"] == Alias(of="a", tied=False)
-    assert isinstance(entries["d"], Plain)
+    assert set(entries) == {"b", "c"}
     assert set(stored) == {"a", "d"}
 
 
@@ -143,7 +211,6 @@ def test_equal_tensors_under_different_masks_are_stored_each_with_its_own() -> N
     assert {name: type(entry) for name, entry in entries.items()} == {
         "a": Masked,
         "b": Masked,
-        "c": Plain,
     }
     for name, mask in masks.items():
         found = back[name][1]
@@ -163,11 +230,11 @@ CODES = CodeLayout(4, 16, "zero_point", 16)
 @pytest.mark.parametrize(
     ("entry", "expected", "layout", "stored"),
     [
-        (Plain(), F8, None, {"m.w": torch.zeros(7)}),
-        (Plain(), F8, None, {"m.w": torch.zeros(8, dtype=torch.int64)}),
-        (Plain(), I8, None, {"m.w": torch.zeros(8, dtype=torch.int32)}),
-        (Plain(), B8, None, {"m.w": torch.full((8,), 7, dtype=torch.uint8).view(torch.bool)}),
-        (Plain(), F8, None, {}),
+        (None, F8, None, {"m.w": torch.zeros(7)}),
+        (None, F8, None, {"m.w": torch.zeros(8, dtype=torch.int64)}),
+        (None, I8, None, {"m.w": torch.zeros(8, dtype=torch.int32)}),
+        (None, B8, None, {"m.w": torch.full((8,), 7, dtype=torch.uint8).view(torch.bool)}),
+        (None, F8, None, {}),
         (Boolean(), F8, None, {"m.w": BITS}),
         (Boolean(), B8, None, {"m.w": torch.zeros(2, dtype=torch.uint8)}),
         (Boolean(), B8, None, {"m.w": torch.zeros(1)}),
@@ -178,6 +245,11 @@ CODES = CodeLayout(4, 16, "zero_point", 16)
         (Masked(), F8, None, {"m.w@mask": BITS}),
         (Masked(), F8, None, {"m.w@kept": torch.zeros(4)}),
         (Masked(), U8, CODES, {"m.w@mask": BITS, "m.w@kept": torch.zeros(2, dtype=torch.uint8)}),
+        (Masked(), I8, Integers(), {"m.w@mask": BITS, "m.w@kept": torch.zeros(4)}),
+        (Zeros(), F8, None, {"m.w": torch.zeros(8)}),
+        (Zeros(), U8, CODES, {"m.w": torch.zeros(1, 8, dtype=torch.uint8)}),
+        (Zeros(), U8, Integers(), {"m.w": torch.zeros(1, 7, dtype=torch.uint8)}),
+        (Zeros(), I8, Integers(), {"m.w": torch.zeros(8)}),
         (
             Masked(),
             U8,
@@ -191,7 +263,7 @@ CODES = CodeLayout(4, 16, "zero_point", 16)
     ],
 )
 def test_what_does_not_fit_the_architecture_is_refused_with_the_tensors_name(
-    entry: Any, expected: Expected, layout: CodeLayout | None, stored: dict[str, Tensor]
+    entry: Any, expected: Expected, layout: CodeLayout | Integers | None, stored: dict[str, Tensor]
 ) -> None:
     read = reader({name: StoredTensor(tensor) for name, tensor in stored.items()})
     with pytest.raises(ArtifactError, match=r"m\.w"):

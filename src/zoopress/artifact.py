@@ -2,7 +2,7 @@
 
     FOLDER/
         zoopress.json            manifest: schema version, base model, lineage of stages, structure
-                                 edits, the form of every tensor, size and SHA-256 of every file
+                                 edits, forms of tensors, size and SHA-256 of every file
         compressed.safetensors   tensors; compressed-00001-of-00002.safetensors … when large
           or model.zpz           the same, entropy coded
           or model.safetensors   where the library that the model comes from can load it as it is;
@@ -31,9 +31,9 @@ import torch
 from torch import Tensor, nn
 
 from zoopress.bounds import memory_bytes
-from zoopress.coding.zpz import StoredTensor
-from zoopress.edits import apply_edit, set_tensor, submodule
-from zoopress.encoding import KEPT, Alias, Expected, decode, encode
+from zoopress.coding.layout import StoredTensor
+from zoopress.edits import AnyEdit, apply_edit, set_tensor, submodule
+from zoopress.encoding import KEPT, MASK, Alias, Expected, decode, encode
 from zoopress.errors import ArtifactError, PluginError, SourceError, nearest
 from zoopress.manifest import (
     AGAIN,
@@ -49,7 +49,7 @@ from zoopress.model import Model
 from zoopress.precision import accept_float32
 from zoopress.source import Architecture, build_on_meta
 from zoopress.store import file_digest, write_atomic
-from zoopress.tensor_files import MAX_SHARD_BYTES, Reader, open_tensors, write_tensors
+from zoopress.tensor_files import MAX_SHARD_BYTES, Reader, open_tensors, read_ahead, write_tensors
 
 if TYPE_CHECKING:
     from zoopress.plugins import Plugins
@@ -82,14 +82,20 @@ def save_artifact(
     """
     beside = architecture.companions(model, others)
     native = beside.native and model.storage == "safetensors" and not model.masks
-    entries, stored = encode(model.tensors(), model.masks, model.code_layouts(), share=not native)
+    entries, stored = encode(
+        model.tensors(),
+        model.masks,
+        model.code_layouts(),
+        share=not native,
+        coded=model.storage == "zpz",
+    )
     files: dict[str, Path | bytes] = dict(beside.files)
     if native:
         weights = _write_native(folder, model, architecture, stored, max_shard_bytes, files)
     else:
         renamed = {architecture.stored_name(name): item for name, item in stored.items()}
         assert len(renamed) == len(stored), "two tensors have one name in the file"
-        weights = write_tensors(folder, model.storage, renamed, max_shard_bytes)
+        weights = write_tensors(folder, model.storage, renamed, max_shard_bytes, model.coder)
         if model.storage == "safetensors":
             weights = [_rename(folder, name, "model", "compressed") for name in weights]
     for name, content in files.items():
@@ -107,6 +113,7 @@ def save_artifact(
         ),
         lineage=lineage or [],
         storage="zpz" if model.storage == "zpz" else "safetensors",
+        coder=None if model.coder == "auto" else model.coder,
         weights=weights,
         edits=list(beside.edits),
         tensors=entries,
@@ -118,9 +125,7 @@ def save_artifact(
         },
         native=True if native else None,
     )
-    data = manifest.model_dump(mode="json", exclude_none=True)
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    write_atomic(folder / MANIFEST, text)
+    write_atomic(folder / MANIFEST, manifest.to_json())
     return manifest
 
 
@@ -189,8 +194,8 @@ def load_artifact(
     manifest = read_manifest(folder, verify)
     architecture = _architecture(folder, manifest, plugins, factory)
     try:
-        # An edit makes few tensors of one, so a module can have but few that are not listed.
-        module = build_on_meta(architecture, 10_000 + 4 * len(manifest.tensors))
+        # An edit makes few tensors of one, so a module can have but few that are not stored.
+        module = build_on_meta(architecture, 10_000 + 4 * tensor_count(folder, manifest))
     except SourceError as error:
         raise ArtifactError(f"{folder}: {str(error).rstrip('.')}. {AGAIN}") from error
     except ArtifactError as error:
@@ -209,16 +214,17 @@ def replay_edits(folder: Path, manifest: Manifest, module: nn.Module, plugins: P
     Raises:
         ArtifactError: if an edit does not fit.
     """
-    for i, edit in enumerate(manifest.edits):
+    for edit in manifest.edits:
         try:
             with torch.device("meta"):
                 apply_edit(module, edit, plugins.layers)
         # All that a layer's constructor may raise of arguments that it did not expect.
         except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
-            raise ArtifactError(_bad_edit(folder, i, error)) from error
+            raise ArtifactError(_bad_edit(folder, edit, error)) from error
         except (RuntimeError, AssertionError, PluginError) as error:
-            raise ArtifactError(_bad_edit(folder, i, error)) from error
-    return Model(module.eval(), plugins.layers, list(manifest.edits), {}, manifest.storage)
+            raise ArtifactError(_bad_edit(folder, edit, error)) from error
+    edits, coder = list(manifest.edits), manifest.coder or "auto"
+    return Model(module.eval(), plugins.layers, edits, {}, manifest.storage, coder)
 
 
 def fill_tensors(
@@ -228,6 +234,7 @@ def fill_tensors(
     stored_name: Callable[[str], str],
     progress: Callable[[str], None] = lambda name: None,
     masks: bool = False,
+    whole: bool = True,
 ) -> None:
     """Read every tensor of an artifact into the rebuilt model.
 
@@ -238,19 +245,34 @@ def fill_tensors(
         stored_name: gives the name in the file of a tensor of the model.
         progress: called with each tensor's name.
         masks: whether to keep pruning masks, a byte a weight.
+        whole: whether the model has all that is stored.
 
     Raises:
         ArtifactError: if they do not fit.
     """
     try:
-        _fill(folder, model, manifest, stored_name, progress, masks)
+        _fill(folder, model, manifest, stored_name, progress, masks, whole)
     except ArtifactError as error:
         raise ArtifactError(f"{folder}: {str(error).rstrip('.')}. {AGAIN}") from error
 
 
-def _bad_edit(folder: Path, position: int, error: Exception) -> str:
+def tensor_count(folder: Path, manifest: Manifest) -> int:
+    """Return how many tensors an artifact says that its model has.
+
+    Raises:
+        ArtifactError: if its tensor files cannot be opened.
+    """
+    try:
+        with open_tensors(folder, manifest.storage, manifest.weights) as readers:
+            return len(readers.keys() | manifest.tensors.keys())
+    except ArtifactError as error:
+        raise ArtifactError(f"{folder}: {str(error).rstrip('.')}. {AGAIN}") from error
+
+
+def _bad_edit(folder: Path, edit: AnyEdit, error: Exception) -> str:
     reason = str(error).rstrip(".") or type(error).__name__
-    return f"{folder / MANIFEST}: edits[{position}]: {reason}. {AGAIN}"
+    what = f"field 'edits': cannot {edit.edit} {edit.module!r}"
+    return f"{folder / MANIFEST}: {what}: {reason}. {AGAIN}"
 
 
 def _architecture(
@@ -281,34 +303,35 @@ def _fill(
     stored_name: Callable[[str], str],
     progress: Callable[[str], None],
     masks: bool,
+    whole: bool,
 ) -> None:
     """Read every tensor into the rebuilt model."""
     expected = {n: Expected(t.shape, t.dtype) for n, t in model.tensors().items()}
-    missing = sorted(expected.keys() - manifest.tensors.keys())
-    if missing:
-        raise ArtifactError(f"the manifest lacks the tensor {missing[0]!r} of the architecture")
     unknown = sorted(manifest.tensors.keys() - expected.keys())
     if unknown:
         raise ArtifactError(
             f"the manifest has a tensor {unknown[0]!r} that the architecture has not."
-            f"{nearest(unknown[0], missing or expected)}"
+            f"{nearest(unknown[0], expected)}"
         )
     layouts = model.code_layouts()
     done: dict[str, Tensor] = {}
     with open_tensors(folder, manifest.storage, manifest.weights) as readers:
         _check_memory(expected, readers, stored_name)
+        unread = set(readers)
+        read_ahead(readers, (stored_name(n) + end for n in expected for end in ("", MASK, KEPT)))
 
         def read(name: str) -> Tensor:
             stored = stored_name(name)
             if stored not in readers:
                 raise ArtifactError(f"tensor {stored!r} is not in {', '.join(manifest.weights)}")
+            unread.discard(stored)
             return readers[stored].read(stored)
 
         def get(name: str, depth: int = 0) -> Tensor:
             if name in done:
                 return done[name]
             entry = manifest.tensors.get(name)
-            if entry is None or depth > 3:
+            if name not in expected or depth > 3:
                 raise ArtifactError(f"tensor {name!r} is referred to, but not stored")
             if isinstance(entry, Alias):
                 tensor = get(entry.of, depth + 1)
@@ -339,6 +362,11 @@ def _fill(
 
         for name in expected:
             get(name)
+        if unread and whole:
+            raise ArtifactError(
+                f"{', '.join(manifest.weights)} holds a tensor {min(unread)!r} that the "
+                f"architecture has not.{nearest(min(unread), map(stored_name, expected))}"
+            )
 
 
 def _check_memory(

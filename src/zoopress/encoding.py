@@ -1,15 +1,17 @@
 """How a model's tensors become the tensors of a file, and back, exactly.
 
-Every tensor of the model has an entry that says which of these forms it takes:
+A tensor of the model is stored as it is, under its own name, or takes one of these forms:
 
-    plain     stored as it is, under its own name
     alias     not stored: equal to another (tied weights, the same buffer in every layer)
     boolean   bools, one bit each
     masked    a pruned weight: one bit a weight for the mask, under `name@mask`, and the weights
               that are kept, in row-major order, under `name@kept`
+    zeros     codes of a pruned weight, stored as they are: what is not the code of zero is kept
 
-The codes of a packed weight are uint8 rows of bit-packed integers. Under a mask its codes are
-stored packed at the same width, those that are kept alone; the rest are the code of zero.
+The codes of a packed weight are uint8 rows of bit-packed integers, or integers. Pruned codes take
+the form `zeros` where they can: the coder sees one sparse plane, which takes less than a mask and
+what it keeps. `masked` ones are stored packed at the same width, those that are kept alone; the
+rest are the code of zero.
 """
 
 from __future__ import annotations
@@ -24,10 +26,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from zoopress.coding.bits import pack_codes, unpack_codes
+from zoopress.coding.layout import Integers, Layout, PackedCodes, StoredTensor
 from zoopress.coding.masks import PackedMask
-from zoopress.coding.zpz import StoredTensor
 from zoopress.errors import ArtifactError, StageError
-from zoopress.packing import CodeLayout
+from zoopress.packing import CodeLayout, nonzero_codes
 
 MASK = "@mask"
 KEPT = "@kept"
@@ -37,18 +39,12 @@ class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Plain(_Entry):
-    """Stored as it is."""
-
-    form: Literal["plain"] = "plain"
-
-
 class Alias(_Entry):
     """Equal to another tensor; `tied` if it is the very same one."""
 
     form: Literal["alias"] = "alias"
     of: str
-    tied: bool
+    tied: bool = False
 
 
 class Boolean(_Entry):
@@ -63,7 +59,15 @@ class Masked(_Entry):
     form: Literal["masked"] = "masked"
 
 
-TensorEntry = Annotated[Plain | Alias | Boolean | Masked, Field(discriminator="form")]
+class Zeros(_Entry):
+    """Codes of a pruned weight, stored as they are; the mask is where they are not zero's code."""
+
+    form: Literal["zeros"] = "zeros"
+
+
+Stored = Boolean | Masked | Zeros
+AnyEntry = Alias | Stored
+TensorEntry = Annotated[AnyEntry, Field(discriminator="form")]
 
 
 @dataclass(frozen=True)
@@ -73,67 +77,75 @@ class Expected:
     shape: torch.Size
     dtype: torch.dtype
 
-    def fits(self, tensor: Tensor) -> bool:
-        """Tell whether a tensor can stand here; a float in any float type can."""
-        same_type = tensor.dtype == self.dtype or (
+    def has_type_of(self, tensor: Tensor) -> bool:
+        """Tell whether a tensor's type can stand here; any float type can stand for another."""
+        return tensor.dtype == self.dtype or (
             tensor.is_floating_point() and self.dtype.is_floating_point
         )
-        return same_type and tensor.shape == self.shape
+
+    def fits(self, tensor: Tensor) -> bool:
+        """Tell whether a tensor can stand here."""
+        return self.has_type_of(tensor) and tensor.shape == self.shape
 
 
 def encode(
     tensors: Mapping[str, Tensor],
     masks: Mapping[str, Tensor],
-    layouts: Mapping[str, CodeLayout],
+    layouts: Mapping[str, CodeLayout | Integers],
     share: bool = True,
-) -> tuple[dict[str, Plain | Alias | Boolean | Masked], dict[str, StoredTensor]]:
+    coded: bool = True,
+) -> tuple[dict[str, AnyEntry], dict[str, StoredTensor]]:
     """Choose the form of every tensor.
 
     Args:
         tensors: every tensor of the model by name.
         masks: bool, True where kept, of the tensor's shape or of its codes' [rows, codes].
-        layouts: which tensors hold bit-packed codes.
+        layouts: which tensors hold codes, and how.
         share: whether to store tensors of equal content once and bools as bits; if not, every
             tensor is stored as it is, but tied ones once.
+        coded: whether what is stored is entropy coded; if not, codes that are mostly zero are
+            `masked`, which then takes less.
 
     Returns:
-        The entry of each tensor, and what goes into the file.
+        The form of each tensor that is not stored as it is, and what goes into the file.
+
+    Raises:
+        StageError: if a weight that is pruned by a mask is not zero.
     """
-    entries: dict[str, Plain | Alias | Boolean | Masked] = {}
+    entries: dict[str, AnyEntry] = {}
     stored: dict[str, StoredTensor] = {}
     seen: dict[tuple[object, ...], list[str]] = {}
     for name, tensor in tensors.items():
         alike = seen.setdefault(_identity(tensor), [])
         tied = next((other for other in alike if _same_memory(tensor, tensors[other])), None)
         # Equal contents under different masks are two things; a tied weight has one mask.
-        masked = masks.get(name)
-        equal = (other for other in alike if share and _same_mask(masked, masks.get(other)))
+        mask = masks.get(name)
+        equal = (other for other in alike if share and _same_mask(mask, masks.get(other)))
         if (first := tied or next(equal, None)) is not None:
             entries[name] = Alias(of=first, tied=tied is not None)
             continue
         alike.append(name)
-        if name in masks:
+        layout = layouts.get(name)
+        dense = coded or mask is None or _masking_saves_nothing(tensor, mask)
+        if mask is not None and dense and _implied(tensor, mask, layout):
+            entries[name] = Zeros()
+            stored[name] = StoredTensor(tensor, _stored_layout(layout))
+        elif mask is not None:
             entries[name] = Masked()
-            stored.update(_encode_masked(name, tensor, masks[name], layouts.get(name), tensors))
+            stored.update(_encode_masked(name, tensor, mask, layout, tensors))
         elif share and tensor.dtype == torch.bool and tensor.numel() >= 8:
             entries[name] = Boolean()
             stored[name] = _bits(tensor)
         else:
-            entries[name] = Plain()
-            layout = layouts.get(name)
-            stored[name] = (
-                StoredTensor(tensor, layout.bits, layout.per_row)
-                if layout
-                else StoredTensor(tensor)
-            )
+            stored[name] = StoredTensor(tensor, _stored_layout(layout))
     return entries, stored
 
 
 def decode(
     name: str,
-    entry: Plain | Boolean | Masked,
+    entry: Stored | None,
     expected: Expected,
-    layout: CodeLayout | None,
+    layout: CodeLayout | Integers | None,
     read: Callable[[str], Tensor],
     tensor_named: Callable[[str], Tensor],
     masks: bool = True,
@@ -142,7 +154,7 @@ def decode(
 
     Args:
         name: the tensor's name.
-        entry: its form; not an alias.
+        entry: its form, None if it is stored as it is; not an alias.
         expected: its shape and type in the rebuilt architecture.
         layout: how it holds codes, if it does.
         read: returns a stored tensor by name.
@@ -155,44 +167,77 @@ def decode(
     Raises:
         ArtifactError: if what is stored does not fit.
     """
-    if isinstance(entry, Plain):
-        tensor = read(name)
-        if not expected.fits(tensor):
-            raise ArtifactError(
-                f"tensor {name!r}: stored as {tensor.dtype} {tuple(tensor.shape)}, but the "
-                f"architecture has {expected.dtype} {tuple(expected.shape)} there"
-            )
-        if tensor.dtype == torch.bool and bool((tensor.view(torch.uint8) > 1).any()):
-            raise ArtifactError(f"tensor {name!r}: stored as bools, but holds other bytes")
-        return tensor, None
+    if entry is None or isinstance(entry, Zeros):
+        tensor = _read_plain(name, expected, read)
+        return tensor, _zeros_mask(name, tensor, layout, masks) if entry else None
     if isinstance(entry, Boolean):
         if expected.dtype != torch.bool:
             raise ArtifactError(f"tensor {name!r}: stored as bools, expected {expected.dtype}")
         return _read_mask(name, name, read, expected.shape).unpack(), None
-    if layout is None:
-        tensor, mask = _decode_masked(name, expected, read)
-    else:
+    if isinstance(layout, CodeLayout):
         tensor, mask = _decode_masked_codes(name, expected, layout, read, tensor_named)
+    else:
+        tensor, mask = _decode_masked(name, expected, read)
     return tensor, mask.unpack() if masks else None
+
+
+def _stored_layout(layout: CodeLayout | Integers | None) -> Layout | None:
+    if isinstance(layout, CodeLayout):
+        return PackedCodes(layout.bits, layout.per_row, layout.signed)
+    return layout
+
+
+def _masking_saves_nothing(codes: Tensor, mask: Tensor) -> bool:
+    """Tell whether a bit for each code takes as much as the codes that it spares."""
+    spared = codes.nbytes * (1 - float(mask.float().mean()))
+    return spared <= mask.numel() / 8
+
+
+def _implied(tensor: Tensor, mask: Tensor, layout: CodeLayout | Integers | None) -> bool:
+    """Tell whether a mask keeps just the codes that are not zero's."""
+    kept = None if layout is None else nonzero_codes(tensor, layout)
+    return kept is not None and torch.equal(kept, mask)
+
+
+def _read_plain(name: str, expected: Expected, read: Callable[[str], Tensor]) -> Tensor:
+    tensor = read(name)
+    if not expected.fits(tensor):
+        raise ArtifactError(
+            f"tensor {name!r}: stored as {tensor.dtype} {tuple(tensor.shape)}, but the "
+            f"architecture has {expected.dtype} {tuple(expected.shape)} there"
+        )
+    if tensor.dtype == torch.bool and bool((tensor.view(torch.uint8) > 1).any()):
+        raise ArtifactError(f"tensor {name!r}: stored as bools, but holds other bytes")
+    return tensor
+
+
+def _zeros_mask(
+    name: str, tensor: Tensor, layout: CodeLayout | Integers | None, wanted: bool
+) -> Tensor | None:
+    if layout is None or (isinstance(layout, CodeLayout) and isinstance(layout.fill, str)):
+        raise ArtifactError(
+            f"tensor {name!r}: its form is 'zeros', but it has no codes with one code of zero"
+        )
+    return nonzero_codes(tensor, layout) if wanted else None
 
 
 def _encode_masked(
     name: str,
     tensor: Tensor,
     mask: Tensor,
-    layout: CodeLayout | None,
+    layout: CodeLayout | Integers | None,
     tensors: Mapping[str, Tensor],
 ) -> dict[str, StoredTensor]:
-    if layout is None:
-        kept = StoredTensor(tensor[mask])
-        exact = not bool(tensor[~mask].any())
-    else:
+    if isinstance(layout, CodeLayout):
         codes = unpack_codes(tensor, layout.bits, layout.per_row)
         values = codes[mask]
         packed = pack_codes(values[None], layout.bits)[0]
-        kept = StoredTensor(packed, layout.bits, values.numel())
+        kept = StoredTensor(packed, PackedCodes(layout.bits, values.numel(), layout.signed))
         fill = _fill_codes(layout, codes.shape, name, lambda other: tensors[other])
         exact = torch.equal(torch.where(mask, codes, fill), codes)
+    else:
+        kept = StoredTensor(tensor[mask])
+        exact = not bool(tensor[~mask].any())
     if not exact:
         raise StageError(
             f"Tensor {name!r} has values other than zero where its mask prunes. A stage changed a "
@@ -207,11 +252,10 @@ def _decode_masked(
     mask = _read_mask(name, name + MASK, read, expected.shape)
     kept = read(name + KEPT)
     count = mask.count()
-    floats = kept.is_floating_point() and expected.dtype.is_floating_point
-    if kept.shape != (count,) or not floats:
+    if kept.shape != (count,) or not expected.has_type_of(kept):
         raise ArtifactError(
-            f"tensor {name!r}: its mask keeps {count} weights, but {kept.dtype} of shape "
-            f"{tuple(kept.shape)} is stored"
+            f"tensor {name!r}: its mask keeps {count} values of {expected.dtype}, but "
+            f"{kept.dtype} of shape {tuple(kept.shape)} is stored"
         )
     return mask.scatter(kept), mask
 
@@ -257,8 +301,11 @@ def _fill_codes(
 
 
 def _bits(mask: Tensor) -> StoredTensor:
+    """Pack bools as one row; a line of neighbours is what the first axis counts."""
     count = mask.numel()
-    return StoredTensor(pack_codes(mask.reshape(1, -1).to(torch.uint8), 1)[0], 1, count)
+    packed = pack_codes(mask.reshape(1, -1).to(torch.uint8), 1)[0]
+    width = count // mask.shape[0] if mask.ndim > 1 and count else None
+    return StoredTensor(packed, PackedCodes(1, count, width=width))
 
 
 def _read_mask(

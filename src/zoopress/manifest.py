@@ -1,4 +1,9 @@
-"""The manifest of an artifact, zoopress.json: what it says, and its checks before it is used."""
+"""The manifest of an artifact, zoopress.json: what it says, and its checks before it is used.
+
+It counts as part of the compressed model, so it is short: edits and forms of tensors are written in
+groups (`manifest_groups.py`), and a tensor that is stored as it is has no entry. `Manifest` holds
+them one by one.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +17,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from zoopress.edits import Edit
 from zoopress.encoding import TensorEntry
 from zoopress.errors import ArtifactError
+from zoopress.manifest_groups import group_edits, group_tensors, ungroup_edits, ungroup_tensors
 from zoopress.store import file_digest
 
 MANIFEST = "zoopress.json"
 AGAIN = "Download or build it again."
-MAX_MANIFEST_BYTES = 64 << 20
+VERSION = 2
+MAX_MANIFEST_BYTES = 16 << 20
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*")
 _PICKLES = frozenset({".bin", ".ckpt", ".joblib", ".npy", ".pickle", ".pkl", ".pt", ".pth"})
 
@@ -69,23 +76,40 @@ class ArchitectureRecord(_Part):
 
 
 class Manifest(_Part):
-    """The content of zoopress.json, version 1."""
+    """The content of zoopress.json, version 2."""
 
     format: Literal["zoopress"] = "zoopress"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     base: Base
     architecture: ArchitectureRecord
     lineage: list[dict[str, Any]] = Field(
         default=[], description="each stage in order: technique, its version, config, what it did"
     )
     storage: Literal["safetensors", "zpz"]
+    coder: Literal["static", "adaptive", "huffman"] | None = Field(
+        default=None, description="what zpz is coded by, where that was not left to the coder"
+    )
     weights: list[FileName] = Field(description="the files that hold the tensors")
     edits: list[Edit] = []
-    tensors: dict[str, TensorEntry]
+    tensors: dict[str, TensorEntry] = Field(
+        default={}, description="forms of tensors that are not stored as they are"
+    )
     files: dict[FileName, FileRecord] = Field(description="every file but this and README.md")
     native: Literal[True] | None = Field(
         default=None, description="set if the library that the model comes from can load it, too"
     )
+
+    def to_json(self) -> str:
+        """Return the text of zoopress.json."""
+        data = {
+            **self.model_dump(mode="json", exclude_none=True),
+            "edits": group_edits(self.edits),
+            "tensors": group_tensors(self.tensors),
+        }
+        for field in ("lineage", "edits", "tensors"):
+            if not data[field]:
+                del data[field]
+        return json.dumps(data, separators=(",", ":"), allow_nan=False)
 
     def loads_as(self) -> dict[str, Any]:
         """Return what people need to know to load the model."""
@@ -148,18 +172,26 @@ def _no_constant(name: str) -> Any:
 def _validate(path: Path, data: Any) -> Manifest:
     if not isinstance(data, dict) or data.get("format") != "zoopress":
         raise ArtifactError(f"{path}: field 'format' is not 'zoopress'; this is another's file.")
-    if data.get("version") != 1:
+    if data.get("version") != VERSION:
         raise ArtifactError(
-            f"{path}: field 'version' is {data.get('version')!r}; this zoopress reads version 1. "
-            "Update zoopress, or compress the model again."
+            f"{path}: field 'version' is {data.get('version')!r}; this zoopress reads version "
+            f"{VERSION}. Update zoopress, or compress the model again."
         )
+    for field, ungroup in (("edits", ungroup_edits), ("tensors", ungroup_tensors)):
+        try:
+            data = {**data, field: ungroup(data.get(field, []))}
+        except ValueError as error:
+            raise _bad_field(path, field, str(error)) from None
     try:
         return Manifest.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        raise ArtifactError(f"{path}: field {field!r}: {message}. {AGAIN}") from None
+        raise _bad_field(path, field, first["msg"].removeprefix("Value error, ")) from None
+
+
+def _bad_field(path: Path, field: str, message: str) -> ArtifactError:
+    return ArtifactError(f"{path}: field {field!r}: {message}. {AGAIN}")
 
 
 def _check_files(folder: Path, manifest: Manifest, verify: bool) -> None:

@@ -2,7 +2,8 @@
 
 Every technique sees the same view: a `Weight` with a kind, a name and an [out, in] matrix, be it a
 linear layer, a convolution, an embedding, a recurrent cell's gate matrix, attention's fused
-projection or a bare parameter.
+projection or a bare parameter. A vector, such as a bias or a norm's scale, is a matrix of one
+column, and is found only where it is asked for.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-WeightKind = Literal["linear", "conv", "embedding", "recurrent", "parameter"]
-WEIGHT_KINDS: tuple[WeightKind, ...] = get_args(WeightKind)
+WeightKind = Literal["linear", "conv", "embedding", "recurrent", "parameter", "vector"]
+WEIGHT_KINDS: tuple[WeightKind, ...] = ("linear", "conv", "embedding", "recurrent", "parameter")
+"""Kinds of weights with at least two axes, which hold nearly all of a model."""
 
 _TRANSPOSED_CONV = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED_CONV)
@@ -37,7 +39,7 @@ class Location:
 
 @dataclass(frozen=True)
 class Weight:
-    """One float parameter with at least two axes.
+    """One float parameter: with at least two axes, or of kind "vector" with one.
 
     `locations` has more than one entry when the weight is tied (an embedding that is also the
     output layer, say); the first gives its name.
@@ -62,7 +64,7 @@ class Weight:
         return self.locations[0].attribute
 
     def matrix(self) -> Tensor:
-        """Return the weight as [out, in]; convolution kernels are flattened into `in`."""
+        """Return the weight as [out, in]: kernels are flattened into `in`, a vector is [n, 1]."""
         return as_matrix(self.parameter.detach(), self.output_axis)
 
     def from_matrix(self, matrix: Tensor) -> Tensor:
@@ -83,8 +85,16 @@ def from_matrix(matrix: Tensor, shape: torch.Size, output_axis: int) -> Tensor:
     return matrix.reshape(moved).movedim(0, output_axis).contiguous()
 
 
-def kind_of(module: nn.Module, attribute: str) -> tuple[WeightKind, int]:
-    """Return the kind and the output axis of a parameter called `attribute` of `module`."""
+def kind_of(module: nn.Module, attribute: str, axes: int) -> tuple[WeightKind, int]:
+    """Return the kind and the output axis of a parameter called `attribute` of `module`.
+
+    Args:
+        module: what holds the parameter.
+        attribute: its name there.
+        axes: how many it has.
+    """
+    if axes == 1:
+        return "vector", 0
     if isinstance(module, _CONV):
         return "conv", 1 if isinstance(module, _TRANSPOSED_CONV) else 0
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
@@ -106,11 +116,13 @@ def find_weights(
     include: Collection[str] = ("*",),
     exclude: Collection[str] = (),
 ) -> Iterator[Weight]:
-    """Yield every float parameter with two or more axes, tied ones once, in module order.
+    """Yield every float parameter of some kinds, tied ones once, in module order.
+
+    One with one axis is a "vector"; a normalization layer's with more is none.
 
     Args:
         module: the model.
-        kinds: kinds to yield.
+        kinds: kinds to yield; the default leaves vectors out.
         include: shell patterns of which a weight's name must match one ("*.query.weight").
         exclude: shell patterns of which it must match none.
     """
@@ -118,15 +130,15 @@ def find_weights(
     first: dict[int, tuple[nn.Parameter, nn.Module]] = {}
     for path, owner in module.named_modules():
         for attribute, parameter in owner._parameters.items():
-            if parameter is None or parameter.ndim < 2 or not parameter.is_floating_point():
+            if parameter is None or parameter.ndim < 1 or not parameter.is_floating_point():
                 continue
-            if isinstance(owner, _NORMALIZATION) or not parameter.numel():
+            if not parameter.numel() or (parameter.ndim > 1 and isinstance(owner, _NORMALIZATION)):
                 continue
             locations.setdefault(id(parameter), []).append(Location(path, attribute))
             first.setdefault(id(parameter), (parameter, owner))
     for key, (parameter, owner) in first.items():
         places = tuple(locations[key])
-        kind, axis = kind_of(owner, places[0].attribute)
+        kind, axis = kind_of(owner, places[0].attribute, parameter.ndim)
         matches = any(fnmatchcase(p.name, pattern) for p in places for pattern in include)
         barred = any(fnmatchcase(p.name, pattern) for p in places for pattern in exclude)
         if kind in kinds and matches and not barred:

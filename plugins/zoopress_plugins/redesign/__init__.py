@@ -1,0 +1,1 @@
+"""The techniques that give a model another architecture, one file each."""
