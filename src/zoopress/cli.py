@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zoopress.commands import hub, init, nightly, plan, reports, zoo_run
+from zoopress.commands import coding, hub, init, nightly, plan, reports, zoo_run
 from zoopress.commands.arguments import (
-    ArtifactArgument,
     CardArgument,
     EngineOption,
+    JsonOption,
     QuietOption,
     RevisionOption,
     StoreOption,
@@ -112,6 +112,8 @@ app.command()(init.init)
 app.command()(hub.push)
 app.command()(hub.pull)
 app.command()(hub.lineage)
+app.command()(coding.encode)
+app.command()(coding.decode)
 app.command()(nightly.nightly)
 app.command()(reports.evaluate)
 app.command()(reports.compare)
@@ -119,19 +121,38 @@ app.command()(reports.report)
 
 
 @app.command()
-def inspect(artifact: ArtifactArgument, revision: RevisionOption = None) -> None:
+def inspect(
+    artifact: Annotated[
+        str,
+        typer.Argument(
+            help="Folder with a zoopress.json, a repository on the Hub: org/name, or a .zpz file.",
+            autocompletion=coding.complete_file(".zpz"),
+        ),
+    ],
+    revision: RevisionOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Verify an artifact's files and show where it comes from and how it was made.
+
+    Of a .zpz file, on disk or at a URL, show its tensors, their encodings and bits.
 
     Examples:
 
         zoopress inspect out/minilm/hybrid/artifact
 
         zoopress inspect my-org/minilm-small --revision v1
+
+        zoopress inspect out/minilm/hybrid/artifact/model.zpz
     """
+    if artifact.endswith(".zpz"):
+        coding.show_tensors(artifact, as_json)
+        return
     from rich.console import Console
     from rich.table import Table
 
+    from zoopress.artifact import tensor_count
     from zoopress.hub.artifacts import find_artifact
+    from zoopress.lineage import stage_config
     from zoopress.manifest import read_manifest, size_bytes
 
     folder = find_artifact(artifact, revision)
@@ -139,15 +160,20 @@ def inspect(artifact: ArtifactArgument, revision: RevisionOption = None) -> None
     console = Console()
     base = manifest.base
     size = size_bytes(folder, manifest)
+    if as_json:
+        shown = {"base": base.model_dump(mode="json"), "bytes": size, "lineage": manifest.lineage}
+        print(json.dumps(shown))
+        return
     console.print(f"{base.name} from {base.source} at {base.revision}, task {base.task}")
     console.print(
         f"{base.size_bytes:,} → {size:,} bytes ({base.size_bytes / size:.2f}×), "
-        f"{len(manifest.tensors)} tensors in {', '.join(manifest.weights)}; all checksums match"
+        f"{tensor_count(folder, manifest)} tensors in {', '.join(manifest.weights)}; "
+        "all checksums match"
     )
     table = Table("", "technique", "from", "config")
-    reserved = {"technique", "distribution", "version", "claims", "touched", "seed"}
     for i, stage in enumerate(manifest.lineage, start=1):
-        config = ", ".join(f"{k}: {v}" for k, v in stage.items() if k not in reserved)
+        spelled = stage_config(stage, loaded_plugins())
+        config = ", ".join(f"{k}: {v}" for k, v in spelled.items())
         origin = f"{stage.get('distribution')} {stage.get('version')}"
         table.add_row(str(i), str(stage.get("technique")), origin, config)
     console.print(table)

@@ -7,7 +7,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from zoopress.coding.zpz import StoredTensor, ZpzReader, write_zpz
+from zoopress.coding.coder import Coder
+from zoopress.coding.layout import StoredTensor
+from zoopress.coding.zpz import ZpzReader, write_zpz
 from zoopress.errors import ArtifactError
 
 MAX_SHARD_BYTES = 5_000_000_000
@@ -135,6 +137,7 @@ class _Zpz:
         self.names = reader.names
         self.read = reader.read
         self.stored_bytes = reader.stored_bytes
+        self.expect = reader.expect
 
     def itemsize(self, name: str) -> int:
         dtype: torch.dtype = getattr(torch, self._reader.info(name)[0])
@@ -159,12 +162,27 @@ def open_tensors(folder: Path, storage: str, files: list[str]) -> Iterator[dict[
         yield readers
 
 
+def read_ahead(readers: Mapping[str, Reader], names: Iterable[str]) -> None:
+    """Begin to decode tensors that are about to be read, in this order, where that takes time."""
+    expected: dict[_Zpz, list[str]] = {}
+    for name in names:
+        reader = readers.get(name)
+        if isinstance(reader, _Zpz):
+            expected.setdefault(reader, []).append(name)
+    for reader, its_names in expected.items():
+        reader.expect(its_names)
+
+
 def write_tensors(
-    folder: Path, storage: str, stored: Mapping[str, StoredTensor], max_shard_bytes: int
+    folder: Path,
+    storage: str,
+    stored: Mapping[str, StoredTensor],
+    max_shard_bytes: int,
+    coder: Coder = "auto",
 ) -> list[str]:
     """Write tensors into a folder and return the names of the files."""
     if storage == "zpz":
-        write_zpz(folder / "model.zpz", stored)
+        write_zpz(folder / "model.zpz", stored, coder=coder)
         return ["model.zpz"]
     return _write_safetensors(folder, stored, max_shard_bytes)
 

@@ -14,7 +14,7 @@ Scan: TypeAlias = Literal["rows", "columns"]
 
 @dataclass(frozen=True)
 class PackedCodes:
-    """Rows (last axis) of a uint8 tensor hold `per_row` codes each, as `bits.pack_codes` packs them.
+    """Rows (last axis) of uint8 hold `per_row` codes each, as `bits.pack_codes` packs them.
 
     Attributes:
         bits: of a code, 1 to 8.
@@ -47,7 +47,7 @@ Layout: TypeAlias = PackedCodes | Integers
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor to store, of any shape and strides, and what its bytes hold if they hold integers."""
+    """A tensor to store, of any shape and strides, and what integers its bytes hold, if any."""
 
     tensor: Tensor
     layout: Layout | None = None
