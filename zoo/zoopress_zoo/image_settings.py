@@ -29,6 +29,13 @@ class Augmentation(Preprocessing):
         default=1.0, gt=0, le=1, description="least share of the area that is cut out and enlarged"
     )
     rotate: float = Field(default=0.0, ge=0, le=180, description="degrees turned at most")
+    scale: float = Field(
+        default=0.0, ge=0, description="width and height, each, by up to 1 + this larger or smaller"
+    )
+    shear: float = Field(default=0.0, ge=0, lt=90, description="degrees slanted at most")
+    elastic: float = Field(
+        default=0.0, ge=0, description="pixels bent, as the deviation of 5 by 5 random points"
+    )
 
 
 class ImagePreprocessing(Preprocessing):

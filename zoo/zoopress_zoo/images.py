@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample
+from torch.nn.functional import affine_grid, grid_sample, interpolate
 
 from zoopress.data import File
 from zoopress_zoo.image_settings import Augmentation, ImagePreprocessing, Interpolation, pair
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _THUMBNAIL = 96
 _DARK = 64
+_BENDS = 5
 
 
 def image_shape(value: Any) -> tuple[int, int, int]:
@@ -138,10 +139,13 @@ def normalize(images: Tensor, settings: ImagePreprocessing) -> Tensor:
 
 
 def augment(images: Tensor, settings: Augmentation, generator: torch.Generator) -> Tensor:
-    """Return images [n, channels, height, width], each moved, flipped, cut out and turned.
+    """Return images [n, channels, height, width], each moved, flipped, cut out, turned and bent.
 
-    What comes in from outside is 0. One affine map does all of it, so that pixels are interpolated
-    once; whole shifts and flips move them as they are.
+    What comes in from outside is 0. One map does all of it, so that pixels are interpolated once;
+    whole shifts and flips move them as they are.
+
+    Source: Simard et al. 2003, doi:10.1109/ICDAR.2003.1227801 (elastic), with cubic interpolation
+    between few random points in the place of a smoothed random field.
     """
     if settings == Augmentation():
         return images
@@ -159,12 +163,21 @@ def augment(images: Tensor, settings: Augmentation, generator: torch.Generator) 
     # In the map's coordinates an image reaches from -1 to 1; a cut-out stays inside of it.
     x = uniform(-1, 1) * (1 - scale) + 2.0 * moves[0] / width
     y = uniform(-1, 1) * (1 - scale) + 2.0 * moves[1] / height
-    cosine, sine, ratio = angle.cos() * scale, angle.sin() * scale, height / width
+    most = math.log1p(settings.scale)
+    wide, high = scale * uniform(-most, most).exp(), scale * uniform(-most, most).exp()
+    slant = high * uniform(-settings.shear, settings.shear).deg2rad().tan()
+    cosine, sine, ratio = angle.cos(), angle.sin(), height / width
+    # Stretched and slanted, then turned.
     rows = [
-        torch.stack([sign * cosine, -sine * ratio, x], 1),
-        torch.stack([sign * sine / ratio, cosine, y], 1),
+        torch.stack([sign * cosine * wide, (cosine * slant - sine * high) * ratio, x], 1),
+        torch.stack([sign * sine * wide / ratio, sine * slant + cosine * high, y], 1),
     ]
     grid = affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+    if settings.elastic:
+        size = settings.elastic * 2 / torch.tensor([width, height]).view(1, 2, 1, 1)
+        points = torch.randn(count, 2, _BENDS, _BENDS, generator=generator) * size
+        bent = interpolate(points, (height, width), mode="bicubic", align_corners=True)
+        grid = grid + bent.permute(0, 2, 3, 1)
     return grid_sample(images, grid, align_corners=False)
 
 

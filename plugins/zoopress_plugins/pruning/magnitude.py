@@ -81,7 +81,7 @@ def smallest_pruned(scores: Sequence[Tensor], sparsity: float) -> list[Tensor]:
 
     flat = torch.cat([score.reshape(-1) for score in scores])
     count = round(sparsity * flat.numel())
-    keep = torch.ones(flat.shape, dtype=torch.bool)
+    keep = torch.ones(flat.shape, dtype=torch.bool, device=flat.device)
     keep[flat.topk(count, largest=False, sorted=False).indices] = False
     parts = keep.split([score.numel() for score in scores])
     return [part.view(score.shape) for part, score in zip(parts, scores, strict=True)]
@@ -93,10 +93,16 @@ def rising_sparsity(sparsity: float, rounds: int) -> list[float]:
     Args:
         sparsity: after the last.
         rounds: how many, evenly spaced in time; the start is a dense model.
-
-    Source: Zhu & Gupta 2017, arXiv:1710.01878, eq. 1, with an initial sparsity of 0.
     """
-    return [sparsity * (1 - (1 - done / rounds) ** 3) for done in range(1, rounds + 1)]
+    return [sparsity_after(sparsity, done / rounds) for done in range(1, rounds + 1)]
+
+
+def sparsity_after(sparsity: float, done: float) -> float:
+    """Return the sparsity after a share of the time in which it rises from 0.
+
+    Source: Zhu & Gupta 2017, arXiv:1710.01878, eq. 1.
+    """
+    return sparsity * (1 - (1 - done) ** 3)
 
 
 def n_of_m_kept(scores: Tensor, n: int, m: int) -> Tensor:

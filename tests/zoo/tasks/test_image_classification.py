@@ -150,7 +150,7 @@ class TestTask:
             ({"dataset": "idx:.", "preprocessing": {"std": [0.0], "mean": [1.0]}}, "above 0"),
             (
                 {"dataset": "idx:.", "preprocessing": {"augment": {"spin": 1}}},
-                "Valid: crop, flip, rotate, shift",
+                "Valid: crop, elastic, flip, rotate, scale, shear, shift",
             ),
             ({"dataset": "idx:.", "label_names": ["a", "b"]}, "the label 2 (row"),
             ({"dataset": "idx:.", "preprocessing": {"mean": [0, 0], "std": [1, 1]}}, "2 channels"),
@@ -351,6 +351,34 @@ class TestAugmentation:
         assert not torch.allclose(turned, image, atol=1e-2)
         assert float(turned.max()) <= float(image.max()) + 1e-5
         assert float((turned[..., 1:4, 1:4].mean() - inside).abs()) < 0.2
+
+    def test_stretching_keeps_the_middle_and_goes_no_further_than_asked(self) -> None:
+        line = torch.zeros(200, 1, 41, 41)
+        line[:, :, :, 20] = 1.0
+        line[:, :, :, 30] = 0.5
+        drawn = augment(line, Augmentation(scale=0.25), torch.Generator().manual_seed(0))
+        assert bool((drawn[:, 0, 20].argmax(1) == 20).all())
+        beside = 21 + drawn[:, 0, 20, 25:].argmax(1) + 4
+        assert int(beside.min()) >= 20 + 10 / 1.25 - 1
+        assert int(beside.max()) <= 20 + 10 * 1.25 + 1
+        assert len(beside.unique()) > 3
+
+    def test_shear_slants_columns_and_leaves_the_middle_row(self) -> None:
+        line = torch.zeros(200, 1, 41, 41)
+        line[:, :, :, 20] = 1.0
+        drawn = augment(line, Augmentation(shear=30), torch.Generator().manual_seed(0))
+        top, middle, bottom = (drawn[:, 0, row].argmax(1) - 20 for row in (10, 20, 30))
+        assert bool((middle == 0).all())
+        assert bool(((top + bottom).abs() <= 1).all())  # as far to the left as to the right
+        assert 4 <= int(top.abs().max()) <= 6  # 10 · tan 30° = 5.8
+
+    def test_elastic_moves_pixels_by_about_what_was_asked_each_place_otherwise(self) -> None:
+        ramp = torch.arange(40.0).expand(100, 1, 30, 40)
+        drawn = augment(ramp, Augmentation(elastic=0.5), torch.Generator().manual_seed(0))
+        moved = (drawn - ramp)[:, 0, 5:-5, 5:-5]  # a ramp's value tells where it came from
+        assert 0.3 < float(moved.std()) < 0.6
+        assert float(moved.mean().abs()) < 0.05
+        assert float(moved.std((1, 2)).mean()) > 0.2
 
 
 class TestModelFiles:
