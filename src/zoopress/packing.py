@@ -10,6 +10,8 @@ embedding) never build the dense weight where a kernel serves.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoopress.coding.bits import BLOCK_CODES, unpack_codes
 from zoopress.coding.layout import Integers
 
 Product = Literal["linear", "embedding"]
@@ -47,7 +50,12 @@ class PackedWeight(nn.Module, ABC):
 
     A subclass allocates its buffers in `__init__` on torch's current default device (the meta
     device while an artifact is rebuilt) from the shape and plain arguments alone.
+
+    Attributes:
+        is_differentiable: whether products are those of the dense weight, see `differentiable`.
     """
+
+    is_differentiable: bool = False
 
     def __init__(self, shape: torch.Size, dtype: torch.dtype, output_axis: int) -> None:
         super().__init__()
@@ -62,11 +70,12 @@ class PackedWeight(nn.Module, ABC):
     def kernel(self, product: Product) -> str | None:
         """Name what computes a product here without the dense weight, None if nothing does.
 
-        Override it together with `linear` or `embedding`.
+        Override it together with `linear` or `embedding`. `linear` needs no derivative: it is not
+        called where one is wanted, see `differentiable`.
         """
         return None
 
-    def code_layouts(self) -> dict[str, CodeLayout | Integers]:
+    def code_layouts(self) -> Mapping[str, CodeLayout | Integers]:
         """Return which buffers hold codes, so that storage can see them.
 
         In `Integers` buffers [rows, columns], of the weight's matrix, 0 is the code of zero.
@@ -76,9 +85,13 @@ class PackedWeight(nn.Module, ABC):
     def tunable(self) -> tuple[str, ...]:
         """Name the float buffers, such as scales or a codebook, that training may change.
 
-        `dense` must be differentiable with respect to each.
+        `dense`, and `embedding` if overridden, must be differentiable with respect to each. While
+        one is trained, a float32 parameter of its name stands in its place.
         """
         return ()
+
+    def changed(self) -> None:
+        """Forget what was made of the buffers and kept, since training has changed them."""
 
     def linear(self, input: Tensor, bias: Tensor | None) -> Tensor:
         """Compute input [..., in] times the weight [out, in] transposed, plus bias [out]."""
@@ -89,9 +102,48 @@ class PackedWeight(nn.Module, ABC):
         return F.embedding(indices, self.dense())
 
 
+def nonzero_codes(buffer: Tensor, layout: CodeLayout | Integers) -> Tensor | None:
+    """Return where a buffer of codes holds another code than that of zero.
+
+    Args:
+        buffer: as `layout` describes it.
+        layout: how it holds codes.
+
+    Returns:
+        [rows, codes in a row], bool; None if the code of zero is not the same everywhere.
+    """
+    if isinstance(layout, Integers):
+        return buffer != 0
+    if isinstance(layout.fill, str):
+        return None
+    nonzero = torch.empty(len(buffer), layout.per_row, dtype=torch.bool)
+    step = max(1, BLOCK_CODES // max(1, layout.per_row))
+    for some in (slice(first, first + step) for first in range(0, len(buffer), step)):
+        nonzero[some] = unpack_codes(buffer[some], layout.bits, layout.per_row) != layout.fill
+    return nonzero
+
+
 def packed_weights(module: nn.Module) -> dict[str, PackedWeight]:
     """Return every packed weight below `module` by the name of the weight it stands for."""
     return {n: m for n, m in module.named_modules() if isinstance(m, PackedWeight)}
+
+
+@contextmanager
+def differentiable(module: nn.Module) -> Iterator[None]:
+    """Let gradients flow through the packed weights below `module`.
+
+    Kernels that read packed weights have no derivative, so products are those of the dense weight,
+    made for each forward pass.
+    """
+    packed = packed_weights(module).values()
+    before = [weight.is_differentiable for weight in packed]
+    try:
+        for weight in packed:
+            weight.is_differentiable = True
+        yield
+    finally:
+        for weight, flag in zip(packed, before, strict=True):
+            weight.is_differentiable = flag
 
 
 def hold_packed(module: nn.Module, attribute: str, packed: PackedWeight) -> None:
@@ -146,7 +198,8 @@ def _how(module: nn.Module, name: str) -> str:
     """Tell how a module computes with its packed weight `name`."""
     packed = module._modules[name]
     assert isinstance(packed, PackedWeight)
-    product: Product | None = getattr(type(module), "_product", None)
+    # A bias is a summand, not a factor.
+    product: Product | None = getattr(type(module), "_product", None) if name == "weight" else None
     return (packed.kernel(product) if product else None) or _REBUILT
 
 
@@ -210,6 +263,8 @@ def _dense_attribute(name: str) -> Any:
 
 def _linear_forward(self: Any, input: Tensor) -> Tensor:
     packed: PackedWeight = self._modules["weight"]
+    if packed.is_differentiable:
+        return F.linear(input, packed.dense().to(input.dtype), self.bias)
     return packed.linear(input, self.bias)
 
 

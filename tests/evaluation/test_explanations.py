@@ -23,7 +23,7 @@ from zoopress.evaluation.explanations import (
     measure,
     rank_correlation,
 )
-from zoopress.evaluation.surface import surface_of, with_gradients
+from zoopress.evaluation.surface import surface_of
 from zoopress.model import Model
 from zoopress.packing import packed_weights, unpack
 from zoopress.plugins import Plugins
@@ -155,7 +155,7 @@ def test_packed_weights_are_explained_as_their_dense_form(
     inputs = inputs_of(name)
     chosen = first_class(dense.module, inputs)
     before, after = (
-        attributions(with_gradients(each.module), inputs, chosen, 3) for each in (dense, packed)
+        attributions(each.module, inputs, chosen, 3) for each in (dense, packed)
     )
     torch.testing.assert_close(before, after)
     assert packed_weights(packed.module)  # as it was

@@ -81,10 +81,38 @@ def test_later_stages_are_coded_too(tmp_path: Path) -> None:
     assert sizes[1] < 0.7 * sizes[0]
 
 
-def test_coding_twice_is_refused(tmp_path: Path) -> None:
+def test_coding_twice_in_the_same_way_is_refused(tmp_path: Path) -> None:
     card = tiny_card("cnn", tmp_path)
-    with pytest.raises(StageError, match="entropy coded already; leave this stage out"):
-        run_chain([CODING, CODING], card, tmp_path / "out", PLUGINS)
+    huffman = technique("entropy_coding", coder="huffman")
+    for chain, coder in (([CODING, CODING], "auto"), ([huffman, huffman], "huffman")):
+        with pytest.raises(StageError, match=f"already, by 'coder: {coder}'; leave this stage out"):
+            run_chain(chain, card, tmp_path / coder, PLUGINS)
+
+
+def test_a_second_stage_may_choose_another_coder(tmp_path: Path) -> None:
+    card = tiny_card("cnn", tmp_path)
+    prune = technique("magnitude_pruning", sparsity=0.9)
+    quantize = technique("codebook_quantization", bits=5)
+    coders = [technique("entropy_coding", coder=name) for name in ("adaptive", "huffman")]
+    result = run_chain([prune, quantize, *coders], card, tmp_path / "out", PLUGINS)
+    alone = run_chain([prune, quantize, coders[1]], card, tmp_path / "alone", PLUGINS)
+    adaptive, huffman = (stage.weight_bytes for stage in result.report.stages[2:])
+    assert adaptive < huffman
+    files = [(each.artifact / "model.zpz").read_bytes() for each in (result, alone)]
+    assert files[0] == files[1]
+
+
+def test_a_later_stage_keeps_to_the_coder(tmp_path: Path) -> None:
+    card = tiny_card("cnn", tmp_path)
+    huffman = technique("entropy_coding", coder="huffman")
+    quantize = technique("codebook_quantization", bits=5)
+    before = run_chain([huffman, quantize], card, tmp_path / "before", PLUGINS)
+    after = run_chain([quantize, huffman], card, tmp_path / "after", PLUGINS)
+    assert reload_artifact(before.artifact, card, PLUGINS).coder == "huffman"
+    files = [(each.artifact / "model.zpz").read_bytes() for each in (before, after)]
+    assert files[0] == files[1]
+    plain = run_chain([CODING, quantize], card, tmp_path / "plain", PLUGINS)
+    assert reload_artifact(plain.artifact, card, PLUGINS).coder == "auto"
 
 
 def test_coding_touches_no_property_of_other_stages() -> None:

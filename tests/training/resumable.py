@@ -24,14 +24,18 @@ from safetensors.torch import save_file
 
 from synthetic_task import CLASSES, FEATURES, Classification, Rows, run
 from zoopress.model import Model
+from zoopress.plugins import load_plugins
 from zoopress.task import Batch, Samples, Split
+from zoopress.technique import Context
 from zoopress.training import checkpoint
 from zoopress.training.term import Term
+from zoopress_plugins.quantization.weight_only import WeightQuantization, WeightQuantizationConfig
 
 CONFIGS = {
     "sgd": {"optimizer": "sgd", "momentum": 0.9, "schedule": "one_cycle", "accumulate": 2},
     "adamw": {"optimizer": "adamw", "batch_norm": "recalibrate", "patience": 6},
     "lora": {"lora": {"rank": 2, "dropout": 0.1}, "learning_rates": {"1.*": 0.5}},
+    "tuned": {"packed": "tune", "learning_rate": 0.003, "learning_rates": {"*.scale": 3}},
 }
 
 
@@ -70,7 +74,7 @@ class Adapter(Term):
         return (found - self.mean - batch.inputs["x"][:, :2]).square().mean()
 
 
-def build() -> Model:
+def build(packed: bool) -> Model:
     torch.manual_seed(5)
     model = Model(
         nn.Sequential(
@@ -81,10 +85,14 @@ def build() -> Model:
             nn.Linear(16, 16),
             nn.ReLU(),
             nn.Linear(16, CLASSES),
-        ).eval()
+        ).eval(),
+        load_plugins().layers if packed else {},
     )
     weight = next(model.weights())
     model.mask(weight, torch.rand(weight.parameter.shape) > 0.3)
+    if packed:
+        context = Context(0, torch.device("cpu"), list, lambda m, b: m(b), lambda *_: None, Path())
+        WeightQuantization(WeightQuantizationConfig(bits=3)).apply(model, context)
     return model
 
 
@@ -103,7 +111,7 @@ def train(config: str, folder: Path, deadly_batch: int, deadly_write: int) -> No
 
     checkpoint.save_file = dying  # type: ignore[assignment]
     torch.manual_seed(6)
-    model = build()
+    model = build(config == "tuned")
     result = run(
         model, folder, Task(noise=0.2), [Adapter()], epochs=3, evaluations=7, **CONFIGS[config]
     )

@@ -18,11 +18,11 @@ from synthetic_task import Classification, perceptron, run
 from zoopress import testing_models
 from zoopress.errors import StageError
 from zoopress.model import Model
-from zoopress.packing import packed_weights
+from zoopress.packing import differentiable, packed_weights
 from zoopress.plugins import Plugins
 from zoopress.technique import Context
 from zoopress.testing import seeded
-from zoopress.training.constraints import PrunedWeights, differentiable
+from zoopress.training.constraints import PrunedWeights
 
 VOCABULARY = testing_models.VOCABULARY
 
@@ -96,10 +96,10 @@ def test_masked_gradients_and_weights_are_zero_whatever_they_were(seed: int, val
     other = nn.Parameter(torch.ones(3))
     names = {parameter: ["a", "b"], other: ["c"]}
     pruned = PrunedWeights(names, {"b": keep, "not.here": torch.zeros(2, dtype=torch.bool)})
-    pruned.mask_gradients()  # there is none yet
+    pruned.before_step()  # there is none yet
     parameter.grad = torch.full((4, 5), value)
-    pruned.mask_gradients()
-    pruned.mask_weights()
+    pruned.before_step()
+    pruned.after_step()
     assert_positive_zeros(parameter.grad, keep)
     assert_positive_zeros(parameter.detach(), keep)
     kept = parameter.detach()[keep]
@@ -184,7 +184,7 @@ def test_around_packed_weights_the_rest_learns_and_they_stay(
     after = model.tensors()
     for key, weight in packed_weights(model.module).items():
         assert torch.equal(weight.dense(), dense[key])
-        assert "linear" not in vars(weight)
+        assert not weight.is_differentiable
     trained = set(result.trained)
     assert any("bias" in key for key in trained)
     for key in before:

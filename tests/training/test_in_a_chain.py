@@ -122,7 +122,8 @@ def test_training_after_pruning_recovers_and_keeps_the_zeros(
     assert min(losses) < 0.7 * losses[0]
     last = reload_artifact(result.artifact, used, with_rounds)
     codes = sum(int((~mask).sum()) for mask in last.masks.values())
-    assert codes == result.report.stages[1].pruned > 0
+    # Weights that quantization rounds to zero count as pruned, too.
+    assert codes >= result.report.stages[1].pruned > 0
 
 
 def test_training_after_quantization_moves_only_what_is_not_packed(

@@ -390,6 +390,36 @@ def test_bfloat16_passes_train_float32_weights(tmp_path: Path) -> None:
     assert exact.losses != result.losses
 
 
+def test_channels_last_is_a_layout_while_training_and_nothing_else(tmp_path: Path) -> None:
+    class Network(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            last = torch.channels_last
+            layouts.append(
+                all(
+                    p.is_contiguous(memory_format=last)
+                    for p in self[::2].parameters()
+                    if p.ndim == 4
+                )
+            )
+            found: Tensor = super().forward(x)
+            return found.mean((2, 3))
+
+    layouts: list[bool] = []
+    task = Classification(
+        lambda n, g: torch.randn(n, 4, 5, 5, generator=g), lambda x: x.mean((2, 3)).argmax(1) % 3
+    )
+    modules = []
+    for name, last in (("first", False), ("last", True)):
+        torch.manual_seed(0)
+        modules.append(Network(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, CLASSES, 3)))
+        layouts.clear()
+        run(modules[-1], tmp_path / name, task, epochs=4, channels_last=last)
+        assert all(layout == last for layout in layouts)
+        assert all(tensor.is_contiguous() for tensor in modules[-1].parameters())
+    for one, other in zip(modules[0].parameters(), modules[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
 def test_progress_tells_step_loss_and_share(tmp_path: Path) -> None:
     told: list[tuple[str, float | None]] = []
     run(perceptron(), tmp_path, progress=lambda item, fraction=None: told.append((item, fraction)))

@@ -1,15 +1,19 @@
 """Entropy coding: the stored tensors take about as many bits as they hold information.
 
-The tensors are written to `model.zpz` by a range coder (asymmetric numeral systems) with a table of
-frequencies for each tensor: codes by their values, masks and what is left in floating point by
-bytes. It is lossless and goes on to hold for whatever later stages do to the tensors.
+The tensors are written to `model.zpz`: integers, codes and masks with contexts of what lies beside
+them, what is left in floating point by its fields. It is lossless and goes on to hold for whatever
+later stages do to the tensors.
 
-Source: Duda 2013, arXiv:1311.2540; the format is described in docs/zpz.md.
+Sources: Duda 2013, arXiv:1311.2540 (asymmetric numeral systems); Marpe, Schwarz & Wiegand 2003,
+doi:10.1109/TCSVT.2003.815173 (context-adaptive binary arithmetic coding); Han, Mao & Dally 2015,
+arXiv:1510.00149 (Huffman codes and relative indices); the format is described in docs/zpz.md.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
 
 from zoopress.errors import StageError
 from zoopress.plugins import hookimpl
@@ -21,7 +25,14 @@ if TYPE_CHECKING:
 
 
 class EntropyCodingConfig(Config):
-    """Nothing to choose yet."""
+    """By what to code."""
+
+    coder: Literal["auto", "static", "adaptive", "huffman"] = Field(
+        default="auto",
+        description="`static`: tables for each context, the fastest; `adaptive`: probabilities "
+        "learned on the way, the smallest for small and sparse tensors; `huffman`: whole bits, as "
+        "Deep Compression has them; `auto`: for each part the better of the first two",
+    )
 
 
 class EntropyCoding(Technique[EntropyCodingConfig]):
@@ -36,11 +47,17 @@ class EntropyCoding(Technique[EntropyCodingConfig]):
         return Effects()
 
     def apply(self, model: Model, context: Context) -> Outcome:
-        """Choose the container; the tensors are coded whenever the model is saved."""
-        if model.storage == "zpz":
-            raise StageError("The model is entropy coded already; leave this stage out.")
-        model.storage = "zpz"
-        return Outcome(touched=list(model.tensors()))
+        """Choose the container and the coder; tensors are coded whenever the model is saved."""
+        coder = self.config.coder
+        coded = model.storage == "zpz"
+        if coded and model.coder == coder:
+            raise StageError(
+                f"The model is entropy coded already, by 'coder: {coder}'; leave this stage out, "
+                "or choose another coder."
+            )
+        model.storage, model.coder = "zpz", coder
+        # Another coder may well take more bytes: who chooses it wants it for what it is.
+        return Outcome(touched=list(model.tensors()), shrinks=not coded)
 
     def working_bytes(self, total: int, largest: int) -> int:
         """Return nothing: the tensors are coded in small blocks when the model is saved."""

@@ -72,8 +72,9 @@ class QuantizedWeight(PackedWeight):
     def dense(self) -> Tensor:
         """Return the weight in its own shape and type."""
         matrix = torch.empty(self.rows, self.columns, dtype=self.dtype, device=self.codes.device)
-        # Codes of 8 bits are used as they are.
-        step = self.rows if self.bits == 8 else max(1, _BLOCK_WEIGHTS // self.columns)
+        # Codes of 8 bits are used as they are; of many blocks a gradient would take long.
+        whole = self.bits == 8 or (torch.is_grad_enabled() and self.scale.requires_grad)
+        step = self.rows if whole else max(1, _BLOCK_WEIGHTS // self.columns)
         for first in range(0, self.rows, step):
             some = slice(first, first + step)
             zero_point = None if self.zero_point is None else self.zero_point[some]
@@ -85,7 +86,16 @@ class QuantizedWeight(PackedWeight):
     def code_layouts(self) -> dict[str, CodeLayout]:
         """Return that `codes` holds codes, and which code is zero."""
         fill = 0 if self.symmetric else "zero_point"
-        return {"codes": CodeLayout(self.bits, self.columns, fill, self.group_size)}
+        layout = CodeLayout(self.bits, self.columns, fill, self.group_size, signed=self.symmetric)
+        return {"codes": layout}
+
+    def tunable(self) -> tuple[str, ...]:
+        """Name the scales."""
+        return ("scale",)
+
+    def changed(self) -> None:
+        """Forget the form in which the int4 kernel reads codes and scales."""
+        self._kernel_weight = self._kernel_scale = None
 
     def kernel(self, product: Product) -> str | None:
         """Name what computes a product here without the dense weight, None if nothing does."""
@@ -154,27 +164,11 @@ class QuantizedWeight(PackedWeight):
         )
 
     def _fits_kernels(self) -> bool:
-        # Without vector instructions torch's kernels are slower than dequantizing.
-        return (
-            len(self.shape) == 2
-            and self.output_axis == 0
-            and self.columns % 32 == 0
-            and self.codes.device.type == "cpu"
-            and torch.backends.cpu.get_cpu_capability() != "DEFAULT"
-        )
+        return fits_kernels(self, self.columns)
 
     def _int8_linear(self, input: Tensor, bias: Tensor | None) -> Tensor:
-        flat = input.reshape(-1, self.columns).bfloat16()
-        if self.codes.data_ptr() % 64:
-            self.codes = self.codes.clone()  # the kernel crashes on unaligned memory
-        if self._kernel_scale is None:
-            # Ones: in bfloat16 the scales would lose nothing, but the sums would be rounded twice.
-            self._kernel_scale = torch.ones(self.rows, dtype=torch.bfloat16)
-        product = torch._weight_int8pack_mm(flat, self.codes.view(torch.int8), self._kernel_scale)
-        result = product.to(input.dtype) * self.scale.view(-1).to(input.dtype)
-        if bias is not None:
-            result = result + bias
-        return result.view(*input.shape[:-1], self.rows)
+        self.codes = aligned(self.codes)
+        return int8_linear(input, self.codes.view(torch.int8), self.scale.view(-1), bias)
 
     def _int4_linear(self, input: Tensor, bias: Tensor | None) -> Tensor:
         flat = input.reshape(-1, self.columns).bfloat16()
@@ -197,6 +191,44 @@ class QuantizedWeight(PackedWeight):
         if bias is not None:
             result = result + bias
         return result.view(*input.shape[:-1], self.rows)
+
+
+def fits_kernels(weight: PackedWeight, columns: int) -> bool:
+    """Tell whether torch's low-bit kernels take a packed weight, whatever its bits."""
+    # Without vector instructions torch's kernels are slower than dequantizing.
+    return (
+        len(weight.shape) == 2
+        and weight.output_axis == 0
+        and columns % 32 == 0
+        and next(weight.buffers()).device.type == "cpu"
+        and torch.backends.cpu.get_cpu_capability() != "DEFAULT"
+    )
+
+
+def aligned(codes: Tensor) -> Tensor:
+    """Return codes where torch's kernels, which crash on unaligned memory, can read them."""
+    return codes.clone() if codes.data_ptr() % 64 else codes
+
+
+def int8_linear(input: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute input [..., in] times (codes [out, in] · scale) transposed, plus bias [out].
+
+    The kernel rounds inputs to bfloat16.
+
+    Args:
+        input: float32 or bfloat16.
+        codes: int8, `aligned`.
+        scale: [out], or [1] for all.
+        bias: [out].
+    """
+    rows, columns = codes.shape
+    # Ones: in bfloat16 the scales would lose nothing, but the sums would be rounded twice.
+    ones = torch.ones(rows, dtype=torch.bfloat16)
+    product = torch._weight_int8pack_mm(input.reshape(-1, columns).bfloat16(), codes, ones)
+    result = product.to(input.dtype) * scale.to(input.dtype)
+    if bias is not None:
+        result = result + bias
+    return result.view(*input.shape[:-1], rows)
 
 
 def _scale(values: Tensor, scale: Tensor, zero_point: Tensor | None) -> None:

@@ -12,8 +12,9 @@ from zoopress.evaluation.attributions import gradient_times_input, integrated_gr
 from zoopress.evaluation.comparison import Comparison
 from zoopress.evaluation.metrics import spearman
 from zoopress.evaluation.statistics import mean_interval
-from zoopress.evaluation.surface import Surface, surface_of, with_gradients
+from zoopress.evaluation.surface import Surface, surface_of
 from zoopress.evaluation.task_metrics import CONFIDENCE
+from zoopress.packing import differentiable
 from zoopress.progress import Progress
 from zoopress.task import Task
 
@@ -47,7 +48,7 @@ def measure(comparison: Comparison, progress: Progress) -> dict[str, Any]:
     correlations: list[float] = []
     left_out = 0
     attributed = explained = ""
-    modules = comparison.original, with_gradients(comparison.compressed)
+    modules = comparison.original, comparison.compressed
     for start in range(0, len(rows), _BATCH):
         progress(f"sample {start + 1} of {len(rows)}", start / len(rows))
         inputs = task.samples("test").batch(rows[start : start + _BATCH]).inputs
@@ -87,7 +88,7 @@ def attribute(surface: Surface, module: nn.Module, target: Tensor, steps: int) -
 
     Args:
         surface: a batch.
-        module: in a form that has gradients.
+        module: the model.
         target: [samples, …], see `direction`.
         steps: of integrated gradients; 1 for gradient × input.
 
@@ -99,7 +100,8 @@ def attribute(surface: Surface, module: nn.Module, target: Tensor, steps: int) -
     """
 
     def output(values: Values) -> Tensor:
-        return (surface.run(module, values).float() * target).sum()
+        with differentiable(module):
+            return (surface.run(module, values).float() * target).sum()
 
     values = surface.values(module)
     if steps > 1:

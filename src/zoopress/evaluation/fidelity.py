@@ -119,7 +119,12 @@ def label_loyalty(original: Tensor, compressed: Tensor) -> float:
 
 
 def probability_loyalty(original: Tensor, compressed: Tensor) -> float:
-    """Return the mean of 1 − √JSD between the softmax of rows [samples, classes].
+    """Return the mean of `probability_loyalties`."""
+    return float(probability_loyalties(original, compressed).mean())
+
+
+def probability_loyalties(original: Tensor, compressed: Tensor) -> Tensor:
+    """Return 1 − √JSD between the softmax of each two rows [samples, classes].
 
     The Jensen–Shannon divergence is taken to base 2, so the result lies in [0, 1].
 
@@ -128,7 +133,7 @@ def probability_loyalty(original: Tensor, compressed: Tensor) -> float:
     # In blocks: in double precision, all of a language model's scores would take gigabytes.
     rows = max(1, _BLOCK_ELEMENTS // original.shape[1])
     blocks = zip(original.split(rows), compressed.split(rows), strict=True)
-    return float(torch.cat([1 - _divergences(a, b).sqrt() for a, b in blocks]).mean())
+    return torch.cat([1 - _divergences(a, b).sqrt() for a, b in blocks])
 
 
 def _divergences(one: Tensor, other: Tensor) -> Tensor:

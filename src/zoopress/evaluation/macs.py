@@ -241,7 +241,8 @@ def _kept_weights(root: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[_Kep
             continue
         weight = owner._parameters[attribute]
         assert weight is not None
-        kept = _Kept(_of_shape(mask, weight.shape, kind_of(owner, attribute)[1]))
+        _, axis = kind_of(owner, attribute, weight.ndim)
+        kept = _Kept(_of_shape(mask, weight.shape, axis))
         kept.place(weight)
         yield kept
 

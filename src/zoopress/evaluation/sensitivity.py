@@ -8,7 +8,7 @@ more gently, and which could bear more.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from zoopress.edits import Replace, submodule
-from zoopress.encoding import KEPT, MASK, Alias
+from zoopress.encoding import KEPT, MASK
 from zoopress.evaluation.batches import first_samples
 from zoopress.evaluation.fidelity import call, sample_cosines
 from zoopress.manifest import Manifest
@@ -105,12 +105,15 @@ def output_distance(original: Tensor, other: Tensor) -> float:
 def compressed_form(weight: Weight, compressed: Model) -> Tensor | None:
     """Return the dense weight that a compressed model has in the place of an original's.
 
-    None if its shape is another, or nothing there has a weight of that name.
+    None if its shape is another, nothing there has a weight of that name, or another layer was
+    folded into it.
     """
     try:
         owner = submodule(compressed.module, weight.path)
     except ValueError:
         return None
+    if getattr(owner, "is_folded", False):
+        return None  # it computes what a layer after it did, too
     with torch.no_grad():
         dense = getattr(owner, weight.attribute, None)
     if not isinstance(dense, Tensor):
@@ -126,21 +129,20 @@ def compressed_form(weight: Weight, compressed: Model) -> Tensor | None:
 
 
 def stored_bytes(
-    folder: Path, manifest: Manifest, stored_name: Callable[[str], str]
+    folder: Path, manifest: Manifest, names: Iterable[str], stored_name: Callable[[str], str]
 ) -> dict[str, int]:
     """Return how many bytes each tensor takes in an artifact's files, masks included.
 
     Args:
         folder: the artifact.
         manifest: what it says.
+        names: of the model's tensors.
         stored_name: gives the name in the file of a tensor of the model.
     """
     sizes = {}
     with open_tensors(folder, manifest.storage, manifest.weights) as readers:
-        for name, entry in manifest.tensors.items():
+        for name in names:
             parts = [stored_name(name) + suffix for suffix in ("", MASK, KEPT)]
-            if isinstance(entry, Alias):
-                parts = []
             sizes[name] = sum(readers[p].stored_bytes(p) for p in parts if p in readers)
     return sizes
 

@@ -16,7 +16,8 @@ from zoopress.evaluation.attacks import Values
 from zoopress.evaluation.corruptions import bounds
 from zoopress.evaluation.fidelity import call
 from zoopress.evaluation.judges import ByOutputs, Judge, class_scores, labels_are_own
-from zoopress.evaluation.surface import Surface, surface_of, with_gradients
+from zoopress.evaluation.surface import Surface, surface_of
+from zoopress.packing import differentiable
 from zoopress.task import Batch, Task
 
 EPSILON = 8 / 255
@@ -101,7 +102,7 @@ class Subject:
                 raise NotApplicableError("a sample has more than one label")
 
             def lead(at: Values, surface: Surface = surface, labels: Tensor = labels) -> Tensor:
-                scores = class_scores(self.task, surface.run(self._smooth, at))
+                scores = class_scores(self.task, self._run_smooth(surface, at))
                 own = scores.gather(1, labels[:, None])
                 others = scores.scatter(1, labels[:, None], -torch.inf)
                 return (own.squeeze(1) - others.amax(1)).sum()
@@ -132,14 +133,14 @@ class Subject:
         generator = self._generator("largest sensitivity")
         return self._mean(
             lambda surface, values: attacks.largest_sensitivity(
-                lambda at: surface.run(self._smooth, at), values, generator
+                lambda at: self._run_smooth(surface, at), values, generator
             )
         )
 
-    @cached_property
-    def _smooth(self) -> nn.Module:
-        """The model in a form that has gradients."""
-        return with_gradients(self.module)
+    def _run_smooth(self, surface: Surface, values: Values) -> Tensor:
+        """Run the model in a form that has gradients."""
+        with differentiable(self.module):
+            return surface.run(self.module, values)
 
     @cached_property
     def _values(self) -> list[list[Tensor]]:
@@ -176,7 +177,7 @@ class Subject:
     ) -> float | None:
         outputs = []
         for i, (surface, values) in enumerate(zip(self._surfaces, self._values, strict=True)):
-            moved = attack(lambda at: self.judge.loss(i, surface.run(self._smooth, at)), values)  # noqa: B023
+            moved = attack(lambda at: self.judge.loss(i, self._run_smooth(surface, at)), values)  # noqa: B023
             with torch.no_grad():
                 outputs.append(surface.run(self.module, moved).float())
         return self.judge.score(outputs)

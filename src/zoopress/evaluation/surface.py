@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,20 +12,7 @@ from torch import Tensor, nn
 
 from zoopress.evaluation.attacks import Values
 from zoopress.evaluation.batches import batch_length, map_tensors, named_tensors
-from zoopress.packing import packed_weights, unpack
 from zoopress.task import Task
-
-
-def with_gradients(module: nn.Module) -> nn.Module:
-    """Return a module that computes the same with gradients: low-bit kernels have none.
-
-    A copy with dense weights if any are packed, else the module itself.
-    """
-    if not packed_weights(module):
-        return module
-    dense = copy.deepcopy(module)
-    unpack(dense, "all")
-    return dense
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,11 @@ class TrainingConfig(Config):
         default="auto",
         description="of forward passes; auto: bfloat16 on a GPU that has it, float32 elsewhere",
     )
+    channels_last: bool = Field(
+        default=False,
+        description="lay convolutions' weights out with the channels last, and so what they put "
+        "out; faster, most of all in bfloat16. Not for a model that views instead of reshaping",
+    )
     batch_norm: Literal["train", "freeze", "recalibrate"] = Field(
         default="train",
         description="running statistics: learn them, keep them, or keep them while training and "
@@ -65,6 +70,11 @@ class TrainingConfig(Config):
     )
     patience: int | None = Field(
         default=None, ge=1, description="stop after so many evaluations without a better one"
+    )
+    packed: Literal["frozen", "tune"] = Field(
+        default="frozen",
+        description="what packed weights hold besides their codes, such as scales, steps and "
+        "codebooks: keep it, or train it, too",
     )
     lora: LoraConfig | None = Field(
         default=None, description="learn low-rank updates instead of weights, through peft"

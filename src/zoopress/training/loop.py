@@ -10,7 +10,7 @@ checkpoint is that state, and a run that goes on from it takes the steps that it
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -21,10 +21,16 @@ from torch import Tensor, nn
 
 from zoopress.errors import StageError
 from zoopress.model import Model
+from zoopress.packing import differentiable, packed_weights
 from zoopress.task import Task
 from zoopress.training.checkpoint import Checkpoint, Saved, training_identity
 from zoopress.training.config import TrainingConfig
-from zoopress.training.constraints import PrunedWeights, differentiable
+from zoopress.training.constraints import (
+    Constraint,
+    PrunedWeights,
+    TunedBuffers,
+    tunable_parameters,
+)
 from zoopress.training.lora import low_rank_updates, updated_layers
 from zoopress.training.objective import Objective
 from zoopress.training.optimization import learning_rate_factors, make_optimizer, parameter_names
@@ -49,6 +55,7 @@ def train(
     device: torch.device,
     progress: Progress,
     checkpoint: Path,
+    constrain: Callable[[int], Constraint] | None = None,
 ) -> TrainingResult:
     """See `Context.train`.
 
@@ -58,35 +65,21 @@ def train(
     start, module = time.perf_counter(), model.module
     objective = Objective(task, task_weight, terms, config, device)
     objective.check()
-    names = parameter_names(module)
-    chosen = learning_rate_factors(names, config.learning_rates)
-    others = 0.0 if config.lora else 1.0
-    factors = {p: factor for p in names if (factor := chosen.get(p, others)) > 0}
-    paths = updated_layers(module, config.lora.include, chosen) if config.lora else []
-    if not factors and not paths:
-        raise StageError(
-            "There is nothing to train: "
-            + (
-                f"'learning_rates' {config.learning_rates} freezes every float parameter."
-                if names
-                else "the model has no float parameter left. Train before the stage that packs "
-                "the last ones."
-            )
-        )
-    trained = [names[parameter][0] for parameter in factors] + [f"{path}.weight" for path in paths]
-
     identity = training_identity(model, task, config, terms, task_weight, seed, device)
     file = Checkpoint(checkpoint, identity)
     saved = file.load()
-    if saved is not None and "result" in saved.plain:
-        return _finished(module, saved, time.perf_counter() - start)
-
     sampler = Sampler(len(task.samples("training")), config, seed)
     with ExitStack() as stack:
+        tunable = stack.enter_context(tunable_parameters(module, config.packed == "tune"))
+        names = parameter_names(module)
+        factors, paths = _chosen(module, config, names, tunable)
+        trained = [names[p][0] for p in factors] + [f"{path}.weight" for path in paths]
+        if saved is not None and "result" in saved.plain:
+            return _finished(module, saved, time.perf_counter() - start)
         stack.enter_context(own_randomness(derived_seed(seed, "start"), device))
         stack.enter_context(deterministic(device))
         stack.enter_context(as_trained(module))
-        stack.enter_context(workplace(module, device, factors))
+        stack.enter_context(workplace(module, device, factors, config.channels_last))
         stack.enter_context(differentiable(module))
         if config.lora:
             stack.enter_context(low_rank_updates(module, config.lora, paths, model.masks))
@@ -97,12 +90,15 @@ def train(
             term.to(device)
         updates = [p for p in module.parameters() if p.requires_grad and p not in factors]
         learned = [p for term in terms for p in term.parameters() if p.requires_grad]
+        pruned = PrunedWeights({parameter: names[parameter] for parameter in factors}, model.masks)
+        tuned = TunedBuffers({p: dtype for p, dtype in tunable.items() if p in factors})
+        rates = {tuned.factors.get(p, p): factor for p, factor in factors.items()}
         walk = Walk(
             module,
             objective,
-            make_optimizer(config, factors, [*updates, *learned]),
+            make_optimizer(config, rates, [*updates, *learned]),
             sampler,
-            PrunedWeights({parameter: names[parameter] for parameter in factors}, model.masks),
+            [pruned, tuned, *([constrain(sampler.steps)] if constrain else [])],
             seed,
             file,
         )
@@ -122,10 +118,50 @@ def train(
     return result
 
 
+def _chosen(
+    module: nn.Module,
+    config: TrainingConfig,
+    names: Mapping[nn.Parameter, list[str]],
+    tunable: Collection[nn.Parameter],
+) -> tuple[dict[nn.Parameter, float], list[str]]:
+    """Return the factors of the learning rates of what is trained, and the layers to update.
+
+    Raises:
+        StageError: if that is nothing, or `packed: tune` finds nothing to tune.
+    """
+    if config.packed == "tune" and not tunable:
+        count = len(packed_weights(module))
+        raise StageError(
+            "'packed: tune': "
+            + (
+                f"none of the {count} packed weights holds anything that training may change."
+                if count
+                else "the model has no packed weights. Quantize first, or leave 'packed' out."
+            )
+        )
+    chosen = learning_rate_factors(names, config.learning_rates)
+    others = 0.0 if config.lora else 1.0
+    factors = {
+        p: factor for p in names if (factor := chosen.get(p, 1.0 if p in tunable else others)) > 0
+    }
+    paths = updated_layers(module, config.lora.include, chosen) if config.lora else []
+    if not factors and not paths:
+        raise StageError(
+            "There is nothing to train: "
+            + (
+                f"'learning_rates' {config.learning_rates} freezes every float parameter."
+                if names
+                else "the model has no float parameter left. Train before the stage that packs "
+                "the last ones, or set 'packed: tune' to train their scales, steps or codebooks."
+            )
+        )
+    return factors, paths
+
+
 def _outcome(module: nn.Module, trained: Sequence[str]) -> dict[str, Tensor]:
     """Return the tensors that training may have changed."""
-    parameters = dict(module.named_parameters())
-    return {**{name: parameters[name] for name in trained}, **changing_buffers(module)}
+    tensors = {**dict(module.named_buffers()), **dict(module.named_parameters())}
+    return {**{name: tensors[name] for name in trained}, **changing_buffers(module)}
 
 
 def _finished(module: nn.Module, saved: Saved, seconds: float) -> TrainingResult:

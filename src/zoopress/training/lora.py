@@ -49,7 +49,7 @@ def updated_layers(
         for path, layer in module.named_modules()
         if path
         and (weight := layer._parameters.get("weight")) is not None
-        and kind_of(layer, "weight")[0] == "linear"
+        and kind_of(layer, "weight", weight.ndim)[0] == "linear"
         and not isinstance(layer, (nn.Bilinear, nn.modules.linear.NonDynamicallyQuantizableLinear))
         and len(names.get(weight, ())) == 1
         and id(weight) not in apart

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from zoopress.packing import packed_weights
 from zoopress.task import Batch
 from zoopress.training.batch_norm import batch_norms, recalibrate
 from zoopress.training.checkpoint import Checkpoint, Saved
-from zoopress.training.constraints import PrunedWeights
+from zoopress.training.constraints import Constraint
 from zoopress.training.objective import Objective
 from zoopress.training.optimization import schedule_factor, set_learning_rate
 from zoopress.training.result import Evaluation
@@ -41,7 +41,7 @@ class Walk:
         objective: what to lower.
         optimizer: of all that is trained, the terms' parameters as well.
         sampler: of the training split.
-        pruned: the weights that must stay zero.
+        constraints: on what steps may change.
         seed: of all that is random in a step.
         file: where to leave the state.
 
@@ -59,12 +59,12 @@ class Walk:
         objective: Objective,
         optimizer: torch.optim.Optimizer,
         sampler: Sampler,
-        pruned: PrunedWeights,
+        constraints: Sequence[Constraint],
         seed: int,
         file: Checkpoint,
     ) -> None:
         self._module, self._objective, self._config = module, objective, objective.config
-        self._optimizer, self._sampler, self._pruned = optimizer, sampler, pruned
+        self._optimizer, self._sampler, self._constraints = optimizer, sampler, constraints
         self._seed, self._file = seed, file
         self._training = objective.task.samples("training")
         self._trained = [p for group in optimizer.param_groups for p in group["params"]]
@@ -72,6 +72,11 @@ class Walk:
             f"{i}/{name}": tensor
             for i, term in enumerate(objective.terms)
             for name, tensor in (*term.named_parameters(), *term.named_buffers())
+        }
+        self._held = {
+            f"{i}/{name}": tensor
+            for i, constraint in enumerate(constraints)
+            for name, tensor in constraint.tensors().items()
         }
         self.step = 0
         self.kept_step = 0
@@ -85,7 +90,7 @@ class Walk:
         """Take all steps; in the end the module has the best weights, in evaluation mode."""
         steps, evaluations = self._sampler.steps, self._config.evaluations
         looks = {math.ceil(i * steps / evaluations) for i in range(1, evaluations + 1)}
-        if evaluations and not self.evaluations:
+        if evaluations and not self.evaluations and self._constrained():
             self._look()
         every, told = max(1, math.ceil(steps / _LOSSES)), 0.0
         self._objective.prepare(self._module)
@@ -96,7 +101,7 @@ class Walk:
             if self.step % every == 0 or self.step == steps:
                 self.losses.append((self.step, math.fsum(self._recent) / len(self._recent)))
                 self._recent = []
-            if self.step in looks:
+            if self.step in looks and self._constrained():
                 self._look()
                 self._objective.prepare(self._module)
             if self._file.due:
@@ -117,12 +122,14 @@ class Walk:
 
     def restore(self, saved: Saved) -> None:
         """Continue from what `_state` returned."""
-        groups: dict[str, dict[str, Tensor]] = {"now": {}, "best": {}, "terms": {}, "optimizer": {}}
+        kinds = ("now", "best", "terms", "constraints", "optimizer")
+        groups: dict[str, dict[str, Tensor]] = {kind: {} for kind in kinds}
         for name, tensor in saved.tensors.items():
             group, _, rest = name.partition("/")
             groups[group][rest] = tensor
         assign(changing_tensors(self._module), groups["now"])
         assign(self._learned, groups["terms"])
+        assign(self._held, groups["constraints"])
         self._best = groups["best"]
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in groups["optimizer"].items():
@@ -157,6 +164,7 @@ class Walk:
             "now": changing_tensors(self._module),
             "best": self._best,
             "terms": self._learned,
+            "constraints": self._held,
             "optimizer": moments,
         }
         return plain, {
@@ -183,12 +191,14 @@ class Walk:
             part.backward()
             loss += float(part.detach())
         self._check_finite("loss", loss, rate)
-        self._pruned.mask_gradients()
+        for constraint in self._constraints:
+            constraint.before_step()
         limit = self._config.max_gradient_norm or math.inf
         norm = nn.utils.clip_grad_norm_(self._trained, limit)
         self._check_finite("norm of the gradients", float(norm), rate)
         self._optimizer.step()
-        self._pruned.mask_weights()
+        for constraint in self._constraints:
+            constraint.after_step()
         return loss
 
     def _loss(self, batch: Batch) -> Tensor:
@@ -224,6 +234,9 @@ class Walk:
             "'learning_rate', set or lower 'max_gradient_norm', raise 'warm_up', or compute in "
             "'precision: float32'."
         )
+
+    def _constrained(self) -> bool:
+        return all(constraint.reached() for constraint in self._constraints)
 
     def _look(self) -> None:
         """Evaluate, keep the weights if they are the best so far, and see whether to go on."""

@@ -18,7 +18,10 @@ _LOW = (torch.bfloat16, torch.float16)
 
 @contextmanager
 def workplace(
-    module: nn.Module, device: torch.device, trained: Iterable[nn.Parameter]
+    module: nn.Module,
+    device: torch.device,
+    trained: Iterable[nn.Parameter],
+    channels_last: bool = False,
 ) -> Iterator[None]:
     """Take a module to a device, and bring its new values back into its own tensors.
 
@@ -29,6 +32,8 @@ def workplace(
         device: where.
         trained: its parameters that are trained. If one is a 16-bit float, all are float32 there:
             a step is often below half of what bfloat16 resolves, and rounding would lose it.
+        channels_last: whether weights of four axes are laid out so there, which torch's kernels
+            pass on to what they put out.
     """
     in_float32 = any(parameter.dtype in _LOW for parameter in trained)
     packed = packed_weights(module).values()
@@ -38,9 +43,12 @@ def workplace(
     try:
         for tensor in (*module.parameters(), *module.buffers()):
             low = in_float32 and tensor.dtype in _LOW and id(tensor) not in inside
-            if low or tensor.device != device:
+            turned = channels_last and tensor.ndim == 4 and id(tensor) not in inside
+            if low or turned or tensor.device != device:
                 homes.append((tensor, tensor.data))
-                tensor.data = tensor.data.to(device, torch.float32 if low else tensor.dtype)
+                form = torch.channels_last if turned else torch.preserve_format
+                dtype = torch.float32 if low else tensor.dtype
+                tensor.data = tensor.data.to(device, dtype, memory_format=form)
         for weight in packed:
             if in_float32 and weight.dtype in _LOW:
                 types.append((weight, weight.dtype))
