@@ -25,11 +25,12 @@ _DTYPES = ("int8", "uint8", "int16", "int32")
 _SMALL = 1 << 16
 """Up to so many symbols auto takes the smallest; bytes matter more than speed there."""
 _SPARSE = 0.75
-"""With so many zeros the adaptive coder takes a decision a symbol, so all of them are tried."""
-_WORTH_SLOWNESS = {True: 0.01, False: 0.03}
-"""What share of a large plane's bytes the adaptive coder must save, by whether it is sparse."""
-_PROBE = {True: 1 << 18, False: 1 << 15}
-"""How many symbols stand for a large plane where the coders are compared."""
+"""With so many zeros the adaptive coder takes a decision a symbol, and static tables say little."""
+_SPARSE_MIDDLING = 1 << 19
+"""Sparse planes of up to so many symbols may take the adaptive coder's time, a twentieth of a
+second, for little."""
+_SPARSE_PROBE = 1 << 18
+"""How many symbols stand for a larger plane where the coders are compared."""
 
 
 def encode_plane(plane: Integers, *, trellis: bool = False, coder: Coder = "auto") -> bytes:
@@ -118,25 +119,39 @@ def estimate_bits(plane: Integers, *, trellis: bool = False) -> float:
     if _is_constant(statistics, trellis):
         return 16.0
     raw = 16.0 + 8 * _raw_width(statistics, plane.dtype) * whole.size
-    sparse = _is_sparse(statistics)
     bits = choose_model(whole, statistics, trellis).bits
-    if whole.size <= max(_SMALL, _PROBE[sparse]):
-        adaptive = 8.0 * len(_adaptive(whole, statistics, trellis))
-    else:
-        adaptive = bits * _adaptive_share(whole, statistics, trellis)
-    worth = _WORTH_SLOWNESS[sparse] if whole.size > _SMALL else 0.0
-    return min(raw, adaptive if adaptive < bits * (1 - worth) else bits)
+    saving = _worthwhile_saving(whole, statistics)
+    if saving is not None:
+        if whole.size <= max(_SMALL, _SPARSE_PROBE):
+            adaptive = 8.0 * len(_adaptive(whole, statistics, trellis))
+        else:
+            adaptive = bits * _adaptive_share(whole, statistics, trellis)
+        if adaptive < bits * (1 - saving):
+            bits = adaptive
+    return min(raw, bits)
 
 
 def _smallest(plane: Plane, statistics: Statistics, trellis: bool) -> bytes:
     static = _static(plane, statistics, trellis)
-    sparse = _is_sparse(statistics)
-    large = plane.size > _SMALL
-    worth = _WORTH_SLOWNESS[sparse] if large else 0.0
-    if large and not sparse and _adaptive_share(plane, statistics, trellis) > 1 - worth:
+    saving = _worthwhile_saving(plane, statistics)
+    if saving is None:
+        return static
+    if plane.size > _SPARSE_MIDDLING and _adaptive_share(plane, statistics, trellis) > 1 - saving:
         return static
     adaptive = _adaptive(plane, statistics, trellis)
-    return static if len(static) * (1 - worth) <= len(adaptive) else adaptive
+    return static if len(static) * (1 - saving) <= len(adaptive) else adaptive
+
+
+def _worthwhile_saving(plane: Plane, statistics: Statistics) -> float | None:
+    """Return what share of a plane's bytes must be saved for the adaptive coder's time, if any is.
+
+    It takes ten times as long as the static one, or more: no matter on small planes.
+    """
+    if plane.size <= _SMALL:
+        return 0.0
+    if not _is_sparse(statistics):
+        return None
+    return 0.01 if plane.size <= _SPARSE_MIDDLING else 0.1
 
 
 def _is_sparse(statistics: Statistics) -> bool:
@@ -162,7 +177,7 @@ def _adaptive_share(plane: Plane, statistics: Statistics, trellis: bool) -> floa
 
     The static coder's tables are left out: they weigh much for some lines, and little for all.
     """
-    lines = max(1, _PROBE[_is_sparse(statistics)] // plane.shape[1])
+    lines = max(1, _SPARSE_PROBE // plane.shape[1])
     first = (plane.shape[0] - lines) // 2 if lines < plane.shape[0] else 0
     probe = plane[first : first + lines]
     model = choose_model(probe, statistics, trellis)

@@ -1,0 +1,194 @@
+"""How much an error in each weight changes a model's outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from zoopress.errors import StageError
+from zoopress.evaluation.batches import batch_length
+from zoopress.packing import differentiable
+from zoopress.technique import Context
+from zoopress.weights import Weight, as_matrix
+from zoopress_plugins.quantization.grids.probes import made_up, probe, sliced
+
+MAX_COLUMNS = 4096
+"""Of wider matrices only the diagonal of the columns' side is measured."""
+_PASSES = 64
+"""About how many backward passes there are."""
+_SMALL_PASSES = 512
+"""The same, of models with fewer weights than `_LARGE`."""
+_LARGE = 4_000_000
+_SAMPLES = 8
+"""How many samples share a pass: more tell more in the same time, but their products are noise."""
+_MOST_PROBES = 64
+_EVEN_ROWS = 0.03
+"""Each row matters at least so much, relative to their mean: a gradient of zero says nothing about
+an error as large as the row, as of an attention head that looks at one place for sure."""
+_EVEN_TOKENS = 0.3
+"""The same for embeddings, most of whose rows no sample has asked for, but other text will."""
+_UNUSED = 0.01
+"""What a weight matters that outputs do not depend on, relative to the median of the others."""
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """A second derivative of the outputs' distance: rows ⊗ columns.
+
+    An error e [out, in] of a weight's matrix costs Σ_r rows[r] · e[r] · columns · e[r]ᵀ, where the
+    distance is as `probes.probe` says.
+
+    Attributes:
+        columns: [in, in] or its diagonal [in]; None: the identity.
+        rows: [out]; None: all one.
+    """
+
+    columns: Tensor | None = None
+    rows: Tensor | None = None
+
+
+def measure_sensitivities(
+    module: nn.Module,
+    weights: Sequence[Weight],
+    context: Context,
+    *,
+    data: Literal["calibration", "synthetic"],
+) -> dict[str, Sensitivity]:
+    """Measure the Fisher information of each weight as a Kronecker product.
+
+    With G [out, in] the gradient of a probe of the outputs, columns are the mean of GᵀG and rows
+    the mean of G's squared rows. So whatever holds a weight, and however often it is used: layers,
+    convolutions, recurrent cells, embeddings, tied weights and bare parameters are all alike.
+
+    Args:
+        module: the model; it is left as it was.
+        weights: of the model.
+        context: of the stage; its task runs the model.
+        data: its calibration inputs, or random ones of their shapes.
+
+    Returns:
+        By name. A weight that no output depends on has a small one, by its own size.
+
+    Raises:
+        StageError: if there are no inputs, or outputs have no gradients.
+
+    Source: Martens & Grosse 2015, arXiv:1503.05671 (a product for each weight); Gupta et al. 2018,
+        arXiv:1802.09568, section 3 (the two sides from gradients alone).
+    """
+    assert context.task is not None, "a stage's context has a task"
+    batches = list(context.batches() or context.task.batches("calibration"))
+    samples = sum(map(batch_length, batches))
+    if not samples:
+        raise StageError(
+            "There are no calibration inputs to measure sensitivities on. Give the card "
+            "'calibration_samples', or set 'sensitivity' to 'none'."
+        )
+    generator = context.generator()
+    if data == "synthetic":
+        batches = [made_up(batch, generator) for batch in batches]
+    count = sum(weight.parameter.numel() for weight in weights)
+    passes = _PASSES if count >= _LARGE else _SMALL_PASSES
+    slices = list(sliced(batches, max(_SAMPLES, samples // passes)))
+    probes = min(_MOST_PROBES, max(1, passes // len(slices)))
+    moments = [_Moments(weight) for weight in weights]
+    parameters = [weight.parameter for weight in weights]
+    with _gradients_of(module, parameters), differentiable(module):
+        for done, batch in enumerate(slices, start=1):
+            output = context.task.forward(module, batch)
+            if not output.requires_grad:
+                raise StageError(
+                    "The model's outputs have no gradients with respect to the weights selected, "
+                    "so their sensitivity cannot be measured. Set 'sensitivity' to 'none'."
+                )
+            for left in reversed(range(probes)):
+                scalar = probe(context.task, output, generator)
+                gradients = torch.autograd.grad(
+                    scalar, parameters, allow_unused=True, retain_graph=left > 0
+                )
+                for moment, gradient in zip(moments, gradients, strict=True):
+                    moment.add(gradient)
+            context.progress("measuring sensitivities", done / len(slices))
+    return _compared(moments, samples * probes)
+
+
+class _Moments:
+    """Adds up the two sides of one weight's second moment of gradients."""
+
+    def __init__(self, weight: Weight) -> None:
+        self.weight = weight
+        self.columns: Tensor | None = None
+        self.rows: Tensor | None = None
+
+    def add(self, gradient: Tensor | None) -> None:
+        if gradient is None:
+            return
+        matrix = as_matrix(gradient, self.weight.output_axis).float().nan_to_num(0.0, 0.0, 0.0)
+        squares = matrix.square()
+        rows = squares.sum(1)
+        if matrix.shape[1] > MAX_COLUMNS:
+            columns = squares.sum(0)
+        else:
+            touched = rows.nonzero().squeeze(1)  # few rows of an embedding
+            some = matrix if 2 * len(touched) > len(rows) else matrix[touched]
+            columns = some.T @ some
+        if self.columns is None or self.rows is None:
+            self.columns, self.rows = columns, rows
+        else:
+            self.columns += columns
+            self.rows += rows
+
+    def scaled(self, samples: int) -> Sensitivity | None:
+        """Return the sensitivity; None if no gradient came."""
+        if self.columns is None or self.rows is None or not float(self.rows.sum()):
+            return None
+        rows = self.rows / samples
+        even = _EVEN_TOKENS if self.weight.kind == "embedding" else _EVEN_ROWS
+        rows = (1 - even) * rows + even * rows.mean()
+        return Sensitivity((self.columns / self.rows.sum()).cpu(), rows.cpu())
+
+
+def _compared(moments: Sequence[_Moments], samples: int) -> dict[str, Sensitivity]:
+    """Return the sensitivities, those of unused weights by comparison with the others."""
+    found = {moment.weight.name: moment.scaled(samples) for moment in moments}
+    power = {
+        m.weight.name: float(m.weight.parameter.detach().float().square().mean()) or 1.0
+        for m in moments
+    }
+    # What one number matters, relative to its own square: columns have a trace of 1.
+    matters = [
+        float(sensitivity.rows.sum()) * power[m.weight.name] / m.weight.parameter.numel()
+        for m in moments
+        if (sensitivity := found[m.weight.name]) is not None and sensitivity.rows is not None
+    ]
+    median = sorted(matters)[len(matters) // 2] if matters else 1.0
+    return {
+        m.weight.name: found[m.weight.name]
+        or Sensitivity(
+            rows=torch.full((len(m.weight.matrix()),), _UNUSED * median / power[m.weight.name])
+        )
+        for m in moments
+    }
+
+
+@contextmanager
+def _gradients_of(module: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Let gradients flow to some parameters alone, in evaluation mode."""
+    flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    modes = [(owner, owner.training) for owner in module.modules()]
+    module.eval()
+    module.requires_grad_(False)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        for owner, mode in modes:
+            owner.training = mode
