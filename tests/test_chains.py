@@ -118,6 +118,9 @@ QUANTIZE = {"technique": "weight_quantization", "bits": 4, "group_size": 32}
 SVD = {"technique": "truncated_svd", "parameters": 0.6}
 CODE = {"technique": "entropy_coding"}
 HALF = {"technique": "float_precision"}
+GRID = {"technique": "rate_distortion_quantization", "target": {"bits_per_weight": 4}}
+BOOK = {"technique": "codebook_quantization", "bits": 4}
+LATTICE = {"technique": "lattice_quantization", "bits_per_weight": 4}
 STEPS: dict[str, dict[str, Any]] = {
     "neuron": NEURON,
     "magnitude": MAGNITUDE,
@@ -125,6 +128,9 @@ STEPS: dict[str, dict[str, Any]] = {
     "svd": SVD,
     "code": CODE,
     "half": HALF,
+    "grid": GRID,
+    "book": BOOK,
+    "lattice": LATTICE,
 }
 
 MODELS = ("cnn", "lstm", "gru", "encoder", "bert", "gpt2")
@@ -141,6 +147,11 @@ CHAINS = (
     "magnitude quantize",
     "half svd neuron magnitude quantize code",
     "neuron magnitude half quantize code",
+    "neuron svd magnitude grid",
+    "half magnitude grid",
+    "neuron svd magnitude book code",
+    "neuron svd lattice",
+    "half neuron magnitude lattice",
 )
 FAST = {
     ("cnn", "svd neuron magnitude quantize code"),
@@ -149,6 +160,9 @@ FAST = {
     ("encoder", "neuron svd magnitude quantize code"),
     ("bert", "neuron svd quantize code"),
     ("gpt2", "code neuron magnitude quantize"),
+    ("gpt2", "half magnitude grid"),
+    ("lstm", "neuron svd magnitude book code"),
+    ("encoder", "neuron svd lattice"),
 }
 CASES = [
     pytest.param(
@@ -273,8 +287,11 @@ def test_chain_runs_shrinks_and_reloads(model: str, chain: str, tmp_path: Path) 
 
     sizes = [stage.weight_bytes for stage in report.stages]
     assert sizes == sorted(sizes, reverse=True)
-    assert report.compression_ratio > (3 if "quantize" in steps and len(steps) > 2 else 2)
-    assert result.artifact.joinpath("model.zpz").exists() == ("code" in steps)
+    quantized = {"quantize", "grid", "book", "lattice"} & set(steps)
+    assert report.compression_ratio > (3 if quantized and len(steps) > 2 else 2)
+    assert result.artifact.joinpath("model.zpz").exists() == bool(
+        {"code", "grid", "lattice"} & set(steps)
+    )
     for stage in report.stages:
         fidelity = stage.fidelity
         for figure in (fidelity.cosine, fidelity.label_loyalty, fidelity.probability_loyalty):
@@ -308,7 +325,15 @@ def test_chain_runs_shrinks_and_reloads(model: str, chain: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "chain", ["quantize magnitude", "quantize neuron", "magnitude svd", "quantize half"]
+    "chain",
+    [
+        "quantize magnitude",
+        "quantize neuron",
+        "magnitude svd",
+        "quantize half",
+        "book magnitude",
+        "lattice neuron",
+    ],
 )
 def test_chain_in_an_order_that_undoes_work_is_refused_with_one_that_works(
     chain: str, tmp_path: Path

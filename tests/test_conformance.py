@@ -12,10 +12,30 @@ from zoopress.plugins import load_plugins
 from zoopress.testing import check_technique
 
 EXAMPLES: dict[str, list[dict[str, Any]]] = {
+    "batch_norm_folding": [{}],
+    "codebook_quantization": [
+        {"bits": 3},
+        {"bits": 4, "weighting": "fisher", "entropy_weight": 0.01, "kind_bits": {"linear": 6}},
+        {"bits": 5, "scope": "global", "kinds": ("linear", "conv", "parameter")},
+    ],
     "distillation": [{"steps": 3, "hints": False}, {"steps": 3, "response": "regression"}],
-    "entropy_coding": [{}],
+    "entropy_coding": [{}, {"coder": "huffman"}],
     "fine_tuning": [{"steps": 3}, {"steps": 3, "mode": "feature_extraction"}],
     "float_precision": [{}, {"dtype": "float16"}],
+    "gradual_pruning": [
+        {"sparsity": 0.6, "training": {"steps": 4}, "interval": 2},
+        {
+            "sparsity": 0.6,
+            "training": {"steps": 4},
+            "score": "magnitude",
+            "scope": "layer",
+            "per_bit": True,
+        },
+    ],
+    "lattice_quantization": [
+        {"bits_per_weight": 4},
+        {"step": 0.3, "lattice": "Z", "steps": "row", "dither": False},
+    ],
     "layer_removal": [{"layers": 1}, {"keep": [1]}],
     "magnitude_pruning": [
         {"sparsity": 0.5},
@@ -23,6 +43,12 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
         {"sparsity": 0.6, "scope": "global", "kinds": ("linear", "embedding")},
     ],
     "neuron_pruning": [{"sparsity": 0.25}, {"sparsity": 0.25, "scope": "global", "norm": "l1"}],
+    "rate_distortion_quantization": [
+        {"slope": 1e-6, "kinds": ("conv", "embedding", "vector")},
+        {"target": {"cosine": 0.8}},
+        {"target": {"bits_per_weight": 4}, "sensitivity": "none", "steps": "row"},
+        {"target": {"ratio": 4}, "sensitivity": "synthetic", "steps": "tensor"},
+    ],
     "truncated_svd": [{"parameters": 0.5}, {"rank": 4}, {"energy": 0.5}],
     "weight_quantization": [
         {"bits": 8},

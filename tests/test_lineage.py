@@ -24,7 +24,7 @@ from zoopress.hub.client import Hub
 from zoopress.hub.publish import Published, PushOptions, push
 from zoopress.hub.published import read_published
 from zoopress.hub.release import open_release
-from zoopress.lineage import find_lineage, lineage_lines
+from zoopress.lineage import find_lineage, lineage_lines, stage_config
 from zoopress.plugins import Plugins, load_plugins
 from zoopress.provenance import lock_names, versioned_state
 from zoopress.recipe import load_recipe
@@ -261,3 +261,29 @@ def test_the_command_prints_it_for_people_and_for_machines(repository: Path) -> 
     data = json.loads(CliRunner().invoke(app, ["lineage", str(repository / RUN), "--json"]).output)
     assert data["git"]["locked"] is True
     assert data["metrics"]["cosine"] > 0.9
+
+
+def test_a_stages_config_has_its_defaults_where_that_version_is_installed(
+    plugins: Plugins,
+) -> None:
+    origin = plugins.technique_origin("weight_quantization")
+    ran: dict[str, Any] = {
+        "technique": "weight_quantization",
+        "group_size": 32,
+        "recovery": {"technique": "distillation", "steps": 3, "recovery": {"technique": "x"}},
+        "distribution": origin.distribution,
+        "version": origin.version,
+        "seed": 0,
+        "touched": 2,
+        "claims": [],
+    }
+    config = stage_config(ran, plugins)
+    assert (config["bits"], config["group_size"]) == (8, 32)
+    assert (config["recovery"]["steps"], config["recovery"]["optimizer"]) == (3, "adamw")
+    old = {**ran, "version": "0.0.1"}
+    assert stage_config(old, plugins) == {
+        "group_size": 32,
+        "recovery": {"technique": "distillation", "steps": 3},
+    }
+    assert stage_config({**ran, "bits": "evil", "recovery": 3}, plugins)["bits"] == "evil"
+    assert stage_config({**ran, "technique": ["x"]}, plugins)["group_size"] == 32

@@ -14,9 +14,10 @@ from zoopress.coding.bits import pack_codes, unpack_codes
 from zoopress.edits import apply_edit, submodule
 from zoopress.errors import StageError
 from zoopress.model import Model
-from zoopress.packing import PackedWeight, packed_weights, unpack
+from zoopress.packing import CodeLayout, PackedWeight, packed_weights, unpack
 from zoopress.plugins import Plugins
-from zoopress.weights import as_matrix, from_matrix
+from zoopress.testing import seeded
+from zoopress.weights import WEIGHT_KINDS, as_matrix, from_matrix
 from zoopress_plugins.quantization.quantized_weight import QuantizedWeight
 from zoopress_plugins.quantization.weight_only import quantize
 
@@ -262,8 +263,9 @@ def test_edits_replayed_on_a_fresh_copy_give_equal_shapes(
     layouts = model.code_layouts()
     for key, mask in model.masks.items():
         tensor = model.tensors()[key]
+        layout = layouts.get(key)
         assert mask.shape == (
-            (len(tensor), layouts[key].per_row) if key in layouts else tensor.shape
+            (len(tensor), layout.per_row) if isinstance(layout, CodeLayout) else tensor.shape
         )
 
 
@@ -367,3 +369,98 @@ def test_a_packed_weight_cannot_be_resized(tiny: Build, plugins: Plugins) -> Non
     for indices in ({"codes": (0, torch.arange(2))}, {"scale": (0, torch.arange(2))}, {}):
         with pytest.raises(StageError, match="fixed sizes"):
             model.select("head.weight", indices, {"rows": 2})
+
+
+def test_a_mask_of_packed_codes_keeps_those_that_are_not_zero(plugins: Plugins) -> None:
+    """Rounded to two bits, many weights that no mask prunes become zero."""
+    for symmetric in (True, False):
+        model = Model(nn.Sequential(nn.Linear(40, 7)).eval(), plugins.layers)
+        weight = next(model.weights())
+        keep = torch.rand(7, 40) < 0.5
+        model.mask(weight, keep)
+        pack(model, weight, 2, None, symmetric)
+        codes = unpack_codes(model.tensors()["0.weight.codes"], 2, 40)
+        kept = model.masks["0.weight.codes"]
+        if symmetric:
+            assert torch.equal(kept, codes != 0)
+            assert not (kept & ~keep).any()
+            assert kept.sum() < keep.sum()
+        else:
+            assert torch.equal(kept, keep)
+
+
+class Norms(nn.Module):
+    """Vectors of every sort."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+        self.conv = nn.ConvTranspose1d(4, 6, 3)
+        self.batch = nn.BatchNorm1d(6)
+        self.linear = nn.Linear(6, 6)
+        self.layer = nn.LayerNorm(6)
+        self.rms = LlamaRMSNorm(6)
+        self.torch_rms = nn.RMSNorm(6)
+        self.group = nn.GroupNorm(2, 6)
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.lstm = nn.LSTM(6, 6, batch_first=True)
+        self.cell = nn.GRUCell(6, 6)
+        self.scale = nn.Parameter(torch.ones(6))
+        self.tied = nn.Linear(6, 6)
+        self.tied.bias = self.linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.group(self.batch(self.conv(x))).transpose(1, 2)
+        hidden = self.rms(self.layer(self.tied(self.linear(hidden).relu())))
+        hidden = self.attention(hidden, hidden, hidden)[0] + self.torch_rms(hidden)
+        hidden = self.lstm(hidden)[0]
+        result: Tensor = self.cell(hidden[:, -1] * self.scale)
+        return result
+
+
+def test_vectors_are_found_only_if_asked_for() -> None:
+    model = Model(Norms().eval())
+    assert not [w for w in model.weights() if w.parameter.ndim < 2]
+    vectors = {w.name: w for w in model.weights(["vector"])}
+    expected = {name for name, parameter in model.module.named_parameters() if parameter.ndim == 1}
+    assert set(vectors) == expected
+    assert [place.name for place in vectors["linear.bias"].locations] == [
+        "linear.bias",
+        "tied.bias",
+    ]
+    for weight in vectors.values():
+        assert weight.matrix().shape == (len(weight.parameter), 1)
+        assert torch.equal(weight.from_matrix(weight.matrix()), weight.parameter)
+    every = {w.name for w in model.weights([*WEIGHT_KINDS, "vector"])}
+    assert every == {name for name, _ in model.module.named_parameters()}
+
+
+@pytest.mark.parametrize("weights_too", [False, True])
+def test_packed_vectors_compute_as_their_dense_form_and_unpack(
+    weights_too: bool, plugins: Plugins
+) -> None:
+    model = Model(seeded(Norms).eval(), plugins.layers)
+    inputs = torch.randn(2, 4, 5)
+    kinds = ["vector", *(WEIGHT_KINDS if weights_too else ())]
+    dense = copy.deepcopy(model.module)
+    for weight in list(model.weights(kinds)):
+        pack(model, weight, 8, None, True)
+    packed = packed_weights(model.module)
+    for name, parameter in dense.named_parameters():
+        if name in packed:
+            parameter.data = packed[name].dense()
+    with torch.inference_mode():
+        expected = dense(inputs)
+        assert torch.allclose(model.module(inputs), expected, rtol=1e-4, atol=1e-5)
+    counts = unpack(model.module, "auto")
+    left = packed_weights(model.module)
+    assert not [name for name, weight in left.items() if len(weight.shape) == 1]
+    assert sum(counts.values()) == len(packed)
+    with torch.inference_mode():
+        assert torch.allclose(model.module(inputs), expected, rtol=1e-4, atol=1e-5)
+    unpack(model.module, "all")
+    assert {name for name, _ in model.module.named_parameters()} == {
+        name for name, _ in dense.named_parameters()
+    }
+    assert type(model.module.batch) is nn.BatchNorm1d

@@ -137,7 +137,7 @@ def apply_edit(root: nn.Module, edit: AnyEdit, layers: Mapping[str, type]) -> No
         parameter = module._parameters.get(edit.attribute)
         if parameter is None:
             raise ValueError(f"module {edit.module!r} has no parameter {edit.attribute!r}")
-        _, axis = kind_of(module, edit.attribute)
+        _, axis = kind_of(module, edit.attribute, parameter.ndim)
         if edit.dtype is not None and edit.dtype not in PACKED_DTYPES:
             raise ValueError(f"dtype must be one of {list(PACKED_DTYPES)}, not {edit.dtype!r}")
         dtype = PACKED_DTYPES[edit.dtype] if edit.dtype else parameter.dtype

@@ -149,7 +149,8 @@ def _apply_seconds(technique: Technique[Any], profile: ModelProfile, speed: Stag
         rate = speed.large_work if weight.count >= LARGE_WEIGHT else speed.work
         own += speed.weight + rate * technique.work(weight.rows, weight.columns)
     calls = speed.calls + speed.batch_calls * profile.calibration_batches
-    return own + calls * profile.batch
+    gradients = technique.gradient_passes() * profile.calibration_batches
+    return own + calls * profile.batch + gradients * profile.training_batch
 
 
 def _training_seconds(stage: Stage, profile: ModelProfile, batch_size: int) -> float | None:

@@ -137,14 +137,20 @@ def _training_bytes(
     card: Card, technique: Technique[Any], sizes: TensorSizes, profile: ModelProfile | None
 ) -> int:
     """Return what a batch takes forward and backward: what each layer puts out is kept."""
-    config = technique.config
-    if not isinstance(config, TrainingConfig) or card.data is None:
+    config, data = technique.config, card.data
+    if data is None:
+        return 0
+    if isinstance(config, TrainingConfig):
+        batch_size = config.batch_size
+    elif technique.gradient_passes():
+        batch_size = data.batch_size
+    else:
         return 0
     if profile is not None and profile.training_bytes:
-        share = config.batch_size / card.data.batch_size
+        share = batch_size / data.batch_size
         return int(profile.training_bytes * max(1.0, share) * 5 // 4)
     matrices = sizes.numbers // max(1, sizes.width**2)
-    return 4 * _KEPT_OUTPUTS * config.batch_size * _TOKENS * sizes.width * matrices
+    return 4 * _KEPT_OUTPUTS * batch_size * _TOKENS * sizes.width * matrices
 
 
 def says_words(architecture: Architecture) -> bool:

@@ -13,10 +13,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from zoopress.errors import ArtifactError, HubError, InputError
 from zoopress.hub.address import Address, looks_like_address, parse_address
 from zoopress.hub.published import read_published
 from zoopress.manifest import MANIFEST, Manifest, parse_manifest, read_manifest
+from zoopress.plugins import Plugins, load_plugins
 from zoopress.provenance import LOCK, lock_names, versioned_state
 from zoopress.report import Report
 from zoopress.store import file_digest
@@ -206,6 +209,7 @@ def _lineage(
     hub: list[dict[str, Any]] | None,
 ) -> Lineage:
     known = figures or {}
+    plugins = load_plugins()
     measured = known.get("stages")
     if not isinstance(measured, list) or len(measured) != len(manifest.lineage):
         measured = [None] * len(manifest.lineage)
@@ -214,21 +218,47 @@ def _lineage(
         artifact_sha256=sha256,
         source=manifest.base.model_dump(mode="json"),
         recipe=known.get("recipe"),
-        stages=[_stage(*pair) for pair in zip(manifest.lineage, measured, strict=True)],
+        stages=[_stage(*pair, plugins) for pair in zip(manifest.lineage, measured, strict=True)],
         metrics=known.get("metrics"),
         git=git,
         hub=hub,
     )
 
 
-def _stage(ran: Mapping[str, Any], measured: Any) -> dict[str, Any]:
-    """Return what the manifest says of a stage, with what was measured after it."""
+def stage_config(ran: Mapping[str, Any], plugins: Plugins) -> dict[str, Any]:
+    """Return the config of a stage of a manifest, with the defaults that are left out there.
+
+    Without them where the technique is not installed in the version that ran: another's may differ.
+    """
     config = {key: value for key, value in ran.items() if key not in _RAN_WITH}
+    recovery = config.pop("recovery", None)
+    if isinstance(recovery, Mapping):
+        whose = {key: ran.get(key) for key in ("distribution", "version")}
+        inner = {key: value for key, value in recovery.items() if key != "recovery"}
+        technique = {"technique": recovery.get("technique")}
+        recovery = {**technique, **stage_config({**inner, **whose}, plugins)}
+        config["recovery"] = recovery
+    name = ran.get("technique")
+    if not isinstance(name, str) or name not in plugins.techniques:
+        return config
+    origin = plugins.technique_origin(name)
+    if (origin.distribution, origin.version) != (ran.get("distribution"), ran.get("version")):
+        return config
+    own = {key: value for key, value in config.items() if key != "recovery"}
+    try:
+        spelled = plugins.techniques[name].config_type.model_validate(own).model_dump(mode="json")
+    except ValidationError:  # a stranger's manifest may say anything
+        return config
+    return {**spelled, **({} if recovery is None else {"recovery": recovery})}
+
+
+def _stage(ran: Mapping[str, Any], measured: Any, plugins: Plugins) -> dict[str, Any]:
+    """Return what the manifest says of a stage, with what was measured after it."""
     known = measured if isinstance(measured, Mapping) else {}
     figures = {key: value for key, value in known.items() if key != "technique"}
     return {
         **{key: ran.get(key) for key in ("technique", "distribution", "version", "seed")},
-        "config": config,
+        "config": stage_config(ran, plugins),
         "touched": ran.get("touched"),
         "claims": ran.get("claims"),
         "figures": figures or None,

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from zoopress.coding.coder import Coder
+from zoopress.coding.layout import Integers
 from zoopress.edits import (
     PACKED_DTYPES,
     AnyEdit,
@@ -22,9 +24,9 @@ from zoopress.edits import (
     tensor_of,
 )
 from zoopress.errors import StageError
-from zoopress.packing import CodeLayout, packed_weights
+from zoopress.packing import CodeLayout, nonzero_codes, packed_weights
 from zoopress.precision import accept_float32
-from zoopress.weights import WEIGHT_KINDS, Weight, find_weights
+from zoopress.weights import WEIGHT_KINDS, Weight, as_matrix, find_weights
 
 
 @dataclass
@@ -40,8 +42,10 @@ class Model:
         edits: what was done to the architecture, in order.
         masks: bool tensors, True where a weight is kept, by the name of the tensor they belong to.
             A mask of a weight that was packed belongs to the buffer of its codes and has the
-            codes' logical shape [rows, codes per row].
+            codes' logical shape [rows, codes per row]; where zero has one code, it keeps just the
+            other codes.
         storage: the container format of the tensors, "safetensors" or "zpz".
+        coder: what codes the tensors in zpz: "auto", "static", "adaptive" or "huffman".
     """
 
     module: nn.Module
@@ -49,6 +53,7 @@ class Model:
     edits: list[AnyEdit] = field(default_factory=list)
     masks: dict[str, Tensor] = field(default_factory=dict)
     storage: str = "safetensors"
+    coder: Coder = "auto"
 
     def weights(
         self,
@@ -135,13 +140,20 @@ class Model:
     ) -> None:
         """Replace a module by a registered layer.
 
+        A mask of the module's goes on to hold for the layer's tensor of the same name and shape.
+
         Args:
             path: the module.
             layer: the layer's registered name.
             arguments: what its `from_module` takes.
             tensors: every tensor of the new layer, by its name within the layer.
         """
-        lost = [name for name in self.masks if name.startswith(f"{path}.")]
+        lost = [
+            name
+            for name, mask in self.masks.items()
+            if name.startswith(f"{path}.")
+            and getattr(tensors.get(name.removeprefix(f"{path}.")), "shape", None) != mask.shape
+        ]
         if lost:
             raise StageError(
                 f"Replacing {path!r} would discard the pruning mask of {', '.join(lost)}. "
@@ -187,10 +199,11 @@ class Model:
                     "it does not say with `code_layouts` which of its buffers hold the codes."
                 )
             for buffer, layout in packed.code_layouts().items():
-                rows = tensor_of(packed, buffer).shape[0]
-                self.masks[f"{weight.name}.{buffer}"] = (
-                    mask.movedim(weight.output_axis, 0).reshape(rows, layout.per_row).clone()
-                )
+                codes = tensor_of(packed, buffer)
+                keep = as_matrix(mask, weight.output_axis).reshape(len(codes), -1).clone()
+                # What was rounded to zero needs a mask no more: the codes alone say which are kept.
+                kept = nonzero_codes(codes, layout)
+                self.masks[f"{weight.name}.{buffer}"] = keep if kept is None else keep & kept
 
     def cast(self, names: Collection[str], change: Callable[[Tensor], Tensor]) -> None:
         """Change the float type of tensors; the artifact notes it by how it stores them.
@@ -212,8 +225,8 @@ class Model:
             set_tensor(owner, attribute, changed[id(old)])
         accept_float32(self.module)
 
-    def code_layouts(self) -> dict[str, CodeLayout]:
-        """Return how bit-packed buffers hold their codes, by the buffer's full name."""
+    def code_layouts(self) -> dict[str, CodeLayout | Integers]:
+        """Return how buffers hold their codes, by the buffer's full name."""
         return {
             f"{name}.{buffer}": layout
             for name, packed in packed_weights(self.module).items()

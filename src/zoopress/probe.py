@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from zoopress.artifact import fill_tensors, save_artifact
 from zoopress.calibration import LARGE_WEIGHT, Clock, MachineSpeed, StageSpeed
 from zoopress.card import Card
-from zoopress.coding.zpz import StoredTensor, ZpzReader, write_zpz
+from zoopress.coding.layout import PackedCodes, StoredTensor
+from zoopress.coding.zpz import ZpzReader, write_zpz
 from zoopress.encoding import encode
 from zoopress.manifest import Base
 from zoopress.model import Model
@@ -136,7 +137,7 @@ def measure_machine(
     fill_tensors(entry.artifact, manifest, empty, architecture.stored_name)
     loaded = now()
     codes = (torch.randn(1024, 2048).clamp(-3.9, 3.9) * 32).to(torch.int8).view(torch.uint8)
-    write_zpz(folder / "codes.zpz", {"codes": StoredTensor(codes, 8, codes.shape[1])})
+    write_zpz(folder / "codes.zpz", {"codes": StoredTensor(codes, PackedCodes(8, codes.shape[1]))})
     coded = now()
     with ZpzReader(folder / "codes.zpz") as reader:
         reader.read("codes")

@@ -76,12 +76,12 @@ class Stage:
     def name(self) -> str:
         return self.technique.name
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the stage as a recipe spells it, defaults included, without its targets."""
-        spelled = _spelled(self.technique)
-        return (
-            spelled if self.recovery is None else {**spelled, "recovery": _spelled(self.recovery)}
-        )
+    def as_dict(self, defaults: bool = True) -> dict[str, Any]:
+        """Return the stage as a recipe spells it, without its targets."""
+        spelled = _spelled(self.technique, defaults)
+        if self.recovery is not None:
+            spelled["recovery"] = _spelled(self.recovery, defaults)
+        return spelled
 
     @property
     def techniques(self) -> tuple[Technique[Any], ...]:
@@ -89,8 +89,9 @@ class Stage:
         return (self.technique,) if self.recovery is None else (self.technique, self.recovery)
 
 
-def _spelled(technique: Technique[Any]) -> dict[str, Any]:
-    return {"technique": technique.name, **technique.config.model_dump(mode="json")}
+def _spelled(technique: Technique[Any], defaults: bool) -> dict[str, Any]:
+    config = technique.config.model_dump(mode="json", exclude_defaults=not defaults)
+    return {"technique": technique.name, **config}
 
 
 @dataclass(frozen=True)

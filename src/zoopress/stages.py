@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,15 +86,18 @@ class Workbench:
                 return claim.entry
             title = f"stage {position}/{len(self.recipe.stages)}  {stage.name}"
             with self.reporter.step(title, closing_line=False) as progress:
-                model, architecture, others, lineage, bytes_before = self._input(previous)
+                before = self._input(previous)
+                model = before.model
                 hooks = self.plugins.manager.hook
                 self._tell(
                     hooks.zoopress_before_stage, technique=stage.name, position=position, key=key
                 )
+                save = partial(self._save, stage, before)
                 torch.manual_seed(self.recipe.seed)
                 start = time.perf_counter()
                 try:
-                    outcome = self._apply(stage, model, progress, claim.checkpoint)
+                    trial = partial(_trial_bytes, save, claim.staging / "trial")
+                    outcome = self._apply(stage, model, progress, claim.checkpoint, trial)
                 except StageError as error:
                     raise StageError(f"Stage {position} ({stage.name}): {error}") from error
                 seconds = time.perf_counter() - start
@@ -109,28 +113,15 @@ class Workbench:
                 fidelity = compare_outputs(self.task, self.reference.outputs, run.outputs)
                 metrics = self.task.metrics(run.statistics) if run.finite else {}
                 progress("saving")
-                origin = self.plugins.technique_origin(stage.name)
-                lineage = [
-                    *lineage,
-                    {
-                        **stage.as_dict(),
-                        "distribution": origin.distribution,
-                        "version": origin.version,
-                        "seed": self.recipe.seed,
-                        "touched": len(outcome.touched),
-                        "claims": [asdict(claim) for claim in outcome.claims],
-                    },
-                ]
                 artifact = claim.staging / "artifact"
-                artifact.mkdir()
-                manifest = save_artifact(artifact, model, architecture, self.base, others, lineage)
+                manifest = save(artifact, model, outcome)
                 result = StageResult(
                     technique=stage.name,
                     config=stage.technique.config.model_dump(mode="json"),
                     touched=list(outcome.touched),
                     shrinks=outcome.shrinks,
                     claims=list(outcome.claims),
-                    weight_bytes_before=bytes_before,
+                    weight_bytes_before=before.weight_bytes,
                     weight_bytes=weight_bytes(manifest),
                     size_bytes=size_bytes(artifact, manifest),
                     parameters=model.parameter_count(),
@@ -159,6 +150,9 @@ class Workbench:
             if claim.entry is not None:
                 return Report.from_dict(claim.entry.record)
             model, architecture, manifest = self._load(last.artifact)
+            stored = stored_bytes(
+                last.artifact, manifest, model.tensors(), architecture.stored_name
+            )
             with self.reporter.step("running the compressed model") as progress:
                 run = run_all(self.task, model.module, progress)
             kernels = unpack(model.module, "auto")  # as users get it
@@ -171,7 +165,6 @@ class Workbench:
                     progress=progress,
                 )
             with self.reporter.step("measuring the sensitivity of layers") as progress:
-                stored = stored_bytes(last.artifact, manifest, architecture.stored_name)
                 layers = measure_layers(self.task, self.original, model, stored, progress)
             comparison = Comparison(
                 self.task,
@@ -230,7 +223,32 @@ class Workbench:
                     )
         return module
 
-    def _apply(self, stage: Stage, model: Model, progress: Progress, checkpoint: Path) -> Outcome:
+    def _save(
+        self, stage: Stage, before: _Input, folder: Path, model: Model, outcome: Outcome
+    ) -> Manifest:
+        """Save what a stage made of its input into a new folder."""
+        origin = self.plugins.technique_origin(stage.name)
+        item = {
+            **stage.as_dict(),
+            "distribution": origin.distribution,
+            "version": origin.version,
+            "seed": self.recipe.seed,
+            "touched": len(outcome.touched),
+            "claims": [asdict(claim) for claim in outcome.claims],
+        }
+        folder.mkdir()
+        return save_artifact(
+            folder, model, before.architecture, self.base, before.others, [*before.lineage, item]
+        )
+
+    def _apply(
+        self,
+        stage: Stage,
+        model: Model,
+        progress: Progress,
+        checkpoint: Path,
+        stored_bytes: Callable[[Model, Outcome], int],
+    ) -> Outcome:
         """Let a stage's technique change a model, and its recovery train it."""
         context = Context(
             seed=self.recipe.seed,
@@ -241,6 +259,8 @@ class Workbench:
             checkpoint=checkpoint,
             task=self.task,
             teacher=self.teacher,
+            stored_bytes=stored_bytes,
+            original_bytes=self.files.size_bytes(),
         )
         recovery = stage.recovery
         if recovery is None:
@@ -343,6 +363,16 @@ class Workbench:
         ):
             return float("inf")
         return relative_difference(before, call(self.task, reloaded.module, batch))
+
+
+def _trial_bytes(
+    save: Callable[[Path, Model, Outcome], Manifest], folder: Path, model: Model, outcome: Outcome
+) -> int:
+    """Return the bytes of all files that a model takes, and leave none."""
+    try:
+        return size_bytes(folder, save(folder, model, outcome))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def weight_bytes(manifest: Manifest) -> int:

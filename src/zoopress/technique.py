@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from zoopress.progress import Progress
     from zoopress.task import Task
     from zoopress.training.config import TrainingConfig
+    from zoopress.training.constraints import Constraint
     from zoopress.training.result import TrainingResult
     from zoopress.training.term import Term
     from zoopress.weights import Weight
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 Family = Literal[
     "pruning", "quantization", "low_rank", "distillation", "coding", "redesign", "transfer"
 ]
-Kind = Literal["linear", "conv", "embedding", "recurrent", "parameter"]
-KINDS: tuple[Kind, ...] = ("linear", "conv", "embedding", "recurrent", "parameter")
+Kind = Literal["linear", "conv", "embedding", "recurrent", "parameter", "vector"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 Need = Literal["calibration", "training", "teacher"]
 
 MASKS = "masks"
@@ -119,6 +120,12 @@ class Context:
         recover: trains a model as the stage's `recovery` says; None if the recipe has none there.
             A technique that works in rounds calls it after each but the last; it is called once
             more when `apply` has returned.
+        constrain: makes what a training holds to around each step, besides masks and codes; given
+            how many steps it takes, once the weights are where they are trained.
+        stored_bytes: returns the bytes of all files of the artifact that a model would make, given
+            what the technique would report of it; the model is left as it is. None where there is
+            no artifact.
+        original_bytes: of the original's files.
     """
 
     seed: int
@@ -130,6 +137,9 @@ class Context:
     task: Task | None = None
     teacher: Callable[[str | None], nn.Module] | None = None
     recover: Callable[[Model], None] | None = None
+    constrain: Callable[[int], Constraint] | None = None
+    stored_bytes: Callable[[Model, Outcome], int] | None = None
+    original_bytes: int = 0
     _trainings: Iterator[int] = field(default_factory=count, repr=False)
 
     def train(
@@ -167,6 +177,7 @@ class Context:
             progress=self.progress,
             # One each: a technique that trains in rounds finds those that were finished.
             checkpoint=self.checkpoint / f"training-{next(self._trainings)}",
+            constrain=self.constrain,
         )
 
     def generator(self) -> torch.Generator:
@@ -226,6 +237,13 @@ class Technique(ABC, Generic[ConfigT]):
     def rounds(self) -> int:
         """Return how often the stage's recovery trains: once, unless it works in rounds."""
         return 1
+
+    def gradient_passes(self) -> float:
+        """Return how often it runs each calibration sample forward and backward.
+
+        `zoopress plan` multiplies this by the model's time; `apply` is timed without gradients.
+        """
+        return 0.0
 
     def training_work(self, training: int, validation: int) -> tuple[int, int]:
         """Return how many samples it trains on, and how many it runs without, all repeats counted.

@@ -105,8 +105,9 @@ def kind_of(module: nn.Module, attribute: str, axes: int) -> tuple[WeightKind, i
         return "linear", 0
     if isinstance(module, nn.MultiheadAttention) and attribute.endswith("proj_weight"):
         return "linear", 0
-    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
-        return "linear", 1  # GPT-2's linear layer, which stores [in, out]
+    # GPT-2's linear layer, which stores [in, out]; a subclass where its bias is packed.
+    if hasattr(module, "nf") and any(base.__name__ == "Conv1D" for base in type(module).__mro__):
+        return "linear", 1
     return "parameter", 0
 
 

@@ -89,7 +89,8 @@ class ZoopressQuantizer(HfQuantizer):  # type: ignore[misc]
             whole = nn.Module()
             whole.transformer = model
         rebuilt = replay_edits(folder, manifest, whole, load_plugins())
-        fill_tensors(folder, manifest, rebuilt, _stored_name(manifest))
+        encoder = _is_encoder(manifest)
+        fill_tensors(folder, manifest, rebuilt, _stored_name(manifest), whole=not encoder)
         unpack(model, "auto")
         return model if device is None else model.to(device)
 
