@@ -1,214 +1,210 @@
-"""Compare the entropy coder with zeroth-order entropy, zlib and lzma on MiniLM's own tensors.
+"""Measure the entropy coder and the quantization made for it beside NNCodec, in one run.
 
-All coders get the same symbols: a code a byte, eight mask bits a byte, floats as their bytes. The
-entropy is that of each tensor by itself, which no coder with one table a tensor can go below; of
-floats it is the sum of those of their four bytes, below which zpz can go, since it moves the sign
-out of the exponent's byte. Seconds are CPU seconds of one process; the
-order of the coders alternates from tensor to tensor.
+    codes       the same integers through every coder: bits, CPU nanoseconds a weight
+    fidelity    bytes at equal fidelity, without data and with calibration inputs
+    scaling     seconds with one thread and with two
+    memory      largest resident memory of encoding and decoding
+
+NNCodec 2.1.3 is the reference software of ISO/IEC 15938-17. The first run builds it in an
+environment of its own. Each part of each network can be run by itself; what other runs found is
+kept, and results/coding.md shows all of it.
 """
 
 from __future__ import annotations
 
 import argparse
-import lzma
-import tempfile
-import time
-import zlib
-from collections.abc import Callable
+import json
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from results_files import table, write
-from torch import Tensor
+from coding_codes import measure_codes, measure_memory, measure_scaling
+from coding_fidelity import OURS, nncodec_points, our_points, rows
+from coding_subjects import CARDS, Subject
+from nncodec_client import VERSION, Nncodec
+from results_files import RESULTS, table, write
 
-from zoopress.card import load_card
-from zoopress.coding.bits import pack_codes
-from zoopress.coding.zpz import StoredTensor, ZpzReader, write_zpz
 from zoopress.evaluation.machine import describe_machine
 from zoopress.plugins import load_plugins
-from zoopress.source import detect_architecture, pull
-from zoopress.weights import find_weights
-from zoopress_plugins.pruning.magnitude import smallest_pruned
-from zoopress_plugins.quantization.weight_only import quantize
+from zoopress.progress import terminal
+from zoopress.store import Store
 
-CODERS = ("zpz", "zlib", "lzma")
-
-
-class Case:
-    """A tensor as symbols for the coders, and as what write_zpz takes.
-
-    Args:
-        stored: for zpz.
-        octets: the symbols for zlib and lzma, a byte each.
-        entropy_bits: of all symbols.
-        weights: how many weights these are.
-    """
-
-    def __init__(self, stored: StoredTensor, octets: bytes, entropy_bits: float, weights: int):
-        self.stored = stored
-        self.octets = octets
-        self.entropy_bits = entropy_bits
-        self.weights = weights
+PARTS = ("codes", "fidelity", "scaling", "memory")
+MEMORY = {"nothing": "ours idle", "encode": "encode", "decode": "decode", "nncodec": "NNCodec"}
+Figures = dict[str, dict[str, Any]]
 
 
-def entropy_bits(symbols: np.ndarray, alphabet: int = 256) -> float:
-    """Return symbols × zeroth-order entropy."""
-    counts = np.bincount(symbols.reshape(-1), minlength=alphabet).astype(np.float64)
-    present = counts[counts > 0]
-    return float(-(present * np.log2(present / present.sum())).sum())
+def known() -> Figures:
+    """Return what earlier runs found, by part and network."""
+    path = RESULTS / "coding.json"
+    found = json.loads(path.read_text()).get("figures", {}) if path.is_file() else {}
+    return {part: found.get(part, {}) for part in PARTS}
 
 
-def codes_case(weight: Tensor, bits: int, group_size: int | None) -> Case:
-    codes, _, _ = quantize(weight, bits, group_size, symmetric=True, clipping=True)
-    symbols = codes.numpy()
-    stored = StoredTensor(pack_codes(codes, bits), bits, codes.shape[1])
-    return Case(stored, symbols.tobytes(), entropy_bits(symbols), codes.numel())
+def measure(
+    part: str, subject: Subject, client: Nncodec | None, rounds: int, coders: Iterable[str]
+) -> Any:
+    if part == "codes":
+        return measure_codes(subject, client, rounds)
+    if part == "scaling":
+        return measure_scaling(subject, rounds)
+    if part == "memory":
+        return measure_memory(subject, client)
+    theirs = nncodec_points(subject, client) if client else []
+    return rows(subject, [*theirs, *our_points(subject, list(coders))])
 
 
-def mask_case(weight: Tensor, sparsity: float) -> Case:
-    mask = smallest_pruned([weight.abs()], sparsity)[0].reshape(1, -1).to(torch.uint8)
-    packed = pack_codes(mask, 1)[0]
-    bits = entropy_bits(mask.numpy(), 2)
-    return Case(StoredTensor(packed, 1, mask.numel()), packed.numpy().tobytes(), bits, mask.numel())
-
-
-def float_case(weight: Tensor) -> Case:
-    octets = weight.contiguous().numpy().tobytes()
-    planes = np.frombuffer(octets, np.uint8).reshape(-1, 4)
-    bits = sum(entropy_bits(planes[:, i]) for i in range(4))
-    return Case(StoredTensor(weight), octets, bits, weight.numel())
-
-
-def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    start = time.process_time()
-    result = work()
-    return result, time.process_time() - start
-
-
-def run_zpz(case: Case, folder: Path) -> tuple[int, float, float]:
-    """Return bytes and CPU seconds to encode and decode, file reading and writing included."""
-    path = folder / "tensor.zpz"
-    _, encode = timed(lambda: write_zpz(path, {"t": case.stored}))
-
-    def read() -> Tensor:
-        with ZpzReader(path) as reader:
-            return reader.read("t")
-
-    tensor, decode = timed(read)
-    assert torch.equal(tensor, case.stored.tensor)
-    return path.stat().st_size, encode, decode
-
-
-def run_library(module: Any, octets: bytes) -> tuple[int, float, float]:
-    coded, encode = timed(lambda: module.compress(octets))
-    decoded, decode = timed(lambda: module.decompress(coded))
-    assert decoded == octets
-    return len(coded), encode, decode
-
-
-def measure(cases: list[Case]) -> dict[str, Any]:
-    totals = {coder: [0.0, 0.0, 0.0] for coder in CODERS}
-    with tempfile.TemporaryDirectory() as folder:
-        for i, case in enumerate(cases):
-            for coder in CODERS[i % 3 :] + CODERS[: i % 3]:
-                if coder == "zpz":
-                    result = run_zpz(case, Path(folder))
-                else:
-                    result = run_library({"zlib": zlib, "lzma": lzma}[coder], case.octets)
-                totals[coder] = [a + b for a, b in zip(totals[coder], result, strict=True)]
-    weights = sum(case.weights for case in cases)
-    return {
-        "weights": weights,
-        "tensors": len(cases),
-        "entropy_bits_per_weight": sum(case.entropy_bits for case in cases) / weights,
-        **{
-            coder: {
-                "bits_per_weight": 8 * size / weights,
-                "encode_seconds": encode,
-                "decode_seconds": decode,
-                "encode_million_weights_per_second": weights / encode / 1e6,
-                "decode_million_weights_per_second": weights / decode / 1e6,
-            }
-            for coder, (size, encode, decode) in totals.items()
-        },
+def codes_tables(found: Mapping[str, Any]) -> list[str]:
+    many = [row for name in CARDS for row in found.get(name, ())]
+    if not many:
+        return []
+    coders = list(many[0]["coders"])
+    figures = {
+        "bits": ("bits per weight", 3),
+        "encode_ns": ("CPU ns per weight to encode", 0),
+        "decode_ns": ("CPU ns per weight to decode", 1),
     }
+    lines = ["## The same integers", ""]
+    for key, (title, digits) in figures.items():
+        header = (title, *(("entropy",) if key == "bits" else ()), *coders)
+        body = []
+        for row in many:
+            entropy = (f"{row['entropy']:.3f}",) if key == "bits" else ()
+            values = [row["coders"].get(coder) for coder in coders]
+            cells = (f"{value[key]:.{digits}f}" if value else "–" for value in values)
+            body.append((f"{row['model']}, {row['step']} σ", *entropy, *cells))
+        lines += [*table(header, body), ""]
+    return [
+        *lines,
+        "Every weight with two axes or more, rounded to a step of so many standard deviations of "
+        "its tensor. zpz: the whole file, with names, shapes and checksums, one thread. nncodec: "
+        "its streams alone; `search` tries adaptation rates for each context, which is its "
+        "default. Entropy: zeroth order, a distribution a tensor, without the cost of a table. "
+        "zlib at level 6 and lzma at preset 6, the standard library's defaults. The fewest CPU "
+        "seconds of all rounds, in which coders take turns.",
+        "",
+    ]
+
+
+def fidelity_tables(found: Mapping[str, Any]) -> list[str]:
+    many = [row for name in CARDS for row in found.get(name, ())]
+    if not many:
+        return []
+    body = []
+    for row in many:
+        fidelity, metrics = row["fidelity"], row["metrics"]
+        metric = next((name for name in ("accuracy", "perplexity") if name in metrics), None)
+        shares = row["bytes_by_nncodec"].values()
+        body.append(
+            (
+                row["model"],
+                f"{row['coder']}, {row['setting']}",
+                f"{row['size_bytes']:,}",
+                f"{row['bits_per_weight']:.3f}",
+                f"{fidelity['cosine']:.4f}",
+                f"{fidelity['label_loyalty']:.3f}",
+                f"{fidelity['probability_loyalty']:.3f}",
+                f"{metrics[metric]:.4f} {metric}" if metric else "–",
+                *("–" if share is None else f"{share:.3f}" for share in shares),
+            )
+        )
+    header = (
+        *("network", "coded with", "bytes", "bits per weight", "cosine", "label loyalty"),
+        *("probability loyalty", "task", "÷ NNCodec's at equal cosine"),
+        "÷ NNCodec's at equal probability loyalty",
+    )
+    return [
+        "## Bytes at equal fidelity",
+        "",
+        *table(header, body),
+        "",
+        "Fidelity is to the network before it was coded, on the card's evaluation data, which no "
+        "coder has seen. Bytes are all that a decoder of the tensors needs: NNCodec's bitstream; "
+        "ours `model.zpz` and `zoopress.json`. NNCodec's bytes at our fidelity are interpolated "
+        "between its points, by logarithms, for its defaults and tuned (`lambda_scale=1`, "
+        "`nonweight_qp=-40`), and the fewer are compared.",
+        "",
+    ]
+
+
+def scaling_table(found: Mapping[str, Any]) -> list[str]:
+    if not found:
+        return []
+    body = [
+        (
+            f"{row['model']}, {way}",
+            *(f"{row[f'{way}_seconds'][threads]:.2f} s" for threads in ("1", "2")),
+            f"{row[f'{way}_seconds']['1'] / row[f'{way}_seconds']['2']:.2f}×",
+        )
+        for row in found.values()
+        for way in ("encode", "decode")
+    ]
+    header = ("wall seconds, 0.5 σ", "one thread", "two threads", "speed-up")
+    return ["## Threads", "", *table(header, body), ""]
+
+
+def memory_table(found: Mapping[str, Any]) -> list[str]:
+    if not found:
+        return []
+    body = [
+        (
+            row["model"],
+            f"{row['codes_bytes'] / 1e6:.1f}",
+            *(f"{row['peak_bytes'].get(what, 0) / 1e6:.0f}" for what in MEMORY),
+        )
+        for row in found.values()
+    ]
+    header = ("resident MB at most", "codes", *MEMORY.values())
+    return [
+        *("## Memory", ""),
+        *table(header, body),
+        "",
+        "Of processes of their own, libraries included: ours torch, numba and numpy, NNCodec's "
+        "numpy. Ours encodes with all codes in memory and decodes tensor by tensor; NNCodec does "
+        "both tensor by tensor. Checkpoints that are encoded from disk: "
+        "[streaming](streaming.md).",
+        "",
+    ]
+
+
+def publish(figures: Figures) -> None:
+    """Write all that is known: a run of many networks takes long, and may be stopped."""
+    lines = [
+        f"NNCodec {VERSION}, reference software of ISO/IEC 15938-17. The networks: "
+        "`benchmarks/coding_subjects.py`.",
+        "",
+        *codes_tables(figures["codes"]),
+        *fidelity_tables(figures["fidelity"]),
+        *scaling_table(figures["scaling"]),
+        *memory_table(figures["memory"]),
+    ]
+    machine = describe_machine()
+    found = {"command": "python benchmarks/coding.py", "machine": machine, "figures": figures}
+    write("coding", "Universal coding", lines, found)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--card", default="minilm", help="a card's name or file (%(default)s)")
-    parser.add_argument(
-        "--layers", type=int, default=12, help="how many linear layers to take (%(default)s)"
-    )
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--networks", nargs="+", choices=CARDS, default=list(CARDS))
+    parser.add_argument("--ours", nargs="+", choices=OURS, default=list(OURS), metavar="VARIANT")
+    parser.add_argument("--rounds", type=int, default=3, help="of timing (%(default)s)")
+    parser.add_argument("--store", type=Path, help="where stage results are kept")
+    parser.add_argument("--nncodec-python", type=Path, help="of an environment that has NNCodec")
+    parser.add_argument("--no-nncodec", action="store_true", help="measure ours alone")
     options = parser.parse_args()
     torch.set_num_threads(1)
 
-    plugins = load_plugins()
-    card = load_card(options.card, plugins)
-    files = pull(card, plugins)
-    module = detect_architecture(card, files, plugins).load(files)
-    weights = [w.matrix().float() for w in find_weights(module, ("linear",))][: options.layers]
-    makers: dict[str, Callable[[Tensor], Case]] = {
-        "int8 codes, a scale a row": lambda w: codes_case(w, 8, None),
-        "int4 codes, a scale for 64 weights": lambda w: codes_case(w, 4, 64),
-        "mask, 50 % pruned": lambda w: mask_case(w, 0.5),
-        "mask, 90 % pruned": lambda w: mask_case(w, 0.9),
-        "float32": float_case,
-    }
-    run_zpz(codes_case(weights[0], 8, None), Path(tempfile.mkdtemp()))  # fills the coder's tables
-    figures = {what: measure([make(w) for w in weights]) for what, make in makers.items()}
-
-    bits = table(
-        ("bits per weight", "entropy", *CODERS, "zpz ÷ entropy"),
-        [
-            (
-                what,
-                f"{row['entropy_bits_per_weight']:.3f}",
-                *(f"{row[coder]['bits_per_weight']:.3f}" for coder in CODERS),
-                f"{row['zpz']['bits_per_weight'] / row['entropy_bits_per_weight']:.3f}",
-            )
-            for what, row in figures.items()
-        ],
-    )
-    speed = table(
-        (
-            "million weights per CPU second",
-            *(f"{coder} {way}" for coder in CODERS for way in ("encode", "decode")),
-        ),
-        [
-            (
-                what,
-                *(
-                    f"{row[coder][f'{way}_million_weights_per_second']:.1f}"
-                    for coder in CODERS
-                    for way in ("encode", "decode")
-                ),
-            )
-            for what, row in figures.items()
-        ],
-    )
-    count = sum(w.numel() for w in weights)
-    lines = [
-        f"The first {len(weights)} linear layers of card `{card.name}`: {count:,} weights, each "
-        "tensor coded by itself. Entropy: zeroth order, a distribution a tensor, without the cost "
-        "of a table; of floats the sum over their four bytes, below which zpz can go, since it "
-        "moves the sign out of the exponent's byte. zlib at level 6 and lzma at preset 6, the "
-        "standard library's defaults.",
-        "",
-        *bits,
-        "",
-        *speed,
-    ]
-    command = "python benchmarks/coding.py"
-    machine = describe_machine()
-    write(
-        "coding",
-        "Entropy coding",
-        lines,
-        {"command": command, "machine": machine, "card": card.name, "tensors": figures},
-    )
+    plugins, store, reporter = load_plugins(), Store(options.store), terminal()
+    figures = known()
+    with nullcontext() if options.no_nncodec else Nncodec(options.nncodec_python) as client:
+        for name in options.networks:
+            subject = Subject(name, plugins, store, reporter)
+            for part in options.parts:
+                figures[part][name] = measure(part, subject, client, options.rounds, options.ours)
+                publish(figures)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,10 @@ RECIPES = {
     "int8_coded": "benchmarks/recipes.yaml#int8_coded",
     "hybrid": "params.yaml#recipes.hybrid",
     "small": "params.yaml#recipes.small",
+    "smallest": "smallest",
+    "smallest_tuned": "benchmarks/recipes.yaml#smallest_tuned",
+    "near_lossless": "benchmarks/recipes.yaml#near_lossless",
+    "near_lossless_tuned": "benchmarks/recipes.yaml#near_lossless_tuned",
     "neurons_int8": "benchmarks/recipes.yaml#neurons_int8",
     "low_rank_int8": "benchmarks/recipes.yaml#low_rank_int8",
 }
@@ -88,7 +92,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         artifacts = {}
         for name in options.recipes:
-            recipe = load_recipe(str(ROOT / RECIPES[name]), plugins)
+            reference = RECIPES[name]
+            file = str(ROOT / reference) if "#" in reference else reference
+            recipe = load_recipe(file, plugins)
             result = compress(card, recipe, Path(folder) / name, store, plugins, reporter)
             reports[name], artifacts[name] = result.report, result.artifact
         speed_ups = measure_speed_ups(options.card, artifacts, options.rounds)

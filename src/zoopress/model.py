@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from zoopress.coding.coder import Coder
 from zoopress.coding.layout import Integers
 from zoopress.edits import (
     PACKED_DTYPES,
@@ -27,6 +27,9 @@ from zoopress.errors import StageError
 from zoopress.packing import CodeLayout, nonzero_codes, packed_weights
 from zoopress.precision import accept_float32
 from zoopress.weights import WEIGHT_KINDS, Weight, as_matrix, find_weights
+
+if TYPE_CHECKING:
+    from zoopress.coding.coder import Coder
 
 
 @dataclass

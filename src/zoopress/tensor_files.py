@@ -10,17 +10,19 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from zoopress.coding.coder import Coder
 from zoopress.coding.layout import StoredTensor
-from zoopress.coding.zpz import ZpzReader, write_zpz
 from zoopress.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from zoopress.coding.coder import Coder
+    from zoopress.coding.zpz import ZpzReader
 
 MAX_SHARD_BYTES = 5_000_000_000
 
@@ -152,6 +154,8 @@ def open_tensors(folder: Path, storage: str, files: list[str]) -> Iterator[dict[
         for name in files:
             reader: Reader
             if storage == "zpz":
+                from zoopress.coding.zpz import ZpzReader
+
                 reader = _Zpz(stack.enter_context(ZpzReader(folder / name)))
             else:
                 reader = stack.enter_context(_Safetensors(folder / name))
@@ -182,6 +186,8 @@ def write_tensors(
 ) -> list[str]:
     """Write tensors into a folder and return the names of the files."""
     if storage == "zpz":
+        from zoopress.coding.zpz import write_zpz
+
         write_zpz(folder / "model.zpz", stored, coder=coder)
         return ["model.zpz"]
     return _write_safetensors(folder, stored, max_shard_bytes)

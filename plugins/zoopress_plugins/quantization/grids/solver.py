@@ -32,6 +32,9 @@ _VECTOR_SLOPE = 1 / 256
 """Of a vector's mean distortion without any bits, that a bit is worth at most: 4 to 5 bits for each
 of its numbers, which hardly count, and whose errors no other number can make up for."""
 _MOST_WORTH = 1e8
+_BLIND = 0.5
+"""What bits count for where nothing is known of what errors cost. Choosing fewer bits makes weights
+smaller, all of them, and such errors add up in the outputs, which squares of errors do not show."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,8 @@ class _Problem:
         self.matrix, self.sensitivity, self.slope = matrix.float(), sensitivity, slope
         self.keep = None if keep is None else keep.T.contiguous().numpy()
         self.row_worth = _positive(sensitivity.rows, len(matrix))
+        blind = sensitivity.rows is None and sensitivity.columns is None
+        self.worth_of_bits = _BLIND if blind else 1.0
         if 1 in matrix.shape:
             limit = _VECTOR_SLOPE * self._distortion(self.matrix) / matrix.numel()
             self.slope = min(slope, limit) if limit > 0 else slope
@@ -179,7 +184,8 @@ class _Problem:
 
     def _worth_of_errors(self, along: Tensor, across: Tensor) -> tuple[Floats, Floats]:
         """Return two factors of what a squared error of a step is worth in bits, for float32."""
-        worth = min(float(along.max() * across.max()) / self.slope, _MOST_WORTH)
+        slope = self.slope * self.worth_of_bits
+        worth = min(float(along.max() * across.max()) / slope, _MOST_WORTH)
         one, other = along / along.max() * worth, across / across.max()
         return one.float().numpy(), other.float().numpy()
 
