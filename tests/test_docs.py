@@ -408,7 +408,7 @@ def test_readme_shows_the_bytes_that_come_out(minilm: Desk) -> None:
     figures = json.loads((minilm.folder / "out/minilm/hybrid/metrics.json").read_text())
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     # Another processor may round a few weights otherwise, so a little room is left.
-    shown = re.search(r"bytes, all files +│ [\d,]+ │ ([\d,]+) │", readme)
+    shown = re.search(r"bytes, all files +│ +[\d,]+ │ +([\d,]+) │", readme)
     assert shown is not None
     assert int(shown[1].replace(",", "")) == pytest.approx(figures["size_bytes"], rel=0.005)
     if minilm.slow:

@@ -20,7 +20,7 @@ from zoopress.source import Architecture, SourceFiles, detect_architecture, pull
 from zoopress.store import Store, digest, file_digest
 from zoopress.task import Task
 
-SCHEMA = 5
+SCHEMA = 6
 """Raise it when stored results of older versions can no longer be used."""
 
 
