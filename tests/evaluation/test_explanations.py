@@ -154,9 +154,7 @@ def test_packed_weights_are_explained_as_their_dense_form(
     assert not packed_weights(dense.module)
     inputs = inputs_of(name)
     chosen = first_class(dense.module, inputs)
-    before, after = (
-        attributions(each.module, inputs, chosen, 3) for each in (dense, packed)
-    )
+    before, after = (attributions(each.module, inputs, chosen, 3) for each in (dense, packed))
     torch.testing.assert_close(before, after)
     assert packed_weights(packed.module)  # as it was
 
