@@ -2,8 +2,8 @@
 
     start      Python, torch and plugins, as measured here or 256 MiB
     libraries  what a model that no factory builds needs, such as transformers: 256 MiB
-    slack      tracing, meta tensors, compiled kernels, heap that is not given back: 224 MiB, and for
-               each run up to 128 MiB in blocks below 32 MiB, which glibc keeps
+    slack      tracing, meta tensors, compiled kernels, heap that is not given back: 224 MiB, and
+               for each run up to 128 MiB in blocks below 32 MiB, which glibc keeps
     models     the original and the one that is worked on
     work       the larger of saving and loading again, and of what the technique takes
     running    a batch's activations, and all outputs of both models with their comparison
