@@ -26,11 +26,11 @@ _SMALL = 1 << 16
 """Up to so many symbols auto takes the smallest; bytes matter more than speed there."""
 _SPARSE = 0.75
 """With so many zeros the adaptive coder takes a decision a symbol, and static tables say little."""
-_SPARSE_MIDDLING = 1 << 19
-"""Sparse planes of up to so many symbols may take the adaptive coder's time, a twentieth of a
-second, for little."""
-_SPARSE_PROBE = 1 << 18
-"""How many symbols stand for a larger plane where the coders are compared."""
+_MIDDLING = 1 << 19
+"""Planes of up to so many symbols may take the adaptive coder's time, a tenth of a second."""
+_PROBE = {True: 1 << 18, False: 1 << 15}
+"""How many symbols stand for a larger plane where the coders are compared, by whether it is
+sparse."""
 
 
 def encode_plane(plane: Integers, *, trellis: bool = False, coder: Coder = "auto") -> bytes:
@@ -121,37 +121,34 @@ def estimate_bits(plane: Integers, *, trellis: bool = False) -> float:
     raw = 16.0 + 8 * _raw_width(statistics, plane.dtype) * whole.size
     bits = choose_model(whole, statistics, trellis).bits
     saving = _worthwhile_saving(whole, statistics)
-    if saving is not None:
-        if whole.size <= max(_SMALL, _SPARSE_PROBE):
-            adaptive = 8.0 * len(_adaptive(whole, statistics, trellis))
-        else:
-            adaptive = bits * _adaptive_share(whole, statistics, trellis)
-        if adaptive < bits * (1 - saving):
-            bits = adaptive
-    return min(raw, bits)
+    if whole.size <= max(_SMALL, _PROBE[_is_sparse(statistics)]):
+        adaptive = 8.0 * len(_adaptive(whole, statistics, trellis))
+    else:
+        adaptive = bits * _adaptive_share(whole, statistics, trellis)
+    return min(raw, adaptive if adaptive < bits * (1 - saving) else bits)
 
 
 def _smallest(plane: Plane, statistics: Statistics, trellis: bool) -> bytes:
     static = _static(plane, statistics, trellis)
     saving = _worthwhile_saving(plane, statistics)
-    if saving is None:
-        return static
-    if plane.size > _SPARSE_MIDDLING and _adaptive_share(plane, statistics, trellis) > 1 - saving:
+    # What a probe says of a plane that is not much larger, all of it says as soon.
+    large = plane.size > max(_SMALL, _PROBE[_is_sparse(statistics)])
+    if large and _adaptive_share(plane, statistics, trellis) > 1 - saving:
         return static
     adaptive = _adaptive(plane, statistics, trellis)
     return static if len(static) * (1 - saving) <= len(adaptive) else adaptive
 
 
-def _worthwhile_saving(plane: Plane, statistics: Statistics) -> float | None:
-    """Return what share of a plane's bytes must be saved for the adaptive coder's time, if any is.
+def _worthwhile_saving(plane: Plane, statistics: Statistics) -> float:
+    """Return what share of a plane's bytes must be saved for the adaptive coder's time.
 
     It takes ten times as long as the static one, or more: no matter on small planes.
     """
     if plane.size <= _SMALL:
         return 0.0
-    if not _is_sparse(statistics):
-        return None
-    return 0.01 if plane.size <= _SPARSE_MIDDLING else 0.1
+    if plane.size > _MIDDLING:
+        return 0.1
+    return 0.01 if _is_sparse(statistics) else 0.04
 
 
 def _is_sparse(statistics: Statistics) -> bool:
@@ -177,7 +174,7 @@ def _adaptive_share(plane: Plane, statistics: Statistics, trellis: bool) -> floa
 
     The static coder's tables are left out: they weigh much for some lines, and little for all.
     """
-    lines = max(1, _SPARSE_PROBE // plane.shape[1])
+    lines = max(1, _PROBE[_is_sparse(statistics)] // plane.shape[1])
     first = (plane.shape[0] - lines) // 2 if lines < plane.shape[0] else 0
     probe = plane[first : first + lines]
     model = choose_model(probe, statistics, trellis)
