@@ -55,6 +55,8 @@ def _stored(draw: st.DrawFn) -> StoredTensor:
         return StoredTensor(values.round().to(dtype), Integers(scan))
     name = draw(st.sampled_from([name for name, _ in bands.DTYPES]))
     dtype = getattr(torch, name)
+    if not values.numel():  # torch cannot view it in another type
+        return StoredTensor(torch.empty(rows, columns, dtype=dtype))
     octets = (values.abs() * 20).to(torch.uint8) & (1 if name == "bool" else 255)
     tensor: Tensor = octets.repeat(1, dtype.itemsize).view(dtype)
     return StoredTensor(tensor)

@@ -32,7 +32,7 @@ _TAIL_BYTES = 1 << 14
 """Read at once from the end of the file; most indexes lie within."""
 _BLOCK_BYTES = 1 << 22
 """Chunks of a tensor are read together up to this size: a remote file answers each read slowly."""
-_THREAD_BYTES = 1 << 24
+_THREAD_BYTES = 1 << 27
 """A file has a thread for each so many bytes of tensors: a thread needs some megabytes itself."""
 _AHEAD_BYTES = 1 << 23
 """Bytes of tensors that are decoded before they are asked for."""
