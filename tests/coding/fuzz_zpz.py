@@ -2,11 +2,10 @@
 
     python tests/coding/fuzz_zpz.py chunk -runs=100000
     python tests/coding/fuzz_zpz.py file -runs=100000
-    NUMBA_DISABLE_JIT=1 python tests/coding/fuzz_zpz.py chunk -runs=5000
+    NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=checked python tests/coding/fuzz_zpz.py chunk
 
-Other arguments are libFuzzer's; a file that it left behind is tried again. Compiled kernels tell
-nothing of their coverage; without compiling, by NUMBA_DISABLE_JIT, they do, and numpy refuses to
-read beyond an array's end.
+Other arguments are libFuzzer's; a file that it left behind is tried again. With NUMBA_BOUNDSCHECK=1
+and a NUMBA_CACHE_DIR of its own, kernels are compiled to refuse every access outside an array.
 
 What is found: any error other than the documented one, a crash, a hang (-timeout), memory beyond
 the bound (-rss_limit_mb), and inputs of which the fast reader and the plain one say different
@@ -135,8 +134,10 @@ def mutate_file(data: bytes, max_size: int, seed: int) -> bytes:
     content, index = data[:start], data[start : -FOOT.size]
     if chance.random() < 0.5:
         body = atheris.Mutate(content[len(HEAD) :], max(1, max_size - length))
-        return sealed(HEAD + bytes(body), index)
-    return sealed(content, bytes(atheris.Mutate(index, max(1, max_size - start))))
+        mutated = sealed(HEAD + bytes(body), index)
+    else:
+        mutated = sealed(content, bytes(atheris.Mutate(index, max(1, max_size - start))))
+    return mutated if len(mutated) <= max_size else data
 
 
 def seeds(mode: str, folder: Path) -> None:
