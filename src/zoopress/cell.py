@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import zoopress.coding
 from zoopress.card import Card, load_card
 from zoopress.plan import make_plan
 from zoopress.plugins import Plugins
@@ -67,6 +68,7 @@ class Cell:
             {
                 "schema": SCHEMA,
                 "versions": {name: installed_version(name) for name in LIBRARIES},
+                "coding": package_digest(zoopress.coding.__name__),
                 "model": self._model_identity(self.original),
                 "task": card.task,
                 "data": [card.data and card.data.model_dump(mode="json"), task.fingerprint()],

@@ -46,6 +46,6 @@ def read_sensitivities(file: Path) -> dict[str, Sensitivity] | None:
 def _add(side: Tensor | None, tensors: dict[str, Tensor]) -> str | None:
     if side is None:
         return None
-    key = f"{side.data_ptr()}"
+    key = f"{side.data_ptr()} {tuple(side.shape)} {side.stride()}"  # a view is another side
     tensors.setdefault(key, side.contiguous())
     return key
