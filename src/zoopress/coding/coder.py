@@ -28,7 +28,7 @@ _SPARSE = 0.75
 """With so many zeros the adaptive coder takes a decision a symbol, and static tables say little."""
 _MIDDLING = 1 << 19
 """Planes of up to so many symbols may take the adaptive coder's time, a tenth of a second."""
-_PROBE = {True: 1 << 18, False: 1 << 15}
+_PROBE = {True: 1 << 18, False: 1 << 14}
 """How many symbols stand for a larger plane where the coders are compared, by whether it is
 sparse."""
 
@@ -90,6 +90,9 @@ def decode_plane(stream: Buffer, out: Integers, *, trellis: bool = False) -> Non
         if trellis and number:
             raise ValueError("Of a trellis' planes only zeros are stored as one value.")
         out[...] = unzigzag(number)
+        return
+    if kind == STATIC and out.flags.c_contiguous and out.dtype != np.int16:
+        static_coder.decode(rest, cast(static_coder.Narrow, out), trellis)
         return
     direct = out.dtype == np.int32 and out.flags.c_contiguous
     whole = cast(Plane, out) if direct else np.empty(out.shape, np.int32)

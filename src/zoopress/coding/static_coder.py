@@ -6,7 +6,10 @@ Source: Duda 2013, arXiv:1311.2540 (asymmetric numeral systems); Giesen 2014, ar
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import numpy as np
+from numpy.typing import NDArray
 
 from zoopress.coding.alphabet import read_alphabet
 from zoopress.coding.frequency_tables import SLOTS, get_tables
@@ -23,6 +26,9 @@ from zoopress.coding.static_model import MAX_CLASSES, Context, Model, cut_for_la
 from zoopress.coding.varint import Buffer
 
 MAX_LANES = 16
+Narrow: TypeAlias = Plane | NDArray[np.int8] | NDArray[np.uint8]
+_NO_PLANE = np.empty((0, 0), np.int32)
+_NO_OCTETS = np.empty((0, 0), np.uint8)
 
 
 def encode(plane: Plane, model: Model, trellis: bool) -> bytes:
@@ -68,8 +74,8 @@ def encode(plane: Plane, model: Model, trellis: bool) -> bytes:
     )
 
 
-def decode(stream: Buffer, plane: Plane, trellis: bool) -> None:
-    """Fill a plane of int32 that isn't empty from what `encode` wrote.
+def decode(stream: Buffer, plane: Narrow, trellis: bool) -> None:
+    """Fill a contiguous plane that isn't empty from what `encode` wrote.
 
     Raises:
         ValueError: if the stream is none of such a plane.
@@ -108,9 +114,14 @@ def decode(stream: Buffer, plane: Plane, trellis: bool) -> None:
         raise ValueError("A lane starts from an impossible state.")
     words = np.frombuffer(stream, "<u4", offset=words_at).astype(np.uint32)
     position = 0
+    limits = np.iinfo(plane.dtype)
     for part in cut_for_lanes(plane, lanes, trellis):
+        wide = part.dtype == np.int32
         result, position = decode_static(
-            part,
+            part if wide else _NO_PLANE,
+            _NO_OCTETS if wide else part.view(np.uint8),
+            limits.min,
+            limits.max,
             trellis,
             TRELLIS_NEXT,
             TRELLIS_ODD,
@@ -129,6 +140,6 @@ def decode(stream: Buffer, plane: Plane, trellis: bool) -> None:
         if result == ENDS_EARLY:
             raise ValueError("The stream ends before its last symbol.")
         if result != FINE:
-            raise ValueError("The stream holds a number beyond 32 bits.")
+            raise ValueError(f"The stream holds a number beyond {plane.dtype}.")
     if position != words.size or (states != STATE_LOW).any():
         raise ValueError("The stream does not end where its last symbol does.")

@@ -6,7 +6,8 @@ magnitudes, and a column one of the groups above; their weighted sum, the level,
 magnitude that comes, and chooses the table that codes it. All numbers are integers; shifts round
 down. A magnitude is that of a token's smallest value, so that look-ups by token suffice.
 
-Every function works on int32 planes only, so that each is compiled once.
+Every function works on int32 planes, and the decoder on bytes as well, so that each is compiled
+once.
 """
 
 from __future__ import annotations
@@ -87,27 +88,27 @@ def scan_plane(
             for lane in range(active):
                 value = np.int64(plane[base + lane, column])
                 level = (row_means[lane] + from_column) >> shift
-                part = bin_of_level[min(level, LEVELS - 1)]
+                part = bin_of_level[np.uint64(min(level, LEVELS - 1))]
                 chosen = 0
                 if trellis:
                     state = states[lane]
-                    chosen = np.int64(odd[state])
+                    chosen = np.int64(odd[np.uint64(state)])
                     magnitude = abs(value)
                     if magnitude & 1 != chosen and value != 0:
                         return True
                     index = (magnitude + chosen) >> 1
                     if value < 0:
                         index = -index
-                    states[lane] = next_state[2 * state + (index & 1)]
+                    states[lane] = next_state[np.uint64(2 * state + (index & 1))]
                     token = token_of(index, exact) + below
                 else:
                     token = token_of(value - center, exact) + below
-                histogram[chosen, part, token] += 1
+                histogram[np.uint64(chosen), part, np.uint64(token)] += 1
                 tokens[position] = token
                 bins[position] = part | (chosen << 7)
                 position += one
-                total += magnitudes[token]
-                row_means[lane] += (pulls[token] - row_means[lane]) >> row_shift
+                total += magnitudes[np.uint64(token)]
+                row_means[lane] += (pulls[np.uint64(token)] - row_means[lane]) >> row_shift
             column_means[column] += (total * scale - from_column) >> slowness
     return False
 
@@ -163,8 +164,8 @@ def encode_static(
                             words[position] = np.uint32(x & 0xFFFFFFFF)
                             x >>= 32
                         x = (x << size) | ((s >> low) & ((1 << size) - 1))
-                table = table_of_bin[bins[place]]
-                token = tokens[place]
+                table = table_of_bin[bins[np.uint64(place)]]
+                token = tokens[np.uint64(place)]
                 frequency = frequencies[table, token]
                 if x >> (63 - PRECISION) >= frequency:
                     position -= 1
@@ -179,6 +180,9 @@ def encode_static(
 @compiled
 def decode_static(
     plane: Plane,
+    octets: Bytes,
+    low: int,
+    high: int,
     trellis: bool,
     next_state: Bytes,
     odd: Bytes,
@@ -200,7 +204,15 @@ def decode_static(
 ) -> tuple[int, int]:
     """Fill a plane from words.
 
+    In a column of a group the lanes first take their tokens, which needs no branch; what a token
+    stands for comes after. Indices into tables are cast to unsigned numbers: a signed one costs
+    a test for each access.
+
     Args:
+        plane: filled, if it isn't empty.
+        octets: filled with the values' lowest bytes, if `plane` is empty.
+        low: the smallest value that is allowed.
+        high: the largest.
         magnitudes: [256] by token; in `scan_plane` too.
         values: [256] by token, the bits beside it taken as zeros.
         extra_bits: [256] by token.
@@ -211,11 +223,15 @@ def decode_static(
     Returns:
         What came of it, and the position after the last word that was used.
     """
-    rows, columns = plane.shape
+    narrow = plane.size == 0
+    rows, columns = octets.shape if narrow else plane.shape
     row_means = np.zeros(lanes, np.int64)
     column_means = np.zeros(columns, np.int64)
     pulls = (magnitudes * row_weight) << 8
     paths = np.zeros(lanes, np.int64)
+    tokens = np.zeros(lanes, np.int64)
+    end = np.int64(words.size)
+    span = np.uint64(high - low)
     for group, base in enumerate(range(0, rows, lanes)):
         active = min(lanes, rows - base)
         scale = 256 // active * column_weight
@@ -226,41 +242,48 @@ def decode_static(
             from_column = column_means[column]
             for lane in range(active):
                 level = (row_means[lane] + from_column) >> shift
-                table = np.int64(class_of_level[min(level, LEVELS - 1)])
+                table = np.int64(class_of_level[np.uint64(min(level, LEVELS - 1))])
                 if trellis:
-                    table = 2 * table + odd[paths[lane]]
+                    table = 2 * table + np.int64(odd[np.uint64(paths[lane])])
                 x = states[lane]
-                entry = np.int64(entries[table * SLOTS + (x & (SLOTS - 1))])
+                entry = np.int64(entries[np.uint64(table * SLOTS + (x & (SLOTS - 1)))])
                 token = entry & 255
-                x = ((entry >> 8 & (SLOTS - 1)) + 1) * (x >> PRECISION) + (entry >> 20)
+                states[lane] = ((entry >> 8 & (SLOTS - 1)) + 1) * (x >> PRECISION) + (entry >> 20)
+                tokens[lane] = token
+                total += magnitudes[np.uint64(token)]
+                row_means[lane] += (pulls[np.uint64(token)] - row_means[lane]) >> row_shift
+            for lane in range(active):
+                x = states[lane]
                 if x < STATE_LOW:
-                    if position >= words.size:
+                    if position >= end:
                         return ENDS_EARLY, position
-                    x = (x << 32) | np.int64(words[position])
+                    x = (x << 32) | np.int64(words[np.uint64(position)])
                     position += 1
-                value = values[token]
-                extra = extra_bits[token]
+                value = values[np.uint64(tokens[lane])]
+                extra = extra_bits[np.uint64(tokens[lane])]
                 if extra:
                     rest = np.int64(0)
-                    for low in range(0, extra, PIECE_BITS):
-                        size = min(PIECE_BITS, extra - low)
-                        rest |= (x & ((1 << size) - 1)) << low
+                    for done in range(0, extra, PIECE_BITS):
+                        size = min(PIECE_BITS, extra - done)
+                        rest |= (x & ((1 << size) - 1)) << done
                         x >>= size
                         if x < STATE_LOW:
-                            if position >= words.size:
+                            if position >= end:
                                 return ENDS_EARLY, position
-                            x = (x << 32) | np.int64(words[position])
+                            x = (x << 32) | np.int64(words[np.uint64(position)])
                             position += 1
                     value = value + rest if value > center else value - rest
                 states[lane] = x
                 if trellis:
                     state = paths[lane]
-                    paths[lane] = next_state[2 * state + (value & 1)]
-                    value = 2 * value - odd[state] * ((value > 0) - (value < 0))
-                if extra and (value < -(1 << 31) or value >= 1 << 31):
+                    sign = np.int64(value > 0) - np.int64(value < 0)
+                    paths[lane] = next_state[np.uint64(2 * state + (value & 1))]
+                    value = 2 * value - np.int64(odd[np.uint64(state)]) * sign
+                if np.uint64(value - low) > span:
                     return OUT_OF_RANGE, position
-                plane[base + lane, column] = value
-                total += magnitudes[token]
-                row_means[lane] += (pulls[token] - row_means[lane]) >> row_shift
+                if narrow:
+                    octets[base + lane, column] = np.uint8(value & 255)
+                else:
+                    plane[base + lane, column] = value
             column_means[column] += (total * scale - from_column) >> slowness
     return FINE, position

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,8 @@ from zoopress.coding.static_kernels import LEVELS, scan_plane
 
 MAX_CLASSES = 16
 _BINS = 40
-_SAMPLE_SYMBOLS = 1 << 16
+_BINS_PER_OCTAVE = 5
+_SAMPLE_SYMBOLS = 1 << 15
 _LANES = 8
 _SYMBOLS_PER_LANE = 1 << 12  # a lane costs 8 bytes, half of them for nothing
 
@@ -104,12 +105,12 @@ def choose_model(plane: Plane, statistics: Statistics, trellis: bool) -> Model:
     if plane.size < 256:
         contexts = contexts[:1]  # a second table would never pay
     scans = [_scan([sample], alphabet, lanes, context, trellis) for context in contexts]
-    costs = [_classes(scan.histogram)[1] for scan in scans]
+    costs = [_cost_by_octaves(scan.histogram) for scan in scans]
     best = costs.index(min(costs))
     scan = scans[best]
     if sample.size < plane.size:
         scan = _scan(parts, alphabet, lanes, contexts[best], trellis)
-    ends, _ = _classes(scan.histogram)
+    ends = _classes(scan.histogram)
     counts = np.add.reduceat(scan.histogram, [0, *ends[:-1]], axis=1)
     counts = np.ascontiguousarray(counts.swapaxes(0, 1)).reshape(-1, alphabet.size)
     frequencies = np.zeros_like(counts)
@@ -127,7 +128,7 @@ def _choose_lanes(plane: Plane, trellis: bool) -> int:
     return min(lanes, plane.shape[0]) if trellis else lanes
 
 
-def cut_for_lanes(plane: Plane, lanes: int, trellis: bool) -> list[Plane]:
+def cut_for_lanes(plane: NDArray[Any], lanes: int, trellis: bool) -> list[NDArray[Any]]:
     """Return what is coded one after the other: few long lines are cut, a piece for each lane."""
     rows = plane.shape[0]
     if trellis or rows >= lanes:
@@ -189,21 +190,37 @@ def _scan(
     return Scan(context, histogram, tokens, bins)
 
 
-def _classes(histogram: NDArray[np.int64]) -> tuple[list[int], int]:
-    """Return the bin after the last of each class, and the cost in 65536ths of a bit."""
+def _cost_by_octaves(histogram: NDArray[np.int64]) -> int:
+    """Return what symbols take with a table for each octave of levels, in 65536ths of a bit.
+
+    Whole numbers, as everything that chooses: every machine must write the same bytes.
+    """
+    merged = np.add.reduceat(histogram, np.arange(0, _BINS, _BINS_PER_OCTAVE), axis=1)
+    counts = merged.reshape(-1, merged.shape[-1])
+    return _weighed_sum(counts.sum(axis=1), _log2_fixed()) - _weighed_sum(
+        counts.reshape(-1), _log2_fixed()
+    )
+
+
+def _classes(histogram: NDArray[np.int64]) -> list[int]:
+    """Return the bin after the last of each class."""
     ends = np.zeros(_BINS, np.int64)
-    cost = _cheapest_classes(histogram, MAX_CLASSES, _log2_fixed(), ends)
-    return [int(end) for end in ends if end], int(cost)
+    _find_classes(histogram, MAX_CLASSES, _log2_fixed(), ends)
+    return [int(end) for end in ends if end]
 
 
 @compiled
-def _cheapest_classes(
+def _find_classes(
     histogram: NDArray[np.int64],
     most: int,
     log2: NDArray[np.int64],
     ends: NDArray[np.int64],
-) -> int:
-    """Join neighbouring bins into classes by dynamic programming; fill `ends` with their ends."""
+) -> None:
+    """Join neighbouring bins into the classes that cost least, by dynamic programming.
+
+    Args:
+        ends: filled with the bin after the last of each class.
+    """
     sets, bins, tokens = histogram.shape
     costs = np.zeros((bins, bins + 1), np.int64)
     counts = np.zeros(tokens, np.int64)
@@ -241,7 +258,14 @@ def _cheapest_classes(
     for count in range(chosen_count, 0, -1):
         ends[count - 1] = end
         end = before[count, end]
-    return int(best[chosen_count, bins])
+
+
+@compiled
+def _weighed_sum(counts: NDArray[np.int64], log2: NDArray[np.int64]) -> int:
+    total = 0
+    for count in counts:
+        total += _weighed(count, log2)
+    return total
 
 
 @compiled
@@ -285,10 +309,10 @@ def _make_tables(counts: NDArray[np.int64], frequencies: NDArray[np.int64]) -> b
 
 @lru_cache(maxsize=1)
 def _bin_edges() -> list[int]:
-    """Return the first level of each bin: about five bins an octave, the mean magnitude's amid."""
+    """Return the first level of each bin; the mean magnitude's lies amid."""
     edges = [0]
     for number in range(1, _BINS):
-        edges.append(max(edges[-1] + 1, round(64 * 2 ** ((number - 18) / 5))))
+        edges.append(max(edges[-1] + 1, round(64 * 2 ** ((number - 18) / _BINS_PER_OCTAVE))))
     return edges
 
 
