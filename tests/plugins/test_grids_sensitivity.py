@@ -179,13 +179,17 @@ def test_synthetic_inputs_tell_another_story(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Embedding(20, 5), nn.Flatten(), nn.Linear(20, 3))
     context = context_of(Answers(tokens_below(10), target=None), tmp_path)
     weights = list(find_weights(model))
-    found = [
-        measure_sensitivities(model, weights, context, data=data)["0.weight"].rows
+    real, noise, again = [
+        measure_sensitivities(model, weights, context, data=data)
         for data in ("calibration", "synthetic", "synthetic")
     ]
-    assert found[1] is not None
-    assert not torch.equal(found[0], found[1])
-    assert torch.equal(found[1], found[2])
+    for weight in weights:
+        rows = noise[weight.name].rows
+        assert rows is not None
+        assert noise[weight.name].columns is None
+        assert torch.equal(rows, rows[:1].expand(len(rows)))
+        assert torch.equal(rows, again[weight.name].rows)
+        assert not torch.allclose(rows.mean(), real[weight.name].rows.mean(), rtol=1e-3)
 
 
 def test_made_up_inputs_have_the_shapes_and_ranges_of_real_ones() -> None:

@@ -33,8 +33,9 @@ _VECTOR_SLOPE = 1 / 256
 of its numbers, which hardly count, and whose errors no other number can make up for."""
 _MOST_WORTH = 1e8
 _BLIND = 0.5
-"""What bits count for where nothing is known of what errors cost. Choosing fewer bits makes weights
-smaller, all of them, and such errors add up in the outputs, which squares of errors do not show."""
+"""What bits count for where it is not known which of a matrix's inputs matter. Choosing fewer bits
+makes weights smaller, all of them, and such errors add up in the outputs, which squares of errors
+do not show."""
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,7 @@ class _Problem:
         self.matrix, self.sensitivity, self.slope = matrix.float(), sensitivity, slope
         self.keep = None if keep is None else keep.T.contiguous().numpy()
         self.row_worth = _positive(sensitivity.rows, len(matrix))
-        blind = sensitivity.rows is None and sensitivity.columns is None
-        self.worth_of_bits = _BLIND if blind else 1.0
+        self.worth_of_bits = _BLIND if sensitivity.columns is None else 1.0
         if 1 in matrix.shape:
             limit = _VECTOR_SLOPE * self._distortion(self.matrix) / matrix.numel()
             self.slope = min(slope, limit) if limit > 0 else slope
