@@ -25,7 +25,9 @@ _SMALL_PASSES = 512
 """The same, of models with fewer weights than `_LARGE`."""
 _LARGE = 4_000_000
 _SAMPLES = 8
-"""How many samples share a pass: more tell more in the same time, but their products are noise."""
+"""How many samples share a pass: more tell more in a pass, but their products are noise."""
+_HUGE = 64_000_000
+"""Models with so many weights take a sample at a time: passes are what takes the time."""
 _MOST_PROBES = 64
 _EVEN_ROWS = 0.03
 """Each row matters at least so much, relative to their mean: a gradient of zero says nothing about
@@ -97,9 +99,10 @@ def measure_sensitivities(
         batches = [made_up(batch, generator) for batch in batches]
     count = sum(weight.parameter.numel() for weight in weights)
     passes = _PASSES if count >= _LARGE else _SMALL_PASSES
-    slices = list(sliced(batches, max(_SAMPLES, samples // passes)))
+    together = _SAMPLES if count < _HUGE else 1
+    slices = list(sliced(batches, max(together, samples // passes)))
     probes = min(_MOST_PROBES, max(1, passes // len(slices)))
-    moments = [_Moments(weight) for weight in weights]
+    moments = [_Moments(weight, both_sides=data == "calibration") for weight in weights]
     parameters = [weight.parameter for weight in weights]
     with _gradients_of(module, parameters), differentiable(module):
         for done, batch in enumerate(slices, start=1):
@@ -117,15 +120,14 @@ def measure_sensitivities(
                 for moment, gradient in zip(moments, gradients, strict=True):
                     moment.add(gradient)
             context.progress("measuring sensitivities", done / len(slices))
-    found = _compared(moments, samples * probes)
-    return found if data == "calibration" else {k: _mean(v) for k, v in found.items()}
+    return _compared(moments, samples * probes)
 
 
 class _Moments:
-    """Adds up the two sides of one weight's second moment of gradients."""
+    """Adds up the two sides of one weight's second moment of gradients, or its mean alone."""
 
-    def __init__(self, weight: Weight) -> None:
-        self.weight = weight
+    def __init__(self, weight: Weight, both_sides: bool) -> None:
+        self.weight, self.both_sides = weight, both_sides
         self.columns: Tensor | None = None
         self.rows: Tensor | None = None
 
@@ -135,7 +137,9 @@ class _Moments:
         matrix = as_matrix(gradient, self.weight.output_axis).float().nan_to_num(0.0, 0.0, 0.0)
         squares = matrix.square()
         rows = squares.sum(1)
-        if matrix.shape[1] > MAX_COLUMNS:
+        if not self.both_sides:
+            columns = rows.new_zeros(0)
+        elif matrix.shape[1] > MAX_COLUMNS:
             columns = squares.sum(0)
         else:
             touched = rows.nonzero().squeeze(1)  # few rows of an embedding
@@ -152,17 +156,12 @@ class _Moments:
         if self.columns is None or self.rows is None or not float(self.rows.sum()):
             return None
         rows = self.rows / samples
+        if not self.both_sides:
+            mean = rows.mean() / self.weight.matrix().shape[1]
+            return Sensitivity(rows=mean.expand(len(rows)).contiguous().cpu())
         even = _EVEN_TOKENS if self.weight.kind == "embedding" else _EVEN_ROWS
         rows = (1 - even) * rows + even * rows.mean()
         return Sensitivity((self.columns / self.rows.sum()).cpu(), rows.cpu())
-
-
-def _mean(sensitivity: Sensitivity) -> Sensitivity:
-    """Return what matters as much in all rows and columns; columns have a trace of 1."""
-    columns, rows = sensitivity.columns, sensitivity.rows
-    assert rows is not None
-    count = 1 if columns is None else len(columns)
-    return Sensitivity(rows=(rows.mean() / count).expand(len(rows)).contiguous())
 
 
 def _compared(moments: Sequence[_Moments], samples: int) -> dict[str, Sensitivity]:
@@ -172,9 +171,9 @@ def _compared(moments: Sequence[_Moments], samples: int) -> dict[str, Sensitivit
         m.weight.name: float(m.weight.parameter.detach().float().square().mean()) or 1.0
         for m in moments
     }
-    # What one number matters, relative to its own square: columns have a trace of 1.
+    # What one number matters, relative to its own square.
     matters = [
-        float(sensitivity.rows.sum()) * power[m.weight.name] / m.weight.parameter.numel()
+        float(sensitivity.rows.mean()) * power[m.weight.name] / _columns(sensitivity)
         for m in moments
         if (sensitivity := found[m.weight.name]) is not None and sensitivity.rows is not None
     ]
@@ -186,6 +185,11 @@ def _compared(moments: Sequence[_Moments], samples: int) -> dict[str, Sensitivit
         )
         for m in moments
     }
+
+
+def _columns(sensitivity: Sensitivity) -> int:
+    """Return over how many columns the rows' side is spread: measured columns have a trace of 1."""
+    return 1 if sensitivity.columns is None else len(sensitivity.columns)
 
 
 @contextmanager
