@@ -25,9 +25,8 @@ _SMALL_PASSES = 512
 """The same, of models with fewer weights than `_LARGE`."""
 _LARGE = 4_000_000
 _SAMPLES = 8
-"""How many samples share a pass: more tell more in a pass, but their products are noise."""
-_HUGE = 64_000_000
-"""Models with so many weights take a sample at a time: passes are what takes the time."""
+"""How many samples share a pass: more tell more in a pass, but their products are noise. A mean
+takes one."""
 _MOST_PROBES = 64
 _EVEN_ROWS = 0.03
 """Each row matters at least so much, relative to their mean: a gradient of zero says nothing about
@@ -99,7 +98,7 @@ def measure_sensitivities(
         batches = [made_up(batch, generator) for batch in batches]
     count = sum(weight.parameter.numel() for weight in weights)
     passes = _PASSES if count >= _LARGE else _SMALL_PASSES
-    together = _SAMPLES if count < _HUGE else 1
+    together = _SAMPLES if data == "calibration" else 1
     slices = list(sliced(batches, max(together, samples // passes)))
     probes = min(_MOST_PROBES, max(1, passes // len(slices)))
     moments = [_Moments(weight, both_sides=data == "calibration") for weight in weights]
