@@ -256,13 +256,15 @@ def test_an_interrupt_ends_the_flow_at_once(zoo: Path, server: PrefectServer) ->
 def test_a_flow_that_is_killed_goes_on_where_it_was(zoo: Path, server: PrefectServer) -> None:
     (zoo / "large" / "sleep").touch()
     process = start(zoo, server)
-    wait_for_process(zoo, "large")
-    until = time.monotonic() + 60
-    while not list((zoo / "store" / "entries").glob("*/*")):
-        assert time.monotonic() < until
-        time.sleep(0.1)
-    process.kill()
-    process.communicate()
+    try:
+        wait_for_process(zoo, "large")
+        until = time.monotonic() + 300
+        while not list((zoo / "store" / "entries").glob("*/*")):
+            assert time.monotonic() < until
+            time.sleep(0.1)
+    finally:
+        process.kill()
+        process.communicate()
     (zoo / "large" / "sleep").unlink()
     found, _ = finish(start(zoo, server, "--json"))
     assert found == EXPECTED
