@@ -32,6 +32,16 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
             "per_bit": True,
         },
     ],
+    "incremental_quantization": [
+        {"bits": 3, "training": {"steps": 6}, "interval": 2},
+        {
+            "bits": 4,
+            "weighting": "fisher",
+            "entropy_weight": 0.05,
+            "training": {"steps": 4},
+            "end": 1.0,
+        },
+    ],
     "lattice_quantization": [
         {"bits_per_weight": 4},
         {"step": 0.3, "lattice": "Z", "steps": "row", "dither": False},

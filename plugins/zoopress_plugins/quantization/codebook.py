@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
@@ -86,6 +86,10 @@ class Codebook:
 
     values: Tensor
     bits: Tensor
+
+
+CodebookForm: TypeAlias = "tuple[int, Tensor, Tensor]"
+"""Bits of a code, the code of each value [k] and the values by code: see `packed_values`."""
 
 
 def initial_values(weights: Tensor, count: int) -> Tensor:
@@ -203,7 +207,7 @@ def fit_codebook(
     return Codebook(values.bfloat16().float(), bits.float())
 
 
-def packed_values(book: Codebook) -> tuple[int, Tensor, Tensor]:
+def packed_values(book: Codebook) -> CodebookForm:
     """Number values so that zero has code 0; see `CodebookWeight`.
 
     Returns:
@@ -256,30 +260,49 @@ class CodebookQuantization(Technique[CodebookQuantizationConfig]):
 
     def apply(self, model: Model, context: Context) -> Outcome:
         """Fit codebooks and pack the selected weights."""
+        config = self.config
+        weights = config.select(model)
+        importance = self.importance(model, weights, context)
+        generator = context.generator()
+        shared = self.fit(weights, importance, generator) if config.scope == "global" else None
+        form = shared and packed_values(shared)  # one tensor, so it is stored once
+
+        def choose(weight: Weight) -> tuple[CodebookForm, Tensor]:
+            book = shared or self.fit([weight], importance, generator)
+            flat = weight.matrix().flatten().float()
+            indices = nearest(flat, importance(weight), book, config.entropy_weight)
+            return form or packed_values(book), indices
+
+        return self.pack(model, weights, context, choose)
+
+    def pack(
+        self,
+        model: Model,
+        weights: Sequence[Weight],
+        context: Context,
+        choose: Callable[[Weight], tuple[CodebookForm, Tensor]],
+    ) -> Outcome:
+        """Pack weights.
+
+        Args:
+            model: what they are of.
+            weights: which.
+            context: of the stage.
+            choose: gives what `packed_values` gave, and which value each weight takes [out · in].
+        """
         from zoopress.coding.bits import pack_codes
         from zoopress.packing import packed_weights
 
-        config = self.config
-        weights = config.select(model)
         before = sum(weight.parameter.nbytes for weight in weights)
         count = sum(weight.parameter.numel() for weight in weights)
-        importance = self._importance(model, weights, context)
-        generator = context.generator()
-        together = config.scope == "global"
-        book = self._fit(weights, importance, generator) if together else None
-        form = None if book is None else packed_values(book)
         entropy, asked = 0.0, 0
         for weight in context.track(weights):
-            own = book or self._fit([weight], importance, generator)
-            bits, codes, values = form or packed_values(own)
-            matrix = weight.matrix()
-            indices = nearest(
-                matrix.flatten().float(), importance(weight), own, config.entropy_weight
-            )
+            (bits, codes, values), indices = choose(weight)
             entropy += entropy_bits(indices)
             asked += bits * len(indices)
-            tensors = {"codes": pack_codes(codes[indices].view(matrix.shape), bits)}
-            model.pack(weight, "codebook", {"bits": bits}, {**tensors, "codebook": values})
+            packed_codes = pack_codes(codes[indices].view(weight.matrix().shape), bits)
+            tensors = {"codes": packed_codes, "codebook": values}
+            model.pack(weight, "codebook", {"bits": bits}, tensors)
         packed = packed_weights(model.module)
         after = sum(buffer.nbytes for weight in weights for buffer in packed[weight.name].buffers())
         saved = 8 * (before - after) / count
@@ -294,7 +317,7 @@ class CodebookQuantization(Technique[CodebookQuantizationConfig]):
         """Return room for a weight's indices and errors, and for the sensitivities."""
         return 6 * largest + (total if self.config.weighting == "fisher" else 0)
 
-    def _importance(
+    def importance(
         self, model: Model, weights: Sequence[Weight], context: Context
     ) -> Callable[[Weight], Tensor]:
         """Return what gives each weight's importances [n] or [1].
@@ -332,7 +355,7 @@ class CodebookQuantization(Technique[CodebookQuantizationConfig]):
 
         return importance
 
-    def _fit(
+    def fit(
         self,
         weights: Sequence[Weight],
         importance: Callable[[Weight], Tensor],
