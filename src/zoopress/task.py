@@ -193,6 +193,23 @@ class Task(ABC):
         """
         return None
 
+    def imagined(
+        self, module: nn.Module, samples: int, generator: torch.Generator
+    ) -> Sequence[Any] | None:
+        """Return inputs that a model makes up by itself, as text it writes; no data is looked at.
+
+        None if it cannot.
+
+        Args:
+            module: the model.
+            samples: how many.
+            generator: on the CPU.
+
+        Returns:
+            Batches, as `batches` returns them.
+        """
+        return None
+
     def show(self, split: Split, row: int) -> str | None:
         """Return a sample for people: text, or an image as a `data:image/png` address."""
         return None

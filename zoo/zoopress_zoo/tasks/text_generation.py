@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 Document = str | Sequence[int]
 _TOGETHER = 64  # documents tokenized at once
+_WRITTEN = 16  # windows written at once
 
 
 class WindowPreprocessing(Preprocessing):
@@ -89,6 +90,29 @@ class TextGeneration(TextTask):
         if logits is None or logits.ndim != 3 or logits.shape[:2] != inputs["input_ids"].shape:
             raise self.unexpected(output, "token scores ('logits' [windows, tokens, vocabulary])")
         return logits
+
+    def imagined(
+        self, module: nn.Module, samples: int, generator: torch.Generator
+    ) -> Sequence[Any] | None:
+        """Return windows that a model of transformers writes, each from a token drawn evenly.
+
+        Source: Liu et al. 2023, arXiv:2305.17888, section 2.1 (data-free distillation).
+        """
+        import torch
+        from transformers import GenerationConfig, GenerationMixin
+
+        if not isinstance(module, GenerationMixin):
+            return None
+        size = self.batch_size
+        length, vocabulary = self._length, module.get_input_embeddings().num_embeddings
+        first = torch.randint(vocabulary, (samples, 1), generator=generator)
+        config = GenerationConfig(
+            do_sample=True, top_k=0, max_length=length, min_length=length, pad_token_id=0
+        )
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(int(torch.randint(1 << 62, (), generator=generator)))
+            written = torch.cat([module.generate(some, config) for some in first.split(_WRITTEN)])
+        return [{"input_ids": tokens} for tokens in written.split(size)]
 
     def loss(self, output: Tensor, targets: Any) -> Tensor:
         """Return the mean of −ln p of every token but the first of its window."""

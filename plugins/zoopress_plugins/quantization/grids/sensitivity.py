@@ -66,15 +66,16 @@ def measure_sensitivities(
     the mean of G's squared rows. So whatever holds a weight, and however often it is used: layers,
     convolutions, recurrent cells, embeddings, tied weights and bare parameters are all alike.
 
-    Of synthetic inputs only each weight's mean is kept. How much one weight matters beside another
-    is much the same for noise and for data; which rows and columns of a weight matter is not: noise
-    lights up pixels that data never does.
+    Synthetic inputs are text that the model writes, which tells as much as data does, or noise. Of
+    noise only each weight's mean is kept. How much one weight matters beside another is much the
+    same for noise and for data; which rows and columns of a weight matter is not: noise lights up
+    pixels that data never does.
 
     Args:
         module: the model; it is left as it was.
         weights: of the model.
         context: of the stage; its task runs the model.
-        data: its calibration inputs, or random ones of their shapes.
+        data: its calibration inputs; or what the task imagines, or random ones of their shapes.
 
     Returns:
         By name. A weight that no output depends on has a small one, by its own size.
@@ -94,14 +95,18 @@ def measure_sensitivities(
             "'calibration_samples', or set 'sensitivity' to 'none'."
         )
     generator = context.generator()
+    noise = False
     if data == "synthetic":
-        batches = [made_up(batch, generator) for batch in batches]
+        context.progress("imagining inputs")
+        imagined = context.task.imagined(module, samples, generator)
+        noise = imagined is None
+        batches = list(imagined or [made_up(batch, generator) for batch in batches])
     count = sum(weight.parameter.numel() for weight in weights)
     passes = _PASSES if count >= _LARGE else _SMALL_PASSES
-    together = _SAMPLES if data == "calibration" else 1
+    together = 1 if noise else _SAMPLES
     slices = list(sliced(batches, max(together, samples // passes)))
     probes = min(_MOST_PROBES, max(1, passes // len(slices)))
-    moments = [_Moments(weight, both_sides=data == "calibration") for weight in weights]
+    moments = [_Moments(weight, both_sides=not noise) for weight in weights]
     parameters = [weight.parameter for weight in weights]
     with _gradients_of(module, parameters), differentiable(module):
         for done, batch in enumerate(slices, start=1):
