@@ -192,6 +192,28 @@ def test_synthetic_inputs_tell_another_story(tmp_path: Path) -> None:
         assert not torch.allclose(rows.mean(), real[weight.name].rows.mean(), rtol=1e-3)
 
 
+class Writer(Answers):
+    """A task whose models make up the inputs that it has."""
+
+    def imagined(self, module: nn.Module, samples: int, generator: torch.Generator) -> Any:
+        assert samples == len(self.samples("calibration"))
+        return self.batches("calibration")
+
+
+def test_what_a_model_writes_tells_as_much_as_data(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(20, 5), nn.Flatten(), nn.Linear(20, 3))
+    context = context_of(Writer(tokens_below(10), target=None), tmp_path)
+    weights = list(find_weights(model))
+    real = measure_sensitivities(model, weights, context, data="calibration")
+    written = measure_sensitivities(model, weights, context, data="synthetic")
+    for weight in weights:
+        columns = written[weight.name].columns
+        assert columns is not None
+        assert torch.equal(columns, real[weight.name].columns)
+        assert torch.equal(written[weight.name].rows, real[weight.name].rows)
+
+
 def test_made_up_inputs_have_the_shapes_and_ranges_of_real_ones() -> None:
     generator = torch.Generator().manual_seed(0)
     real = {

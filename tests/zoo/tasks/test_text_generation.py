@@ -350,3 +350,29 @@ def test_what_decoding_starts_from_must_be_known(tmp_path: Path) -> None:
         CardError, match=r"expects token scores \('logits' \[3, \d+, vocabulary\]\)"
     ):
         task.forward(model.encoder, {**task.batches("test")[0]})
+
+
+def test_a_model_writes_windows_that_it_finds_likely(tmp_path: Path) -> None:
+    module = save_model(tmp_path, "LlamaForCausalLM")
+    task = documents_task(tmp_path, [[1, 2, 3, 4, 5]] * 1 + [[n] * 9 for n in range(5, 20)])
+    first, again = [task.imagined(module, 50, torch.Generator().manual_seed(1)) for _ in range(2)]
+    assert first is not None
+    assert again is not None
+    assert max(len(batch["input_ids"]) for batch in first) <= task.batch_size
+    written = torch.cat([batch["input_ids"] for batch in first])
+    assert torch.equal(written, torch.cat([batch["input_ids"] for batch in again]))
+    assert written.shape == (50, 4)
+    assert written.dtype == torch.int64
+    assert len(written[:, 0].unique()) > 5
+    assert not bool((written[:, 1:] == END).any())  # it goes on to the window's end
+    noise = torch.randint(VOCABULARY, written.shape, generator=torch.Generator().manual_seed(2))
+
+    def loss(tokens: torch.Tensor) -> float:
+        return float(task.loss(task.call(module, {"input_ids": tokens}), tokens))
+
+    assert loss(written) < loss(noise) - 0.1
+
+
+def test_a_module_that_is_not_of_transformers_writes_nothing(tmp_path: Path) -> None:
+    task = documents_task(tmp_path, [[n] * 9 for n in range(5, 20)])
+    assert task.imagined(torch.nn.Linear(2, 2), 5, torch.Generator()) is None

@@ -104,14 +104,15 @@ class TextGeneration(TextTask):
         if not isinstance(module, GenerationMixin):
             return None
         size = self.batch_size
-        length, vocabulary = self._length, module.get_input_embeddings().num_embeddings
+        length, vocabulary = self._length, module.config.get_text_config().vocab_size
         first = torch.randint(vocabulary, (samples, 1), generator=generator)
         config = GenerationConfig(
             do_sample=True, top_k=0, max_length=length, min_length=length, pad_token_id=0
         )
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(int(torch.randint(1 << 62, (), generator=generator)))
-            written = torch.cat([module.generate(some, config) for some in first.split(_WRITTEN)])
+            starts = first.to(module.device).split(_WRITTEN)
+            written = torch.cat([module.generate(some, config) for some in starts]).cpu()
         return [{"input_ids": tokens} for tokens in written.split(size)]
 
     def loss(self, output: Tensor, targets: Any) -> Tensor:
