@@ -224,9 +224,9 @@ class IncrementalQuantization(Technique[IncrementalQuantizationConfig]):
 
         def choose(weight: Weight) -> tuple[CodebookForm, Tensor]:
             flat = weight.matrix().flatten().bfloat16().float()  # as values are stored
-            values = torch.cat((flat, torch.zeros(1))).unique()
+            values = torch.cat((flat, flat.new_zeros(1))).unique()
             book = Codebook(values, torch.zeros_like(values))
-            return packed_values(book), nearest(flat, torch.ones(1), book, 0.0)
+            return packed_values(book), nearest(flat, flat.new_ones(1), book, 0.0)
 
         packed = codebooks.pack(model, weights, context, choose)
         return replace(

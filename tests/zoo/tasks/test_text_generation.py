@@ -354,7 +354,7 @@ def test_what_decoding_starts_from_must_be_known(tmp_path: Path) -> None:
 
 def test_a_model_writes_windows_that_it_finds_likely(tmp_path: Path) -> None:
     module = save_model(tmp_path, "LlamaForCausalLM")
-    task = documents_task(tmp_path, [[1, 2, 3, 4, 5]] * 1 + [[n] * 9 for n in range(5, 20)])
+    task = documents_task(tmp_path, [[1, 2, 3, 4, 5], *([n] * 9 for n in range(5, 20))])
     first, again = [task.imagined(module, 50, torch.Generator().manual_seed(1)) for _ in range(2)]
     assert first is not None
     assert again is not None

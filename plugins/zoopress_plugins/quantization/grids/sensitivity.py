@@ -99,7 +99,7 @@ def measure_sensitivities(
     if data == "synthetic":
         context.progress("imagining inputs")
         imagined = context.task.imagined(module, samples, generator)
-        noise = imagined is None
+        noise = not imagined
         batches = list(imagined or [made_up(batch, generator) for batch in batches])
     count = sum(weight.parameter.numel() for weight in weights)
     passes = _PASSES if count >= _LARGE else _SMALL_PASSES
