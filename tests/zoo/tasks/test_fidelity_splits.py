@@ -70,6 +70,20 @@ def test_samples_that_are_all_the_same_are_too_few(tmp_path: Path) -> None:
         fidelity_task(tmp_path, np.zeros((10, 3))).samples("calibration")
 
 
+def test_inputs_of_other_names_than_the_arguments_are_explained(tmp_path: Path) -> None:
+    task = fidelity_task(tmp_path, np.random.default_rng(0).normal(size=(20, 3)).astype("f4"))
+    (batch,) = task.batches("calibration")
+    with pytest.raises(CardError, match=r"gives 'images'; the model's forward takes input: .*'0'"):
+        task.forward(torch.nn.Linear(3, 2), {"images": batch["0"]})
+    with pytest.raises(TypeError, match="unsupported operand"):
+        task.forward(FailingModule(), batch)
+
+
+class FailingModule(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + "1"  # type: ignore[operator]
+
+
 def test_inputs_of_types_that_numpy_lacks_are_compared(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 

@@ -190,7 +190,16 @@ class FidelityTask(Task):
         """Return the module's first output tensor, the logits where there are some."""
         positional = [inputs[name] for name in sorted(inputs, key=_position) if name.isdigit()]
         named = {name: value for name, value in inputs.items() if not name.isdigit()}
-        return first_tensor(module(*positional, **named))
+        try:
+            output = module(*positional, **named)
+        except TypeError as error:
+            if unfit := _unfit(module, positional, named):
+                raise CardError(
+                    f"The card's 'data' gives {', '.join(map(repr, inputs))}; {unfit}. Name inputs "
+                    "as the arguments are, or by position: '0', '1', …"
+                ) from error
+            raise
+        return first_tensor(output)
 
     def fingerprint(self) -> str:
         """Return a digest of what the inputs are made from."""
@@ -267,6 +276,16 @@ def _bytes(values: Tensor) -> Any:
 
 def _position(name: str) -> int:
     return int(name) if name.isdigit() else 0
+
+
+def _unfit(module: nn.Module, positional: Sequence[Any], named: Mapping[str, Any]) -> str | None:
+    """Return why arguments do not fit a module's forward, None if they do."""
+    signature = inspect.signature(module.forward)
+    try:
+        signature.bind(*positional, **named)
+    except TypeError as error:
+        return f"the model's forward takes {', '.join(signature.parameters)}: {error}"
+    return None
 
 
 def first_tensor(output: Any) -> Tensor:
