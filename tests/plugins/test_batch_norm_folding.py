@@ -85,6 +85,30 @@ class BatchNormAct(nn.BatchNorm2d):
         return result
 
 
+class SameConv(nn.Conv2d):
+    """Pads as TensorFlow does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        padded = nn.functional.pad(x, (0, 1, 0, 1))
+        return nn.functional.conv2d(padded, self.weight, self.bias, self.stride)
+
+
+class StandardizedConv(nn.Conv2d):
+    """Whatever scales its weight changes nothing: Qiao et al. 2019, arXiv:1903.10520."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = nn.functional.layer_norm(self.weight, self.weight.shape[1:])
+        return nn.functional.conv2d(x, weight, self.bias)
+
+
+class BiasAhead(nn.Linear):
+    """Adds its bias to the input, which has as many channels as the output."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = 0.0 if self.bias is None else self.bias
+        return nn.functional.linear(x + bias, self.weight)
+
+
 LAYERS: dict[str, tuple[Callable[[bool], nn.Module], Callable[[], nn.Module], Tensor]] = {
     "linear": (lambda b: nn.Linear(6, 8, bias=b), lambda: nn.BatchNorm1d(8), torch.randn(3, 6)),
     "conv1d": (
@@ -94,6 +118,11 @@ LAYERS: dict[str, tuple[Callable[[bool], nn.Module], Callable[[], nn.Module], Te
     ),
     "conv2d": (lambda b: nn.Conv2d(6, 8, 3, bias=b), lambda: nn.BatchNorm2d(8), IMAGES),
     "with activation": (lambda b: nn.Conv2d(6, 8, 3, bias=b), lambda: BatchNormAct(8), IMAGES),
+    "padded by itself": (
+        lambda b: SameConv(6, 8, 3, stride=2, bias=b),
+        lambda: nn.BatchNorm2d(8),
+        IMAGES,
+    ),
     "grouped": (
         lambda b: nn.Conv2d(6, 9, 3, groups=3, bias=b),
         lambda: nn.BatchNorm2d(9, affine=False),
@@ -252,6 +281,18 @@ def test_channels_on_another_axis_are_not_folded(plugins: Plugins) -> None:
         fold(Model(module, plugins.layers), torch.randn(2, 8, 5))
 
 
+def test_a_layer_that_standardizes_its_weight_is_left_alone(plugins: Plugins) -> None:
+    def build() -> nn.Module:
+        first = nn.Sequential(StandardizedConv(6, 5, 3), nn.BatchNorm2d(5))
+        return nn.Sequential(first, nn.Conv2d(5, 4, 1), nn.BatchNorm2d(4)).eval()
+
+    model = Model(seeded(build), plugins.layers)
+    expected = output_of(model.module, IMAGES)
+    notes = fold(model, IMAGES)
+    assert (notes["folded"], list(notes["kept"])) == (1, ["0.1"])
+    assert relative_difference(expected, output_of(model.module, IMAGES)) < 1e-5
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
@@ -266,6 +307,10 @@ def test_channels_on_another_axis_are_not_folded(plugins: Plugins) -> None:
                 nn.utils.parametrizations.weight_norm(nn.Linear(6, 6)), nn.BatchNorm1d(6)
             ),
             "'1': its input is not the output",
+        ),
+        (
+            lambda: nn.Sequential(BiasAhead(6, 6), nn.BatchNorm1d(6)),
+            "'1': '0' computes more with its weight than a linear layer does",
         ),
     ],
 )

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
@@ -166,6 +167,11 @@ class BatchNormFolding(Technique[BatchNormFoldingConfig]):
                 kept[norm] = f"the output of {layer!r} is read elsewhere, too"
             else:
                 pairs[norm] = layer
+        odd = {layer: modules[layer] for layer in pairs.values() if not _is_plain(modules[layer])}
+        refused = _not_affine(odd, run) if odd else set()
+        for norm, layer in [pair for pair in pairs.items() if pair[1] in refused]:
+            kept[norm] = f"{layer!r} computes more with its weight than a linear layer does"
+            del pairs[norm]
         return pairs, kept
 
     def _nothing(self, kept: Mapping[str, str]) -> str:
@@ -204,14 +210,71 @@ def _channel_axis(module: nn.Module) -> int | None:
     from torch import nn
     from torch.nn.modules.conv import _ConvNd
 
-    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
     weight = module._parameters.get("weight")
-    if weight is None or all(type(module).forward is not k.forward for k in (*kinds, *transposed)):
+    if weight is None or not isinstance(module, (nn.Linear, _ConvNd)):
         return None
     if "bias" not in module._parameters or getattr(module, "parametrizations", None) is not None:
         return None
     return 1 - weight.ndim if isinstance(module, _ConvNd) else -1
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Tell whether a layer computes as torch's own do."""
+    from torch import nn
+
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    return any(type(module).forward is kind.forward for kind in (*kinds, *transposed))
+
+
+def _not_affine(layers: Mapping[str, nn.Module], run: Callable[[], Tensor]) -> set[str]:
+    """Try layers with a forward of their own, such as those that pad as TensorFlow does.
+
+    Args:
+        layers: by path.
+        run: runs the model.
+
+    Returns:
+        Paths of those whose outputs are not scaled and shifted as their weight and bias are.
+    """
+    import torch
+
+    refused: set[str] = set()
+    generator = torch.Generator().manual_seed(0)
+
+    def attempt(path: str, module: nn.Module, args: Any, output: Tensor) -> None:
+        axis, own = _channel_axis(module), dict(module._parameters)
+        weight, bias = own["weight"], own["bias"]
+        assert axis is not None
+        assert weight is not None
+        scale = 0.5 + torch.rand(output.shape[axis], generator=generator, dtype=torch.float64)
+        scale = scale.to(weight.device)
+        shift = scale.flip(0) * float(output.abs().max())
+        rows = _rows(module, weight.detach())
+        new, new_bias = folded(rows, None if bias is None else bias.detach(), scale, shift)
+        sides = (-1, *[1] * (-1 - axis))
+        wanted = scale.view(sides) * output.double() + shift.view(sides)
+        try:
+            new = _from_rows(module, new, weight.shape)
+            module._parameters["weight"] = torch.nn.Parameter(new, requires_grad=False)
+            module._parameters["bias"] = torch.nn.Parameter(new_bias, requires_grad=False)
+            found = type(module).forward(module, *args)
+        finally:
+            module._parameters.update(own)
+        error = float((found - wanted).abs().max() / wanted.abs().max())
+        if not error <= _TOLERANCE.get(str(weight.dtype).removeprefix("torch."), 1e-3):
+            refused.add(path)
+
+    hooks = [
+        module.register_forward_hook(partial(attempt, path)) for path, module in layers.items()
+    ]
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return refused
 
 
 def _fold(model: Model, norm_path: str, layer_path: str) -> None:
