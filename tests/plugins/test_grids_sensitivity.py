@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from synthetic_task import CLASSES, FEATURES, Classification
@@ -20,7 +22,7 @@ from zoopress.testing import context_for, tiny_card
 from zoopress.weights import WEIGHT_KINDS, find_weights
 from zoopress_plugins.quantization.grids import sensitivity as module_under_test
 from zoopress_plugins.quantization.grids.probes import made_up, probe, sliced
-from zoopress_plugins.quantization.grids.sensitivity import measure_sensitivities
+from zoopress_plugins.quantization.grids.sensitivity import _Sums, measure_sensitivities
 
 ALL_KINDS = (*WEIGHT_KINDS, "vector")
 
@@ -55,6 +57,7 @@ def test_of_one_layer_it_is_what_follows_on_paper(
     monkeypatch.setattr(module_under_test, "_SMALL_PASSES", 2000)
     monkeypatch.setattr(module_under_test, "_MOST_PROBES", 2000)
     monkeypatch.setattr(module_under_test, "_EVEN_ROWS", 0.0)
+    monkeypatch.setattr(module_under_test, "_CAUTION", 0.0)
     torch.manual_seed(0)
     layer, task = nn.Linear(FEATURES, 4, bias=False), Answers()
     weights = list(find_weights(layer))
@@ -72,6 +75,57 @@ def test_of_one_layer_it_is_what_follows_on_paper(
     assert torch.allclose(sensitivity.rows, rows, rtol=0.1)
     expected = columns / columns.trace()
     assert float((sensitivity.columns - expected).norm() / expected.norm()) < 0.1
+
+
+@given(
+    entries=st.lists(st.floats(0, 1e6), min_size=1, max_size=20),
+    slices=st.integers(1, 9),
+    least=st.sampled_from([0.0, 0.03, 1.0]),
+    disagreement=st.floats(0, 1),
+    seed=st.integers(0, 99),
+)
+def test_estimates_lie_between_sums_and_their_mean(
+    entries: list[float], slices: int, least: float, disagreement: float, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    sums, total = _Sums(), torch.zeros(len(entries), dtype=torch.float64)
+    for _ in range(slices):
+        for _ in range(2):
+            values = torch.tensor(entries) * (1 + disagreement * (2 * torch.rand(len(entries)) - 1))
+            sums.add(values)
+            total += values
+        sums.end_slice()
+    found, mean = sums.estimate(least), total.mean()
+    allowed = 1e-5 * (1 + float(mean))
+    assert abs(float(found.mean() - mean)) <= allowed
+    assert bool(((found - mean).abs() <= (1 - least) * (total - mean).abs() + allowed).all())
+    if disagreement == 0 and least == 0:
+        assert bool(((found - total).abs() <= 1e-3 * (total + mean) + allowed).all())
+
+
+def test_what_differs_by_chance_alone_becomes_alike_and_what_truly_differs_does_not() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for means, alike in ((torch.ones(1000), True), (torch.arange(1, 1001) / 500, False)):
+        sums = _Sums()
+        for _ in range(400):
+            sums.add(means * torch.randn(1000, generator=generator).square())
+            sums.end_slice()
+        errors = sums.estimate() / 400 - means
+        assert (float(errors.square().mean().sqrt()) < 0.01) is alike
+        assert float(errors.square().mean().sqrt()) < 0.08
+
+
+def test_what_few_samples_ask_for_matters_no_more_than_they_can_tell(tmp_path: Path) -> None:
+    """Each of 60 rows has moved for one sample in 40: those that none asked for matter, too."""
+    task = Answers()
+    torch.manual_seed(0)
+    layer = nn.Sequential(nn.Linear(FEATURES, 60), nn.Threshold(2.0, 0.0))
+    (weight,) = [weight for weight in find_weights(layer) if weight.kind == "linear"]
+    rows = measure_sensitivities(layer, [weight], context_of(task, tmp_path), data="calibration")[
+        weight.name
+    ].rows
+    assert rows is not None
+    assert float(rows.min()) > 0.2 * float(rows.mean())
 
 
 @pytest.mark.parametrize("name", ["cnn", "lstm", "transformer"])
@@ -161,7 +215,10 @@ def test_tied_and_unused_weights_have_one_too(tmp_path: Path) -> None:
     assert 0 < float(unused.sum() * 5) < 0.1 * float(used.sum())
 
 
-def test_tokens_that_no_sample_has_matter_less_but_matter(tmp_path: Path) -> None:
+def test_tokens_that_no_sample_has_matter_less_but_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module_under_test, "_CAUTION", 0.0)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(20, 5), nn.Flatten(), nn.Linear(20, 3))
     task = Answers(tokens_below(10), target=None)

@@ -28,6 +28,11 @@ _SAMPLES = 8
 """How many samples share a pass: more tell more in a pass, but their products are noise. A mean
 takes one."""
 _MOST_PROBES = 64
+_FEWEST_SLICES = 8
+"""At least so many passes, if there are as many samples, tell what differs by chance."""
+_CAUTION = 2.0
+"""How much larger chance is taken to be than calibration samples show: those to come may differ
+more, and what is taken to matter too little costs more than what is taken to matter too much."""
 _EVEN_ROWS = 0.03
 """Each row matters at least so much, relative to their mean: a gradient of zero says nothing about
 an error as large as the row, as of an attention head that looks at one place for sure."""
@@ -66,6 +71,9 @@ def measure_sensitivities(
     the mean of G's squared rows. So whatever holds a weight, and however often it is used: layers,
     convolutions, recurrent cells, embeddings, tied weights and bare parameters are all alike.
 
+    Rows, and the diagonal of columns, move towards their mean as far as samples disagree on them:
+    what few samples have asked for, others will, and what few have shown to matter, others may not.
+
     Synthetic inputs are text that the model writes, which tells as much as data does, or noise. Of
     noise only each weight's mean is kept. How much one weight matters beside another is much the
     same for noise and for data; which rows and columns of a weight matter is not: noise lights up
@@ -84,7 +92,8 @@ def measure_sensitivities(
         StageError: if there are no inputs, or outputs have no gradients.
 
     Source: Martens & Grosse 2015, arXiv:1503.05671 (a product for each weight); Gupta et al. 2018,
-        arXiv:1802.09568, section 3 (the two sides from gradients alone).
+        arXiv:1802.09568, section 3 (the two sides from gradients alone); Efron & Morris 1973,
+        doi:10.1080/01621459.1973.10481350 (estimates of many means are better nearer to theirs).
     """
     assert context.task is not None, "a stage's context has a task"
     batches = list(context.batches() or context.task.batches("calibration"))
@@ -103,7 +112,7 @@ def measure_sensitivities(
         batches = list(imagined or [made_up(batch, generator) for batch in batches])
     count = sum(weight.parameter.numel() for weight in weights)
     passes = _PASSES if count >= _LARGE else _SMALL_PASSES
-    together = 1 if noise else _SAMPLES
+    together = 1 if noise else max(1, min(_SAMPLES, samples // _FEWEST_SLICES))
     slices = list(sliced(batches, max(together, samples // passes)))
     probes = min(_MOST_PROBES, max(1, passes // len(slices)))
     moments = [_Moments(weight, both_sides=not noise) for weight in weights]
@@ -123,8 +132,50 @@ def measure_sensitivities(
                 )
                 for moment, gradient in zip(moments, gradients, strict=True):
                     moment.add(gradient)
+            for moment in moments:
+                moment.end_slice()
             context.progress("measuring sensitivities", done / len(slices))
     return _compared(moments, samples * probes)
+
+
+class _Sums:
+    """Adds up how much each of many entries matters, and knows how far samples disagree."""
+
+    def __init__(self) -> None:
+        self._slice: Tensor | None = None
+        self._total: Tensor | None = None
+        self._squares: Tensor | None = None
+        self._slices = 0
+
+    def add(self, values: Tensor) -> None:
+        """Add what one pass tells, [n]."""
+        self._slice = values if self._slice is None else self._slice + values
+
+    def end_slice(self) -> None:
+        """Take what was added since the last time for the word of some samples."""
+        if self._slice is not None:
+            values = self._slice.double()
+            if self._total is None or self._squares is None:
+                self._total, self._squares = values, values.square()
+            else:
+                self._total += values
+                self._squares += values.square()
+        self._slice = None
+        self._slices += 1
+
+    def estimate(self, least: float = 0.0) -> Tensor:
+        """Return sums [n], float64, moved towards their mean.
+
+        Args:
+            least: how much of the way, if samples agree.
+        """
+        assert self._total is not None, "something was added"
+        assert self._squares is not None, "something was added"
+        mean = self._total / self._slices
+        chance = (self._squares / self._slices - mean.square()).mean() / max(1, self._slices - 1)
+        spread = float(mean.var(correction=0))
+        share = min(1.0, max(least, _CAUTION * float(chance) / spread)) if spread else 1.0
+        return (1 - share) * self._total + share * self._total.mean()
 
 
 class _Moments:
@@ -132,8 +183,9 @@ class _Moments:
 
     def __init__(self, weight: Weight, both_sides: bool) -> None:
         self.weight, self.both_sides = weight, both_sides
-        self.columns: Tensor | None = None
-        self.rows: Tensor | None = None
+        self._rows, self._diagonal = _Sums(), _Sums()
+        self._columns: Tensor | None = None
+        self._power = 0.0
 
     def add(self, gradient: Tensor | None) -> None:
         if gradient is None:
@@ -141,31 +193,35 @@ class _Moments:
         matrix = as_matrix(gradient, self.weight.output_axis).float().nan_to_num(0.0, 0.0, 0.0)
         squares = matrix.square()
         rows = squares.sum(1)
+        self._rows.add(rows)
+        self._power += float(rows.sum())
         if not self.both_sides:
-            columns = rows.new_zeros(0)
-        elif matrix.shape[1] > MAX_COLUMNS:
-            columns = squares.sum(0)
-        else:
+            return
+        self._diagonal.add(squares.sum(0))
+        if matrix.shape[1] <= MAX_COLUMNS:
             touched = rows.nonzero().squeeze(1)  # few rows of an embedding
             some = matrix if 2 * len(touched) > len(rows) else matrix[touched]
             columns = some.T @ some
-        if self.columns is None or self.rows is None:
-            self.columns, self.rows = columns, rows
-        else:
-            self.columns += columns
-            self.rows += rows
+            self._columns = columns if self._columns is None else self._columns.add_(columns)
+
+    def end_slice(self) -> None:
+        self._rows.end_slice()
+        self._diagonal.end_slice()
 
     def scaled(self, samples: int) -> Sensitivity | None:
         """Return the sensitivity; None if no gradient came."""
-        if self.columns is None or self.rows is None or not float(self.rows.sum()):
+        if not self._power:
             return None
-        rows = self.rows / samples
         if not self.both_sides:
-            mean = rows.mean() / self.weight.matrix().shape[1]
-            return Sensitivity(rows=mean.expand(len(rows)).contiguous().cpu())
+            count, width = self.weight.matrix().shape
+            return Sensitivity(rows=torch.full((count,), self._power / samples / count / width))
         even = _EVEN_TOKENS if self.weight.kind == "embedding" else _EVEN_ROWS
-        rows = (1 - even) * rows + even * rows.mean()
-        return Sensitivity((self.columns / self.rows.sum()).cpu(), rows.cpu())
+        rows = self._rows.estimate(even) / samples
+        columns = self._diagonal.estimate() / self._power
+        if self._columns is not None:
+            diagonal, columns = columns, self._columns / self._power
+            columns.diagonal().copy_(diagonal)
+        return Sensitivity(columns.float().cpu(), rows.float().cpu())
 
 
 def _compared(moments: Sequence[_Moments], samples: int) -> dict[str, Sensitivity]:
