@@ -27,6 +27,8 @@ QP = {
     "lenet-300-100-sparse": (-32, -28, -24, -20, -16, -12),
     "lenet-5": (-32, -28, -24, -20, -16, -12),
     "lenet-5-sparse": (-32, -28, -24, -20, -16, -12),
+    "efficientnet-lite0": (-40, -36, -32, -28, -24),
+    "crepe-tiny": (-36, -32, -28, -24, -20, -16),
 }
 BITS = {
     "minilm": 5.0,
@@ -35,8 +37,12 @@ BITS = {
     "lenet-300-100-sparse": 0.5,
     "lenet-5": 4.0,
     "lenet-5-sparse": 0.5,
+    "efficientnet-lite0": 5.5,
+    "crepe-tiny": 5.0,
 }
 """A weight of the first point of ours, which a search finds; the others follow from its slope."""
+FOLDED = ("efficientnet-lite0",)
+"""Ours start by folding batch normalization where it can be: it is the same network."""
 SLOPES = (4, 16, 64)
 """Times the first point's: each takes about a bit a weight away."""
 OURS: dict[str, dict[str, Any]] = {
@@ -76,13 +82,16 @@ def our_points(subject: Subject, variants: Sequence[str]) -> list[Point]:
     points = []
     for name in variants:
         stage = {"technique": "rate_distortion_quantization", **OURS[name]}
+        before = [{"technique": "batch_norm_folding"}] if subject.name in FOLDED else []
         bits = BITS[subject.name]
         target = {"target": {"bits_per_weight": bits}}
-        first, notes = subject.compress(name, f"{bits} bits", [{**stage, **target}])
+        first, notes = subject.compress(name, f"{bits} bits", [*before, {**stage, **target}])
         points.append(first)
         for factor in SLOPES:
             slope = {"slope": factor * notes["slope"]}
-            points.append(subject.compress(name, f"{factor} × slope", [{**stage, **slope}])[0])
+            points.append(
+                subject.compress(name, f"{factor} × slope", [*before, {**stage, **slope}])[0]
+            )
         for point in points[-1 - len(SLOPES) :]:
             subject.reporter.line(f"{subject.name}: {line(point)}")
     return points

