@@ -42,7 +42,8 @@ BITS = {
 }
 """A weight of the first point of ours, which a search finds; the others follow from its slope."""
 FOLDED = ("efficientnet-lite0",)
-"""Ours start by folding batch normalization where it can be: it is the same network."""
+"""Ours start by folding batch normalization, which is the same network, where sensitivities tell
+its channels apart."""
 SLOPES = (4, 16, 64)
 """Times the first point's: each takes about a bit a weight away."""
 OURS: dict[str, dict[str, Any]] = {
@@ -82,7 +83,8 @@ def our_points(subject: Subject, variants: Sequence[str]) -> list[Point]:
     points = []
     for name in variants:
         stage = {"technique": "rate_distortion_quantization", **OURS[name]}
-        before = [{"technique": "batch_norm_folding"}] if subject.name in FOLDED else []
+        folds = subject.name in FOLDED and stage["sensitivity"] != "none"
+        before = [{"technique": "batch_norm_folding"}] if folds else []
         bits = BITS[subject.name]
         target = {"target": {"bits_per_weight": bits}}
         first, notes = subject.compress(name, f"{bits} bits", [*before, {**stage, **target}])

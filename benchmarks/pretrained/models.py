@@ -109,5 +109,5 @@ def efficientnet_lite0() -> nn.Module:
 
 
 def crepe_tiny() -> nn.Module:
-    """Return CREPE's smallest network, 486,536 parameters."""
+    """Return CREPE's smallest network, 486,552 parameters."""
     return Crepe()
