@@ -151,7 +151,7 @@ def _worthwhile_saving(plane: Plane, statistics: Statistics) -> float:
         return 0.0
     if plane.size > _MIDDLING:
         return 0.1
-    return 0.01 if _is_sparse(statistics) else 0.08
+    return 0.01 if _is_sparse(statistics) else 0.06
 
 
 def _is_sparse(statistics: Statistics) -> bool:
