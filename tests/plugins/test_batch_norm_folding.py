@@ -293,6 +293,22 @@ def test_a_layer_that_standardizes_its_weight_is_left_alone(plugins: Plugins) ->
     assert relative_difference(expected, output_of(model.module, IMAGES)) < 1e-5
 
 
+def test_a_layer_with_a_forward_of_its_own_may_be_called_by_keyword(plugins: Plugins) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = SameConv(6, 5, 3), nn.BatchNorm2d(5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.norm(self.conv(x=x))
+            return result
+
+    model = Model(seeded(Named).eval(), plugins.layers)
+    expected = output_of(model.module, IMAGES)
+    assert fold(model, IMAGES)["folded"] == 1
+    assert relative_difference(expected, output_of(model.module, IMAGES)) < 1e-5
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [

@@ -116,16 +116,18 @@ def test_what_differs_by_chance_alone_becomes_alike_and_what_truly_differs_does_
 
 
 def test_what_few_samples_ask_for_matters_no_more_than_they_can_tell(tmp_path: Path) -> None:
-    """Each of 60 rows has moved for one sample in 40: those that none asked for matter, too."""
+    """Eight samples move a quarter of 60 rows: those that none of them moves matter, too."""
     task = Answers()
     torch.manual_seed(0)
-    layer = nn.Sequential(nn.Linear(FEATURES, 60), nn.Threshold(2.0, 0.0))
+    layer = nn.Sequential(nn.Linear(FEATURES, 60), nn.Threshold(1.2, 0.0))
     (weight,) = [weight for weight in find_weights(layer) if weight.kind == "linear"]
     rows = measure_sensitivities(layer, [weight], context_of(task, tmp_path), data="calibration")[
         weight.name
     ].rows
     assert rows is not None
-    assert float(rows.min()) > 0.2 * float(rows.mean())
+    moved = layer(inputs_of(task)).ne(0).any(0)
+    assert 5 < int(moved.sum()) < 30
+    assert float(rows.min()) > 0.5 * float(rows.mean())
 
 
 @pytest.mark.parametrize("name", ["cnn", "lstm", "transformer"])

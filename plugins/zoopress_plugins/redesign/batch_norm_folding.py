@@ -242,7 +242,7 @@ def _not_affine(layers: Mapping[str, nn.Module], run: Callable[[], Tensor]) -> s
     refused: set[str] = set()
     generator = torch.Generator().manual_seed(0)
 
-    def attempt(path: str, module: nn.Module, args: Any, output: Tensor) -> None:
+    def attempt(path: str, module: nn.Module, args: Any, named: Any, output: Tensor) -> None:
         axis, own = _channel_axis(module), dict(module._parameters)
         weight, bias = own["weight"], own["bias"]
         assert axis is not None
@@ -258,7 +258,7 @@ def _not_affine(layers: Mapping[str, nn.Module], run: Callable[[], Tensor]) -> s
             new = _from_rows(module, new, weight.shape)
             module._parameters["weight"] = torch.nn.Parameter(new, requires_grad=False)
             module._parameters["bias"] = torch.nn.Parameter(new_bias, requires_grad=False)
-            found = type(module).forward(module, *args)
+            found = type(module).forward(module, *args, **named)
         finally:
             module._parameters.update(own)
         error = float((found - wanted).abs().max() / wanted.abs().max())
@@ -266,7 +266,8 @@ def _not_affine(layers: Mapping[str, nn.Module], run: Callable[[], Tensor]) -> s
             refused.add(path)
 
     hooks = [
-        module.register_forward_hook(partial(attempt, path)) for path, module in layers.items()
+        module.register_forward_hook(partial(attempt, path), with_kwargs=True)
+        for path, module in layers.items()
     ]
     try:
         with torch.no_grad():

@@ -280,7 +280,10 @@ def _position(name: str) -> int:
 
 def _unfit(module: nn.Module, positional: Sequence[Any], named: Mapping[str, Any]) -> str | None:
     """Return why arguments do not fit a module's forward, None if they do."""
-    signature = inspect.signature(module.forward)
+    try:
+        signature = inspect.signature(module.forward)
+    except ValueError:  # of compiled code
+        return None
     try:
         signature.bind(*positional, **named)
     except TypeError as error:
