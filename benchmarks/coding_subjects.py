@@ -23,17 +23,17 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import nn
 
-from zoopress.artifact import load_artifact
-from zoopress.card import load_card
-from zoopress.cell import Cell, Original, open_original
-from zoopress.compress import run_stages
+from zoopress.artifacts.artifact import load_artifact
+from zoopress.cards import load_card
+from zoopress.cells.cell import Cell, Original, open_original
+from zoopress.cells.plan import make_plan
 from zoopress.evaluation.fidelity import Run, compare_outputs, run_all
-from zoopress.gates import Fidelity
-from zoopress.plan import make_plan
+from zoopress.pipeline.compress import run_stages
+from zoopress.pipeline.gates import Fidelity
+from zoopress.pipeline.workbench import Workbench
 from zoopress.plugins import Plugins
 from zoopress.progress import Reporter
-from zoopress.recipe import Recipe, Stage, load_recipe
-from zoopress.stages import Workbench
+from zoopress.recipes import Recipe, Stage, load_recipe
 from zoopress.store import Store
 
 HERE = Path(__file__).parent

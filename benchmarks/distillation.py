@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from results_files import table, write
 
-from zoopress.card import load_card
-from zoopress.compress import compress
+from zoopress.cards import load_card
 from zoopress.evaluation.machine import describe_machine
+from zoopress.pipeline.compress import compress
 from zoopress.plugins import load_plugins
 from zoopress.progress import terminal
-from zoopress.recipe import load_recipe
+from zoopress.recipes import load_recipe
 from zoopress.store import Store
 
 RECIPES = {

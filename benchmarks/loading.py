@@ -27,15 +27,15 @@ from results_files import table, write
 from torch import Tensor, nn
 
 import zoopress
-from zoopress.artifact import save_artifact
+from zoopress.artifacts.artifact import save_artifact
+from zoopress.artifacts.manifest import MANIFEST, Base
 from zoopress.coding.bits import pack_codes
 from zoopress.evaluation.machine import describe_machine
-from zoopress.manifest import MANIFEST, Base
-from zoopress.model import Model
-from zoopress.packing import Unpacking
+from zoopress.models.model import Model
+from zoopress.models.packing import Unpacking
 from zoopress.plugins import Plugins, load_plugins
-from zoopress_plugins.pruning.magnitude import smallest_pruned
-from zoopress_plugins.quantization.weight_only import quantize
+from zoopress_plugins.pruning.magnitude_pruning import smallest_pruned
+from zoopress_plugins.quantization.weight_quantization import quantize
 from zoopress_zoo.factory import Factory
 
 BASE = Base(name="net", source="path:x", revision="local", size_bytes=9, task="fidelity")

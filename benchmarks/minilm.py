@@ -19,17 +19,17 @@ from typing import Any
 import torch
 from results_files import table, write
 
-from zoopress.artifact import load_artifact
-from zoopress.card import load_card
-from zoopress.compress import compress
+from zoopress.artifacts.artifact import load_artifact
+from zoopress.cards import load_card
 from zoopress.evaluation.latency import measure_latency
 from zoopress.evaluation.machine import describe_machine
-from zoopress.packing import unpack
+from zoopress.models.packing import unpack
+from zoopress.pipeline.compress import compress
 from zoopress.plugins import load_plugins
 from zoopress.progress import terminal
-from zoopress.recipe import load_recipe
-from zoopress.report import Report
-from zoopress.source import detect_architecture, pull
+from zoopress.recipes import load_recipe
+from zoopress.reports.report import Report
+from zoopress.sources import detect_architecture, pull
 from zoopress.store import Store
 
 ROOT = Path(__file__).parent.parent

@@ -77,16 +77,16 @@ def make_zoo(folder: Path, cells: int) -> None:
 
 def in_process(folder: Path, cells: int) -> dict[str, float]:
     """Run a zoo in this process, cold and warm; returns CPU milliseconds."""
-    import zoopress.stages as stages_module
+    import zoopress.pipeline.workbench as stages_module
+    from zoopress.cells.selection import select_cells
+    from zoopress.estimates.budget import MemoryBudget
     from zoopress.evaluation.latency import measure_latency
-    from zoopress.orchestration.budget import MemoryBudget
     from zoopress.orchestration.executors import run_here
     from zoopress.orchestration.jobs import Job
-    from zoopress.orchestration.selection import select_cells
     from zoopress.orchestration.zoo_run import ZooOptions, ZooRun, write_leaderboard
     from zoopress.plugins import load_plugins
-    from zoopress_plugins.pruning.magnitude import MagnitudePruning
-    from zoopress_plugins.quantization.weight_only import WeightQuantization
+    from zoopress_plugins.pruning.magnitude_pruning import MagnitudePruning
+    from zoopress_plugins.quantization.weight_quantization import WeightQuantization
 
     spent = {"apply": 0.0, "latency": 0.0}
 

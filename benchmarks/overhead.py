@@ -24,7 +24,7 @@ TYPO = "stages:\n  - technique: magnitude_pruning\n    sparsty: 0.5\n"
 CARD = """\
 name: tiny
 source: path:cnn.safetensors
-factory: zoopress.testing_models:cnn
+factory: zoopress.testing.models:cnn
 data:
   random: {"0": {shape: [3, 16, 16]}}
   calibration_samples: 16
@@ -61,14 +61,14 @@ def recipe_text(stages: int) -> str:
 
 def stage_overhead(folder: Path, stages: int) -> dict[str, float]:
     """Run a chain in this process; returns CPU milliseconds a stage besides the technique's own."""
-    import zoopress.stages as stages_module
-    from zoopress.card import load_card
-    from zoopress.compress import compress
+    import zoopress.pipeline.workbench as stages_module
+    from zoopress.cards import load_card
     from zoopress.evaluation.latency import measure_latency
+    from zoopress.pipeline.compress import compress
     from zoopress.plugins import load_plugins
-    from zoopress.recipe import load_recipe
+    from zoopress.recipes import load_recipe
     from zoopress.store import Store
-    from zoopress_plugins.pruning.magnitude import MagnitudePruning
+    from zoopress_plugins.pruning.magnitude_pruning import MagnitudePruning
 
     spent = {"apply": 0.0, "latency": 0.0}
 
@@ -119,7 +119,7 @@ def main() -> None:
         from safetensors.torch import save_file
 
         from zoopress.evaluation.machine import describe_machine
-        from zoopress.testing_models import cnn
+        from zoopress.testing.models import cnn
 
         # On a busy machine torch's threads burn CPU time while they wait for each other.
         torch.set_num_threads(1)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from results_files import table, write
 
-from zoopress.checkpoints.safetensors_file import build_header
+from zoopress.artifacts.checkpoints.safetensors_file import build_header
 from zoopress.coding.zpz.bands import ITEMSIZES
 from zoopress.evaluation.machine import describe_machine
 

@@ -19,13 +19,13 @@ import torch
 from data import fetch
 from results_files import RESULTS, table, write
 
-from zoopress.card import load_card
-from zoopress.compress import compress
+from zoopress.cards import load_card
 from zoopress.evaluation.machine import describe_machine
+from zoopress.pipeline.compress import compress
 from zoopress.plugins import load_plugins
 from zoopress.progress import terminal
-from zoopress.recipe import load_recipe
-from zoopress.report import Report
+from zoopress.recipes import load_recipe
+from zoopress.reports.report import Report
 from zoopress.store import Store
 
 HERE = Path(__file__).parent / "mnist"

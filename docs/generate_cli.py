@@ -15,7 +15,7 @@ from typing import Any, get_args, get_type_hints
 import typer
 from typer.models import ArgumentInfo, OptionInfo
 
-from zoopress.cli import app
+from zoopress.commands.cli import app
 
 INTRODUCTION = """\
 # The command line

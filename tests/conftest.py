@@ -16,7 +16,7 @@ from hypothesis import settings
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from zoopress.card import Card, load_card
+from zoopress.cards import Card, load_card
 from zoopress.evaluation.latency import measure_latency
 from zoopress.plugins import Plugins, load_plugins
 
@@ -32,8 +32,10 @@ VOCABULARY, WIDTH, CLASSES = 19, 16, 5
 @pytest.fixture
 def brief_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out what reports measure besides fidelity and metrics, for tests of something else."""
-    monkeypatch.setattr("zoopress.stages.evaluate", lambda *_: {})
-    monkeypatch.setattr("zoopress.stages.measure_latency", partial(measure_latency, seconds=0.01))
+    monkeypatch.setattr("zoopress.pipeline.workbench.evaluate", lambda *_: {})
+    monkeypatch.setattr(
+        "zoopress.pipeline.workbench.measure_latency", partial(measure_latency, seconds=0.01)
+    )
 
 
 class TinyCnn(nn.Module):

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from zoopress.card import Card
+from zoopress.cards import Card
 from zoopress.plugins import load_plugins
-from zoopress.task import Task
+from zoopress.tasks import Task
 
 SMALL = {"evaluation_samples": 4, "calibration_samples": 3}
 

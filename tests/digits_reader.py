@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from zoopress.card import Card
-from zoopress.compress import Result, compress
+from zoopress.cards import Card
+from zoopress.pipeline.compress import Result, compress
 from zoopress.plugins import Plugins
-from zoopress.recipe import parse_recipe
+from zoopress.recipes import parse_recipe
 from zoopress.store import Store
 from zoopress.yaml_source import read_yaml
 

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoopress.card import Card
+from zoopress.cards import Card
 from zoopress.evaluation.batches import batch_length
 from zoopress.evaluation.comparison import Comparison
 from zoopress.evaluation.fidelity import run_all
-from zoopress.model import Model
+from zoopress.models.model import Model
 from zoopress.plugins import Plugins
-from zoopress.task import Batch, Samples, Split, Task
+from zoopress.tasks import Batch, Samples, Split, Task
 
 
 def _rows(inputs: Any, rows: Sequence[int]) -> Any:

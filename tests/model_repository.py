@@ -14,7 +14,7 @@ from torch import nn
 
 from hub_server.fixtures import HubFixture
 from zoopress.plugins import Plugins
-from zoopress.zoo_scaffold import init_zoo
+from zoopress.scaffolds.zoo import init_zoo
 
 TOKEN = "hf_alicealicealice"
 SOURCE = "zoo/net"

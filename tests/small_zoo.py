@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from zoopress.card import Card, load_card
+from zoopress.cards import Card, load_card
 from zoopress.plugins import load_plugins
-from zoopress.recipe import Recipe, load_recipe
+from zoopress.recipes import Recipe, load_recipe
 
 FACTORY = """
 from torch import nn

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoopress.card import Card
-from zoopress.model import Model
-from zoopress.task import Batch, Samples, Split, Task
-from zoopress.technique import Context
+from zoopress.cards import Card
+from zoopress.models.model import Model
+from zoopress.tasks import Batch, Samples, Split, Task
+from zoopress.techniques import Context
 from zoopress.training.config import TrainingConfig
 from zoopress.training.result import TrainingResult
 from zoopress.training.term import Term

@@ -24,16 +24,16 @@ from typer.testing import CliRunner
 
 from hub_server.fixtures import HubFixture
 from repository_tools import IDENTITY
-from zoopress.card import Card, Data, RandomInput
-from zoopress.cli import app
-from zoopress.edits import Keep, Pack, Replace, Resize
+from zoopress.artifacts.manifest import ArchitectureRecord, Base, FileRecord, Manifest
+from zoopress.cards import Card, Data, RandomInput
+from zoopress.commands.cli import app
 from zoopress.errors import RecipeError
-from zoopress.gates import BUILT_IN
-from zoopress.manifest import ArchitectureRecord, Base, FileRecord, Manifest
+from zoopress.models.edits import Keep, Pack, Replace, Resize
+from zoopress.pipeline.gates import BUILT_IN
 from zoopress.plugins import HookSpecs, load_plugins
-from zoopress.recipe import Targets, _RecipeFile, parse_recipe
+from zoopress.recipes import Targets, _RecipeFile, parse_recipe
+from zoopress.scaffolds.zoo_files import TEMPLATES
 from zoopress.yaml_source import parse_yaml
-from zoopress.zoo_files import TEMPLATES
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

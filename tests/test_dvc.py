@@ -13,8 +13,8 @@ import yaml
 
 from repository_tools import attempt, command, commit_all
 from zoopress.plugins import load_plugins
-from zoopress.recipe import load_recipe
-from zoopress.zoo_files import TEMPLATES
+from zoopress.recipes import load_recipe
+from zoopress.scaffolds.zoo_files import TEMPLATES
 
 ROOT = Path(__file__).parent.parent
 PARAMS = """\

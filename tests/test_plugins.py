@@ -15,7 +15,7 @@ from zoopress.plugins import Plugins, hookimpl, load_plugins
 Install = Callable[..., None]
 TECHNIQUE = """
 from zoopress.plugins import hookimpl
-from zoopress.technique import Config, Effects, Outcome, Technique
+from zoopress.techniques import Config, Effects, Outcome, Technique
 
 
 class Mine(Technique[Config]):
@@ -113,7 +113,7 @@ HOOKED = "from zoopress.plugins import hookimpl\n@hookimpl\n"
         (HOOKED + "def zoopress_techniques():\n    yield 1 / 0", "ZeroDivisionError"),
         (HOOKED + "def zoopress_techniques():\n    return [int]", "not a subclass"),
         (
-            "from zoopress.technique import Technique\n"
+            "from zoopress.techniques import Technique\n"
             + HOOKED
             + "def zoopress_techniques():\n    return [Technique]",
             "lacks name, family, config_type",

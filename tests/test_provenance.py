@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from small_zoo import read_zoo, write_zoo
-from zoopress.compress import compress
+from zoopress.pipeline.compress import compress
 from zoopress.provenance import git_state
 from zoopress.store import Store
 

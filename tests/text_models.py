@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from zoopress.card import Card
-from zoopress.cell import open_original
+from zoopress.cards import Card
+from zoopress.cells.cell import open_original
 from zoopress.plugins import load_plugins
-from zoopress.task import Task
+from zoopress.tasks import Task
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "</s>")
 WORDS = (*"abcdefghijklmnop", "play", "##ing", "##s", "un", "##do")

@@ -16,12 +16,12 @@ from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from zoopress.card import load_card
-from zoopress.compress import Result, compress, run_inline
+from zoopress.cards import load_card
+from zoopress.pipeline.compress import Result, compress, run_inline
 from zoopress.plugins import load_plugins
 from zoopress.progress import Reporter, terminal
-from zoopress.recipe import load_recipe
-from zoopress.report import markdown
+from zoopress.recipes import load_recipe
+from zoopress.reports.report import markdown
 from zoopress.store import Store
 from zoopress_flows.watching import ProgressArtifact, or_without_prefect
 

@@ -12,12 +12,12 @@ from prefect import flow
 from prefect.artifacts import create_table_artifact
 from prefect.states import Failed
 
+from zoopress.cells.selection import select_cells
 from zoopress.errors import InputError
-from zoopress.hub.publish import PushOptions
 from zoopress.orchestration.publishing import Publication, publish_runs
-from zoopress.orchestration.selection import select_cells
 from zoopress.plugins import Plugins, load_plugins
 from zoopress.progress import terminal
+from zoopress.publishing.publish import PushOptions
 
 
 @flow(name="publish")

@@ -24,15 +24,15 @@ from prefect.artifacts import (
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed
 
-from zoopress.orchestration.budget import MemoryBudget
-from zoopress.orchestration.charts import pareto_svg
+from zoopress.estimates.budget import MemoryBudget
 from zoopress.orchestration.executors import LocalExecutor, run_here
 from zoopress.orchestration.jobs import Job
-from zoopress.orchestration.leaderboard import Leaderboard
 from zoopress.orchestration.request import ZooRequest, run_zoo
 from zoopress.orchestration.zoo_run import Submit
 from zoopress.plugins import Plugins, load_plugins
-from zoopress.report import Report, markdown
+from zoopress.reports.leaderboard import Leaderboard
+from zoopress.reports.leaderboard_charts import pareto_svg
+from zoopress.reports.report import Report, markdown
 from zoopress_flows.runners import make_runner
 from zoopress_flows.watching import ProgressArtifact, artifact_key, or_without_prefect
 

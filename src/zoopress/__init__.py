@@ -10,26 +10,26 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zoopress.compress import compress as compress
     from zoopress.errors import ZoopressError as ZoopressError
     from zoopress.loading import load as load
+    from zoopress.pipeline.compress import compress as compress
     from zoopress.plugins import hookimpl as hookimpl
-    from zoopress.technique import Claim as Claim
-    from zoopress.technique import Config as Config
-    from zoopress.technique import Context as Context
-    from zoopress.technique import Effects as Effects
-    from zoopress.technique import Outcome as Outcome
-    from zoopress.technique import Technique as Technique
-    from zoopress.technique import WeightSelection as WeightSelection
+    from zoopress.techniques import Claim as Claim
+    from zoopress.techniques import Config as Config
+    from zoopress.techniques import Context as Context
+    from zoopress.techniques import Effects as Effects
+    from zoopress.techniques import Outcome as Outcome
+    from zoopress.techniques import Technique as Technique
+    from zoopress.techniques import WeightSelection as WeightSelection
 
 _WHERE = {
-    "compress": "zoopress.compress",
+    "compress": "zoopress.pipeline.compress",
     "load": "zoopress.loading",
     "hookimpl": "zoopress.plugins",
     "ZoopressError": "zoopress.errors",
     **dict.fromkeys(
         ("Claim", "Config", "Context", "Effects", "Outcome", "Technique", "WeightSelection"),
-        "zoopress.technique",
+        "zoopress.techniques",
     ),
 }
 __all__ = sorted(_WHERE)

@@ -1,5 +1,5 @@
 """Run the command line as `python -m zoopress`."""
 
-from zoopress.cli import main
+from zoopress.commands.cli import main
 
 main()

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoopress.plugins import load_plugins
-from zoopress.source import load_callable
+from zoopress.sources import load_callable
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from zoopress.packing import Unpacking
+    from zoopress.models.packing import Unpacking
 
 
 def load(
@@ -43,9 +43,9 @@ def load(
         ArtifactError: if the artifact is damaged, hostile, or needs a plugin or factory.
         HubError: if it cannot be fetched.
     """
-    from zoopress.artifact import load_artifact
+    from zoopress.artifacts.artifact import load_artifact
     from zoopress.hub.artifacts import find_artifact
-    from zoopress.packing import unpack
+    from zoopress.models.packing import unpack
 
     if isinstance(factory, str):
         factory = load_callable(factory, Path.cwd())

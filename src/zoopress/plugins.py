@@ -21,8 +21,8 @@ import pluggy
 from zoopress.errors import PluginError, nearest
 
 if TYPE_CHECKING:
-    from zoopress.gates import GateInput
-    from zoopress.technique import Technique
+    from zoopress.pipeline.gates import GateInput
+    from zoopress.techniques import Technique
 
 GROUP = "zoopress"
 hookspec = pluggy.HookspecMarker("zoopress")
@@ -313,7 +313,7 @@ def import_reference(reference: str) -> Any:
 
 def _technique_classes(answer: Any) -> list[type[Technique[Any]]]:
     """Check what a plugin answers to `zoopress_techniques`."""
-    from zoopress.technique import Technique
+    from zoopress.techniques import Technique
 
     classes = list(answer)
     for item in classes:

@@ -90,7 +90,9 @@ def test_both_know_the_same_types_and_words() -> None:
 def test_both_readers_agree_on_the_artifact_of_a_chain(
     tmp_path: Path, plugins: Plugins, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zoopress.stages.measure_latency", partial(measure_latency, seconds=0.01))
+    monkeypatch.setattr(
+        "zoopress.pipeline.workbench.measure_latency", partial(measure_latency, seconds=0.01)
+    )
     stages: dict[str, dict[str, Any]] = {
         "magnitude_pruning": {"sparsity": 0.5},
         "weight_quantization": {"bits": 4, "group_size": 32},

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from zoopress.checkpoints.safetensors_file import build_header
+from zoopress.artifacts.checkpoints.safetensors_file import build_header
 
 COUNT = (1 << 31) + 12_345
 
 CODE = """
 import json, resource, sys, zlib
 from pathlib import Path
-from zoopress.checkpoints import encode_checkpoint, open_zpz
+from zoopress.artifacts.checkpoints import encode_checkpoint, open_zpz
 encode_checkpoint(Path(sys.argv[1]), Path(sys.argv[2]))
 size = crc = 0
 last = b""

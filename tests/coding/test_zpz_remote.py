@@ -10,10 +10,10 @@ import torch
 from typer.testing import CliRunner
 
 from hub_server.fixtures import HubFixture
-from zoopress.checkpoints import open_zpz
-from zoopress.cli import app
+from zoopress.artifacts.checkpoints import open_zpz
 from zoopress.coding.layout import StoredTensor
 from zoopress.coding.zpz import write_zpz
+from zoopress.commands.cli import app
 from zoopress.errors import ArtifactError
 
 CARD = "---\nlicense: apache-2.0\n---\n"

@@ -15,11 +15,11 @@ from torch.nn.functional import scaled_dot_product_attention
 from held_data import HeldTask, compare
 from zoopress.evaluation.computation import measure, total
 from zoopress.evaluation.macs import Macs, count_macs
-from zoopress.model import Model
-from zoopress.packing import unpack
+from zoopress.models.model import Model
+from zoopress.models.packing import unpack
 from zoopress.plugins import Plugins
-from zoopress.technique import Context
-from zoopress.testing_models import ResidualBlock
+from zoopress.techniques import Context
+from zoopress.testing.models import ResidualBlock
 
 
 def count(

@@ -11,7 +11,7 @@ from held_data import HeldTask, compare
 from zoopress.coding.bits import pack_codes
 from zoopress.evaluation import energy
 from zoopress.evaluation.energy import Counter, find_counters, measure, weight_bytes_read
-from zoopress.model import Model
+from zoopress.models.model import Model
 from zoopress.plugins import Plugins
 
 

@@ -13,7 +13,6 @@ from captum.attr import InputXGradient, IntegratedGradients, LayerIntegratedGrad
 from torch import Tensor, nn
 
 from held_data import HeldTask, compare
-from zoopress import testing_models
 from zoopress.evaluation import explanations
 from zoopress.evaluation.attributions import gradient_times_input, integrated_gradients
 from zoopress.evaluation.explanations import (
@@ -24,10 +23,11 @@ from zoopress.evaluation.explanations import (
     rank_correlation,
 )
 from zoopress.evaluation.surface import surface_of
-from zoopress.model import Model
-from zoopress.packing import packed_weights, unpack
+from zoopress.models.model import Model
+from zoopress.models.packing import packed_weights, unpack
 from zoopress.plugins import Plugins
-from zoopress.technique import Context
+from zoopress.techniques import Context
+from zoopress.testing import models as testing_models
 
 
 def attributions(module: nn.Module, inputs: Any, target: Tensor, steps: int) -> Tensor:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from held_data import HeldTask, compare
-from zoopress.card import load_card
+from zoopress.cards import load_card
 from zoopress.errors import CardError
 from zoopress.evaluation.fairness import (
     demographic_parity_difference,
@@ -24,7 +24,7 @@ from zoopress.evaluation.fairness import (
 )
 from zoopress.evaluation.metrics import r_squared
 from zoopress.plugins import Plugins
-from zoopress.task import Split
+from zoopress.tasks import Split
 
 
 class Grouped(HeldTask):

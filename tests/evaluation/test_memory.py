@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import save_file
 
 from held_data import compare
-from zoopress.artifact import save_artifact
-from zoopress.card import Card, load_card
-from zoopress.cell import open_original
+from zoopress.artifacts.artifact import save_artifact
+from zoopress.artifacts.manifest import Base
+from zoopress.cards import Card, load_card
+from zoopress.cells.cell import open_original
 from zoopress.coding.bits import pack_codes
 from zoopress.errors import StageError
 from zoopress.evaluation.memory import measure, measure_in_process
-from zoopress.manifest import Base
-from zoopress.model import Model
+from zoopress.models.model import Model
 from zoopress.plugins import Plugins
 
 MB = 1_000_000

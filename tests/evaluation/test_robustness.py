@@ -14,11 +14,11 @@ from held_data import HeldTask, compare
 from zoopress.evaluation import attacks, robustness
 from zoopress.evaluation.robustness import choose_samples, measure
 from zoopress.evaluation.subject import EPSILON, MAX_RADIUS
-from zoopress.model import Model
-from zoopress.packing import packed_weights
+from zoopress.models.model import Model
+from zoopress.models.packing import packed_weights
 from zoopress.plugins import Plugins
-from zoopress.task import Batch, Split
-from zoopress.technique import Context
+from zoopress.tasks import Batch, Split
+from zoopress.techniques import Context
 
 ANYWHERE = (-float("inf"), float("inf"))
 

@@ -17,17 +17,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from small_zoo import read_zoo, write_zoo
-from zoopress.card import Card
-from zoopress.compress import compress
+from zoopress.cards import Card
 from zoopress.evaluation import sensitivity
 from zoopress.evaluation.sensitivity import affordable, measure_layers, output_distance
-from zoopress.model import Model
-from zoopress.packing import unpack
+from zoopress.models.model import Model
+from zoopress.models.packing import unpack
+from zoopress.pipeline.compress import compress
 from zoopress.plugins import Plugins
-from zoopress.report import LayerResult, Report
+from zoopress.reports.report import LayerResult, Report
 from zoopress.store import Store
-from zoopress.task import Batch, Samples, Split, Task
-from zoopress.technique import Context
+from zoopress.tasks import Batch, Samples, Split, Task
+from zoopress.techniques import Context
 
 
 class Inputs(Task):

@@ -16,18 +16,18 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from held_data import HeldTask, compare
-from zoopress import testing_models
-from zoopress.card import Card
+from zoopress.cards import Card
 from zoopress.evaluation import changes
 from zoopress.evaluation.changes import classification_changes, confusion, label_changes
 from zoopress.evaluation.comparison import Comparison, evaluate
 from zoopress.evaluation.fidelity import Run
 from zoopress.evaluation.metrics import mean_absolute_error, r_squared
 from zoopress.evaluation.task_metrics import better, measure_task
-from zoopress.model import Model
+from zoopress.models.model import Model
 from zoopress.plugins import Plugins
 from zoopress.progress import Reporter
-from zoopress.task import Split, Task
+from zoopress.tasks import Split, Task
+from zoopress.testing import models as testing_models
 from zoopress_zoo.tasks.sentence_similarity import SentenceSimilarity
 
 NAMES = ("cat", "dog", "eel")

@@ -26,7 +26,7 @@ from model_repository import (
 )
 from prefect_server import TOOLS, PrefectServer
 from small_zoo import write_zoo
-from zoopress.cli import app
+from zoopress.commands.cli import app
 from zoopress.plugins import load_plugins
 
 ROOT = Path(__file__).parent.parent.parent

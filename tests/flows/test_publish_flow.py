@@ -15,13 +15,13 @@ from hub_server.fixtures import HubFixture
 from model_repository import TOKEN
 from prefect_server import PrefectServer
 from small_zoo import write_zoo
-from zoopress.card import load_card
-from zoopress.compress import compress
+from zoopress.cards import load_card
 from zoopress.errors import InputError
-from zoopress.hub.publish import PushOptions
 from zoopress.orchestration.publishing import publish_runs, read_publish_section
+from zoopress.pipeline.compress import compress
 from zoopress.plugins import Plugins, load_plugins
-from zoopress.recipe import load_recipe
+from zoopress.publishing.publish import PushOptions
+from zoopress.recipes import load_recipe
 from zoopress.store import Store
 
 

@@ -19,16 +19,16 @@ import psutil
 import pytest
 
 from small_zoo import write_zoo
-from zoopress.compress import compress
+from zoopress.cells.selection import select_cells
 from zoopress.errors import StoreError
-from zoopress.orchestration.budget import MemoryBudget
+from zoopress.estimates.budget import MemoryBudget
 from zoopress.orchestration.executors import LocalExecutor, run_here, share_cores
 from zoopress.orchestration.jobs import Job
-from zoopress.orchestration.leaderboard import Leaderboard
-from zoopress.orchestration.selection import select_cells
 from zoopress.orchestration.workers import StoppedError, WorkerPool
 from zoopress.orchestration.zoo_run import ZooOptions, ZooRun, write_leaderboard
+from zoopress.pipeline.compress import compress
 from zoopress.plugins import Plugins
+from zoopress.reports.leaderboard import Leaderboard
 from zoopress.store import Store
 
 PARAMS = """

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from zoopress.card import Card
-from zoopress.compress import Result, compress
+from zoopress.cards import Card
+from zoopress.pipeline.compress import Result, compress
 from zoopress.plugins import Plugins
-from zoopress.recipe import load_recipe
+from zoopress.recipes import load_recipe
 
 RECIPE = """
 stages:

@@ -7,9 +7,9 @@ import struct
 import zlib
 from typing import Any
 
-from zoopress.gates import Fidelity, StageResult
-from zoopress.report import LayerResult, Report
-from zoopress.technique import Claim
+from zoopress.pipeline.gates import Fidelity, StageResult
+from zoopress.reports.report import LayerResult, Report
+from zoopress.techniques import Claim
 
 HOSTILE = [
     "<script>alert(1)</script>",

@@ -10,8 +10,8 @@ import pytest
 from reports.browser import Browser, find_browser
 from reports.samples import hostile, labelled, unlabelled
 from reports.test_page import several
-from zoopress.orchestration.leaderboard import CellOutcome, Leaderboard
 from zoopress.reports.comparison import compare
+from zoopress.reports.leaderboard import CellOutcome, Leaderboard
 from zoopress.reports.page import report_page
 
 pytestmark = [

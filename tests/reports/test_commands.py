@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from zoopress.cli import app
-from zoopress.compress import Result
+from zoopress.commands.cli import app
 from zoopress.errors import ZoopressError
+from zoopress.pipeline.compress import Result
 
 
 def zoopress(*arguments: object) -> str:

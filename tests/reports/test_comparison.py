@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from reports.samples import HOSTILE, MACHINE, hostile, labelled, unlabelled
-from zoopress.compress import Result
 from zoopress.errors import InputError, ZoopressError
-from zoopress.report import Report, read_report
+from zoopress.pipeline.compress import Result
 from zoopress.reports.comparison import Comparison, compare
 from zoopress.reports.reading import Found, find_reports
+from zoopress.reports.report import Report, read_report
 
 
 def side_by_side(*reports: Report) -> Comparison:

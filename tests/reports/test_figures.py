@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reports.samples import labelled, stage, unlabelled
-from zoopress.gates import Fidelity
-from zoopress.report import comparison_rows, markdown
+from zoopress.pipeline.gates import Fidelity
 from zoopress.reports.figures import (
     TaskMetric,
     flips,
@@ -23,6 +22,7 @@ from zoopress.reports.figures import (
     task_figures,
     task_metrics,
 )
+from zoopress.reports.report import comparison_rows, markdown
 
 NUMBER = st.floats(-1e6, 1e6)
 

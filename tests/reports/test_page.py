@@ -27,15 +27,15 @@ from reports.samples import (
     task,
     unlabelled,
 )
-from zoopress.compress import Result
-from zoopress.gates import Fidelity
-from zoopress.report import LayerResult, Report
+from zoopress.pipeline.compress import Result
+from zoopress.pipeline.gates import Fidelity
 from zoopress.reports import byte_charts, chain_charts, change_charts, measure_charts
 from zoopress.reports.comparison import compare
 from zoopress.reports.drawing import draw_svg
 from zoopress.reports.facts import facts
 from zoopress.reports.page import report_page, tiles
 from zoopress.reports.reading import Found
+from zoopress.reports.report import LayerResult, Report
 
 
 class Page(HTMLParser):

@@ -6,8 +6,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from reports.samples import HOSTILE, labelled, unlabelled
-from zoopress.hub.model_card import render_model_card
 from zoopress.plugins import Plugins
+from zoopress.publishing.model_card import render_model_card
 
 
 def test_the_page_has_the_metrics_with_their_intervals(plugins: Plugins) -> None:

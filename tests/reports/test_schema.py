@@ -9,8 +9,8 @@ import pytest
 from jsonschema import Draft202012Validator, ValidationError
 
 from reports.samples import hostile, labelled, unlabelled
-from zoopress.compress import Result
-from zoopress.report import Report
+from zoopress.pipeline.compress import Result
+from zoopress.reports.report import Report
 from zoopress.reports.schema import report_schema, schema_text
 
 FILE = Path(__file__).parent.parent.parent / "docs" / "report.schema.json"

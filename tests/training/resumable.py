@@ -23,13 +23,16 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from safetensors.torch import save_file
 
 from synthetic_task import CLASSES, FEATURES, Classification, Rows, run
-from zoopress.model import Model
+from zoopress.models.model import Model
 from zoopress.plugins import load_plugins
-from zoopress.task import Batch, Samples, Split
-from zoopress.technique import Context
+from zoopress.tasks import Batch, Samples, Split
+from zoopress.techniques import Context
 from zoopress.training import checkpoint
 from zoopress.training.term import Term
-from zoopress_plugins.quantization.weight_only import WeightQuantization, WeightQuantizationConfig
+from zoopress_plugins.quantization.weight_quantization import (
+    WeightQuantization,
+    WeightQuantizationConfig,
+)
 
 CONFIGS = {
     "sgd": {"optimizer": "sgd", "momentum": 0.9, "schedule": "one_cycle", "accumulate": 2},

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from synthetic_task import Classification, perceptron, run
-from zoopress import testing_models
 from zoopress.errors import StageError
-from zoopress.model import Model
-from zoopress.packing import differentiable, packed_weights
+from zoopress.models.model import Model
+from zoopress.models.packing import differentiable, packed_weights
 from zoopress.plugins import Plugins
-from zoopress.technique import Context
+from zoopress.techniques import Context
+from zoopress.testing import models as testing_models
 from zoopress.testing import seeded
 from zoopress.training.constraints import PrunedWeights
 

@@ -13,16 +13,16 @@ from pydantic import Field
 from torch import Tensor
 
 from synthetic_task import same
-from zoopress.card import Card
-from zoopress.compress import Result, compress
+from zoopress.cards import Card
 from zoopress.errors import CardError
-from zoopress.model import Model
-from zoopress.packing import packed_weights
+from zoopress.models.model import Model
+from zoopress.models.packing import packed_weights
+from zoopress.pipeline.compress import Result, compress
 from zoopress.plugins import Plugins, hookimpl, load_plugins
-from zoopress.recipe import Recipe, Stage
+from zoopress.recipes import Recipe, Stage
 from zoopress.store import Store
-from zoopress.task import Batch
-from zoopress.technique import Config, Context, Effects, Need, Outcome, Technique
+from zoopress.tasks import Batch
+from zoopress.techniques import Config, Context, Effects, Need, Outcome, Technique
 from zoopress.testing import reload_artifact, tiny_card
 from zoopress.training.config import TrainingConfig
 from zoopress.training.term import Term

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from synthetic_task import CLASSES, FEATURES, Classification, Weights, perceptron, run, same
 from zoopress.errors import CardError, StageError
-from zoopress.task import Batch, Split
+from zoopress.tasks import Batch, Split
 from zoopress.training.config import TrainingConfig
 from zoopress.training.sampling import Sampler
 from zoopress.training.term import Term
@@ -452,8 +452,8 @@ def test_a_trained_module_is_ready_for_what_follows(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_trains_to_about_the_same_and_ties_stay(tmp_path: Path) -> None:
-    from zoopress.model import Model
-    from zoopress.technique import Context
+    from zoopress.models.model import Model
+    from zoopress.techniques import Context
 
     results = []
     for device in ("cpu", "cuda", "cuda"):

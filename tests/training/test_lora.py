@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from synthetic_task import Classification, perceptron, run, same
-from zoopress import testing_models
 from zoopress.errors import StageError
-from zoopress.model import Model
-from zoopress.packing import packed_weights
+from zoopress.models.model import Model
+from zoopress.models.packing import packed_weights
+from zoopress.models.precision import accept_float32
 from zoopress.plugins import Plugins
-from zoopress.precision import accept_float32
-from zoopress.technique import Context
+from zoopress.techniques import Context
+from zoopress.testing import models as testing_models
 from zoopress.testing import seeded
 from zoopress.training.config import LoraConfig
 from zoopress.training.lora import low_rank_updates, updated_layers

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from synthetic_task import CLASSES, FEATURES, Classification, perceptron, run
-from zoopress import testing_models
-from zoopress.compress import compress
 from zoopress.errors import StageError
-from zoopress.model import Model
-from zoopress.packing import PackedWeight, differentiable, packed_weights
+from zoopress.models.model import Model
+from zoopress.models.packing import PackedWeight, differentiable, packed_weights
+from zoopress.pipeline.compress import compress
 from zoopress.plugins import Plugins
-from zoopress.recipe import Recipe, Stage
+from zoopress.recipes import Recipe, Stage
 from zoopress.store import Store
-from zoopress.technique import Context, Technique
+from zoopress.techniques import Context, Technique
+from zoopress.testing import models as testing_models
 from zoopress.testing import reload_artifact, seeded, tiny_card
 from zoopress.training.constraints import TunedBuffers, tunable_parameters
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 import hub_models
 from hub_models import WEIGHTS, model, readme
 from hub_server.fixtures import HubFixture
-from zoopress.card import Card, load_card
-from zoopress.card_maker import Draft, Wish, card_maker, card_name, clean
+from zoopress.cards import Card, load_card
+from zoopress.cards.maker import Draft, Wish, card_maker, card_name, clean
 from zoopress.errors import HubError, SourceError
 from zoopress.hub import client
 from zoopress.plugins import Plugins, load_plugins

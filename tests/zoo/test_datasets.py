@@ -18,9 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataset_cards import make_card, write_idx
-from zoopress.data import Dataset, File, open_dataset
 from zoopress.errors import CardError
 from zoopress.plugins import load_plugins
+from zoopress.tasks import Dataset, File, open_dataset
 from zoopress_zoo.datasets.readers import read_csv, typed_column
 
 IMAGES = np.arange(5 * 3 * 2, dtype=np.uint8).reshape(5, 3, 2)
@@ -129,7 +129,7 @@ class TestFolder:
         (tmp_path / "data/cat/notes.txt").write_text("no image")
         (tmp_path / "data/cat/link.png").symlink_to(tmp_path / "outside/secret.png")
         (tmp_path / "data/cat/more").symlink_to(tmp_path / "outside")
-        with caplog.at_level(logging.WARNING, "zoopress.data"):
+        with caplog.at_level(logging.WARNING, "zoopress.tasks"):
             assert len(open_at(tmp_path, "folder:data").parts()["all"]) == 1
         assert "2 files are left out" in caplog.text
         assert "notes.txt" in caplog.text
@@ -317,7 +317,7 @@ import sys
 sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
 import types
 sys.modules["numpy"] = sys.modules["torch"] = None  # importing them fails
-from zoopress.card import Card
+from zoopress.cards import Card
 from zoopress.plugins import load_plugins
 from pathlib import Path
 for dataset in ("folder:images", "file:data.csv", "idx:.", "package:sklearn.datasets/digits"):

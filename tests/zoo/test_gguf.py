@@ -13,13 +13,13 @@ import pytest
 import torch
 
 import zoopress
-from zoopress.artifact import save_artifact
-from zoopress.card import Card
+from zoopress.artifacts.artifact import save_artifact
+from zoopress.artifacts.manifest import Base
+from zoopress.cards import Card
 from zoopress.errors import SourceError
-from zoopress.manifest import Base
-from zoopress.model import Model
+from zoopress.models.model import Model
 from zoopress.plugins import Plugins, load_plugins
-from zoopress.source import Architecture, SourceFiles, build_on_meta, detect_architecture, pull
+from zoopress.sources import Architecture, SourceFiles, build_on_meta, detect_architecture, pull
 from zoopress_zoo.gguf import Gguf
 from zoopress_zoo.sentence_encoder import load_tokenizer
 
@@ -101,9 +101,9 @@ def test_detection_imports_nothing_heavy(tmp_path: Path, plugins: Plugins) -> No
     assert files.weights == ("a.Q4_0.gguf",)
     script = f"""
 import sys
-from zoopress.card import Card
+from zoopress.cards import Card
 from zoopress.plugins import load_plugins
-from zoopress.source import detect_architecture, pull
+from zoopress.sources import detect_architecture, pull
 plugins, card = load_plugins(), Card(name="x", source="path:{tmp_path}")
 detect_architecture(card, pull(card, plugins), plugins)
 print({{"torch", "transformers", "gguf", "accelerate"}} & sys.modules.keys())

@@ -10,8 +10,8 @@ import pytest
 
 from dataset_cards import SMALL, make_card, open_task
 from hub_server.fixtures import HubFixture
-from zoopress.data import File, open_dataset
 from zoopress.errors import CardError, HubError, ZoopressError
+from zoopress.tasks import File, open_dataset
 
 pytest.importorskip("datasets")
 
@@ -181,7 +181,7 @@ import sys
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from pathlib import Path
 from dataset_cards import make_card
-from zoopress.data import open_dataset
+from zoopress.tasks import open_dataset
 data = {{"dataset": "hub:alice/pets@{commit}"}}
 dataset = open_dataset(make_card(Path("."), "image-classification", data))
 print(len(dataset.parts()["train"]), dataset.fingerprint())

@@ -5,11 +5,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from zoopress.card import load_card
-from zoopress.cell import open_original
+from zoopress.cards import load_card
+from zoopress.cells.cell import open_original
 from zoopress.errors import CardError, SourceError
 from zoopress.plugins import load_plugins
-from zoopress.source import pull
+from zoopress.sources import pull
 
 PLUGINS = load_plugins()
 

@@ -17,13 +17,13 @@ from transformers import AutoConfig
 
 import zoopress
 from hub_server.fixtures import HubFixture
-from zoopress.artifact import load_artifact, save_artifact
-from zoopress.card import load_card
-from zoopress.compress import compress
+from zoopress.artifacts.artifact import load_artifact, save_artifact
+from zoopress.artifacts.manifest import read_manifest
+from zoopress.cards import load_card
 from zoopress.errors import ArtifactError
-from zoopress.manifest import read_manifest
+from zoopress.pipeline.compress import compress
 from zoopress.plugins import Plugins, load_plugins
-from zoopress.recipe import load_recipe
+from zoopress.recipes import load_recipe
 from zoopress.store import Store
 
 SIZES = {

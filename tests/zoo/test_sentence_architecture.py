@@ -13,15 +13,15 @@ import torch
 from torch import nn
 
 import zoopress
-from zoopress.artifact import load_artifact, save_artifact
-from zoopress.card import Card, load_card
-from zoopress.compress import compress
+from zoopress.artifacts.artifact import load_artifact, save_artifact
+from zoopress.artifacts.manifest import Base
+from zoopress.cards import Card, load_card
 from zoopress.errors import ArtifactError, SourceError
-from zoopress.manifest import Base
-from zoopress.model import Model
+from zoopress.models.model import Model
+from zoopress.pipeline.compress import compress
 from zoopress.plugins import Plugins, load_plugins
-from zoopress.recipe import load_recipe
-from zoopress.source import Architecture, SourceFiles, build_on_meta, detect_architecture, pull
+from zoopress.recipes import load_recipe
+from zoopress.sources import Architecture, SourceFiles, build_on_meta, detect_architecture, pull
 from zoopress.store import Store
 from zoopress_zoo.sentence_architecture import SentenceEncoderArchitecture
 from zoopress_zoo.sentence_encoder import SentenceEncoder, pool

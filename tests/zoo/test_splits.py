@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zoopress.card import Data
-from zoopress.data import File, row_digest
+from zoopress.cards import Data
 from zoopress.errors import CardError
-from zoopress.task import Split
+from zoopress.tasks import File, Split, row_digest
 from zoopress_zoo.splits import Place, choose_parts, split_rows, split_series
 
 VALUES = st.recursive(
@@ -110,7 +109,7 @@ def test_more_evaluation_samples_of_an_own_test_part_leave_training_as_it_is() -
 def test_a_planted_leak_is_left_out_and_told(caplog: pytest.LogCaptureFixture) -> None:
     parts = {"train": list(range(50)), "test": [*range(100, 110), 7, 8]}
     data = Data(dataset="file:d", evaluation_samples=12, calibration_samples=5)
-    with caplog.at_level(logging.WARNING, "zoopress.data"):
+    with caplog.at_level(logging.WARNING, "zoopress.tasks"):
         splits = split(parts, data)
     learned = {place for name in splits if name != "test" for place in splits[name]}
     assert Place("train", 7) not in learned

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from zoopress.card import Card
+from zoopress.cards import Card
 from zoopress.errors import ArtifactError, SourceError
 from zoopress.plugins import Plugins, load_plugins
-from zoopress.source import Architecture, SourceFiles, build_on_meta, detect_architecture, pull
+from zoopress.sources import Architecture, SourceFiles, build_on_meta, detect_architecture, pull
 from zoopress_zoo.timm_models import Timm
 
 RESNET: dict[str, Any] = {

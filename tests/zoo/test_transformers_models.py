@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from zoopress.card import Card
+from zoopress.cards import Card
 from zoopress.errors import ArtifactError, SourceError, ZoopressError
 from zoopress.plugins import Plugins, load_plugins
-from zoopress.source import Architecture, SourceFiles, build_on_meta, detect_architecture, pull
+from zoopress.sources import Architecture, SourceFiles, build_on_meta, detect_architecture, pull
 from zoopress_zoo.transformers_models import Transformers
 
 hub = pytest.importorskip("transformers")
@@ -528,9 +528,9 @@ def test_finding_the_architecture_imports_nothing_heavy(tmp_path: Path) -> None:
     _save("bert", tmp_path)
     script = f"""
 import sys
-from zoopress.card import Card
+from zoopress.cards import Card
 from zoopress.plugins import load_plugins
-from zoopress.source import detect_architecture, pull
+from zoopress.sources import detect_architecture, pull
 plugins = load_plugins()
 card = Card(name="x", source="path:{tmp_path}", pipeline_tag="fill-mask")
 print(detect_architecture(card, pull(card, plugins), plugins).arguments)

@@ -15,10 +15,10 @@ import yaml
 import hub_models
 from hub_server.fixtures import HubFixture
 from small_zoo import write_zoo
-from zoopress.card import load_card
-from zoopress.card_check import compare_shapes
-from zoopress.cli import main
+from zoopress.cards import load_card
+from zoopress.cards.check import compare_shapes
 from zoopress.commands.arguments import completion
+from zoopress.commands.cli import main
 from zoopress.errors import CardError
 from zoopress.hub import client
 from zoopress.plugins import Plugins

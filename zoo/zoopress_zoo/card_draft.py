@@ -8,12 +8,12 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from zoopress.card import Card
-from zoopress.card_maker import Draft, Wish, clean
+from zoopress.cards import Card
+from zoopress.cards.maker import Draft, Wish, clean
 from zoopress.errors import SourceError, ZoopressError
 from zoopress.plugins import Plugins
-from zoopress.source import Architecture, SourceFiles, build_on_meta, detect_architecture
-from zoopress.task import Task
+from zoopress.sources import Architecture, SourceFiles, build_on_meta, detect_architecture
+from zoopress.tasks import Task
 from zoopress_zoo.card_facts import bases, describe, pipeline_of
 from zoopress_zoo.card_inputs import TOKENIZER_FILES, Inputs, infer_inputs, inputs_without_module
 from zoopress_zoo.tasks.dataset_task import DatasetTask

@@ -6,9 +6,9 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from zoopress.card_maker import clean
+from zoopress.cards.maker import clean
 from zoopress.errors import InputError, nearest
-from zoopress.hub.licenses import LICENSES
+from zoopress.publishing.licenses import LICENSES
 
 _FRONT_MATTER = re.compile(
     r"\A\ufeff?\s*---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE

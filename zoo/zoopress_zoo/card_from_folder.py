@@ -8,10 +8,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from zoopress.card import Card
-from zoopress.card_maker import CardMaker, Draft, Listing, Wish, card_name
+from zoopress.cards import Card
+from zoopress.cards.maker import CardMaker, Draft, Listing, Wish, card_name
 from zoopress.errors import SourceError, ZoopressError
-from zoopress.source import SourceFiles
+from zoopress.sources import SourceFiles
 from zoopress_zoo.card_draft import Found, explain, make_draft
 from zoopress_zoo.card_facts import read_front_matter
 

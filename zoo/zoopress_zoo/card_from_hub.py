@@ -7,13 +7,13 @@ from collections.abc import Collection, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from zoopress.card import Card
-from zoopress.card_maker import CardMaker, Draft, Listing, Wish, card_name
+from zoopress.cards import Card
+from zoopress.cards.maker import CardMaker, Draft, Listing, Wish, card_name
 from zoopress.errors import HubError, SourceError
 from zoopress.hub.address import Address, parse_address
 from zoopress.hub.client import Hub, RemoteModel
 from zoopress.hub.download import fetch
-from zoopress.source import SourceFiles
+from zoopress.sources import SourceFiles
 from zoopress_zoo.card_draft import Found, explain, make_draft
 from zoopress_zoo.card_from_folder import read_shapes
 from zoopress_zoo.selection import Selection, select

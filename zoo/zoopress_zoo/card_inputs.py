@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoopress.card import Card
-from zoopress.card_maker import clean
-from zoopress.task import Task
+from zoopress.cards import Card
+from zoopress.cards.maker import clean
+from zoopress.tasks import Task
 
 if TYPE_CHECKING:
     from torch import nn
@@ -213,7 +213,7 @@ def _try(
 
 
 def _any_data() -> Any:
-    from zoopress.card import Data
+    from zoopress.cards import Data
 
     return Data(text="python-docstrings")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from zoopress.card import Card
+from zoopress.cards import Card
 from zoopress.errors import ArtifactError, CardError, SourceError
-from zoopress.source import Architecture, SourceFiles, callable_code, load_callable
+from zoopress.sources import Architecture, SourceFiles, callable_code, load_callable
 
 if TYPE_CHECKING:
     from torch import nn

@@ -16,9 +16,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoopress.card import Card
+from zoopress.cards import Card
 from zoopress.errors import SourceError
-from zoopress.source import Companions, SourceFiles
+from zoopress.sources import Companions, SourceFiles
 from zoopress_zoo.transformers_classes import find_class
 from zoopress_zoo.transformers_config import library, make_config, reason
 from zoopress_zoo.transformers_models import Transformers, check_complete
@@ -26,7 +26,7 @@ from zoopress_zoo.transformers_models import Transformers, check_complete
 if TYPE_CHECKING:
     from torch import nn
 
-    from zoopress.model import Model
+    from zoopress.models.model import Model
 
 _NEEDED = ("gguf", "accelerate")
 _TASK = "text-generation"  # what nearly every GGUF file is for

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from zoopress.card import Card
+from zoopress.cards import Card
 from zoopress.errors import SourceError
 from zoopress.hub.address import parse_address
 from zoopress.hub.client import Hub
 from zoopress.hub.download import fetch
-from zoopress.source import SourceFiles
+from zoopress.sources import SourceFiles
 from zoopress_zoo.selection import Selection, select
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, interpolate
 
-from zoopress.data import File
+from zoopress.tasks import File
 from zoopress_zoo.image_settings import Augmentation, ImagePreprocessing, Interpolation, pair
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zoopress.card import Card
-from zoopress.cell import installed_version
+from zoopress.cards import Card
+from zoopress.cells.cell import installed_version
 from zoopress.errors import CardError, SourceError
-from zoopress.source import SourceFiles, callable_code, load_callable
+from zoopress.sources import SourceFiles, callable_code, load_callable
 from zoopress.store import digest
 
 if TYPE_CHECKING:

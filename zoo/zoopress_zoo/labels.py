@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zoopress.data import Table
 from zoopress.errors import CardError, nearest
+from zoopress.tasks import Table
 
 Label = str | int
 _UNNAMED = re.compile(r"LABEL_\d+")

@@ -13,16 +13,16 @@ from itertools import islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoopress.edits import Edit, Keep, Resize
-from zoopress.source import Companions
-from zoopress.stacks import POSITIONS
+from zoopress.models.edits import Edit, Keep, Resize
+from zoopress.models.stacks import POSITIONS
+from zoopress.sources import Companions
 from zoopress_zoo.transformers_config import make_config, read_config
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from zoopress.model import Model
+    from zoopress.models.model import Model
 
 QUANTIZER = "zoopress"
 EMPTY = "empty.safetensors"

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from zoopress.errors import SourceError, nearest
-from zoopress.hub.licenses import LEGAL_FILE
+from zoopress.publishing.licenses import LEGAL_FILE
 
 FORMATS = (".safetensors", ".bin", ".pth", ".pt")
 """Suffixes of files that hold a model's tensors, the preferred first."""

@@ -14,9 +14,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoopress.card import Card
+from zoopress.cards import Card
 from zoopress.errors import ArtifactError, SourceError, nearest
-from zoopress.source import Architecture, Companions, SourceFiles
+from zoopress.sources import Architecture, Companions, SourceFiles
 from zoopress_zoo.transformers_classes import named_class
 from zoopress_zoo.transformers_config import read_config, refuse_quantized
 from zoopress_zoo.transformers_models import Transformers, load_pretrained
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from zoopress.manifest import Manifest
-    from zoopress.model import Model
+    from zoopress.artifacts.manifest import Manifest
+    from zoopress.models.model import Model
     from zoopress_zoo.sentence_encoder import SentenceEncoder
 
 # What sentence-transformers before 5.3 had in Pooling's config, in the order of joined poolings.

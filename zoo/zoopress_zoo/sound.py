@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from zoopress.data import File
+from zoopress.tasks import File
 
 _FULL_SCALE = {1: 2.0**7, 2: 2.0**15, 4: 2.0**31}
 """The value of an integer sample that stands for 1, by its bytes."""

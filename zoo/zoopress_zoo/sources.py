@@ -6,9 +6,9 @@ import importlib.util
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
-from zoopress.card import Card
+from zoopress.cards import Card
 from zoopress.errors import SourceError
-from zoopress.source import SourceFiles
+from zoopress.sources import SourceFiles
 from zoopress_zoo.selection import FORMATS, Selection, select
 
 

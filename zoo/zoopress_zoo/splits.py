@@ -23,10 +23,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import dropwhile
 from typing import NamedTuple
 
-from zoopress.card import Data
-from zoopress.data import Part
+from zoopress.cards import Data
 from zoopress.errors import CardError, nearest
-from zoopress.task import Split
+from zoopress.tasks import Part, Split
 
 KNOWN_PARTS: dict[Part, tuple[str, ...]] = {
     "training": ("training", "train"),
@@ -38,7 +37,7 @@ KNOWN_PARTS: dict[Part, tuple[str, ...]] = {
 LARGEST_VALIDATION = 2000
 """Most rows that are set aside for validation unless the card asks for more."""
 
-log = logging.getLogger("zoopress.data")
+log = logging.getLogger("zoopress.tasks")
 
 
 class Place(NamedTuple):

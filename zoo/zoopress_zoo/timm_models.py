@@ -11,9 +11,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from zoopress.card import Card
+from zoopress.cards import Card
 from zoopress.errors import ArtifactError, SourceError, nearest
-from zoopress.source import Architecture, Companions, SourceFiles
+from zoopress.sources import Architecture, Companions, SourceFiles
 from zoopress_zoo.transformers_config import read_config
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from zoopress.model import Model
+    from zoopress.models.model import Model
 
 _NAME = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?")
 _KEY = re.compile(r"[a-z][a-z0-9_]*")

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from zoopress.card import Card
+from zoopress.cards import Card
 from zoopress.errors import SourceError
-from zoopress.source import Architecture, Companions, SourceFiles
+from zoopress.sources import Architecture, Companions, SourceFiles
 from zoopress_zoo.transformers_classes import find_class, named_class
 from zoopress_zoo.transformers_config import (
     library,
@@ -31,8 +31,8 @@ from zoopress_zoo.transformers_config import (
 if TYPE_CHECKING:
     from torch import nn
 
-    from zoopress.manifest import Manifest
-    from zoopress.model import Model
+    from zoopress.artifacts.manifest import Manifest
+    from zoopress.models.model import Model
 
 _MOST_SHOWN = 5
 

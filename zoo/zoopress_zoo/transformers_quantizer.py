@@ -19,12 +19,12 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from zoopress.artifact import fill_tensors, replay_edits
+from zoopress.artifacts.artifact import fill_tensors, replay_edits
+from zoopress.artifacts.manifest import Manifest, read_manifest
 from zoopress.errors import ArtifactError
 from zoopress.hub.address import Address
 from zoopress.hub.artifacts import fetch_artifact
-from zoopress.manifest import Manifest, read_manifest
-from zoopress.packing import unpack
+from zoopress.models.packing import unpack
 from zoopress.plugins import load_plugins
 from zoopress_zoo.native import EMPTY, QUANTIZER
 

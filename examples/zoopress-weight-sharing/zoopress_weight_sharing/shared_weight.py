@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from zoopress.coding.bits import packed_size, unpack_codes
-from zoopress.packing import CodeLayout, PackedWeight
-from zoopress.weights import from_matrix
+from zoopress.models.packing import CodeLayout, PackedWeight
+from zoopress.models.weights import from_matrix
 
 
 class SharedWeight(PackedWeight):

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from zoopress import Context
-    from zoopress.model import Model
+    from zoopress.models.model import Model
 
 
 class WeightSharingConfig(WeightSelection):

@@ -17,11 +17,11 @@ from pydantic import Field
 
 from zoopress.errors import StageError
 from zoopress.plugins import hookimpl
-from zoopress.technique import Config, Effects, Outcome, Technique
+from zoopress.techniques import Config, Effects, Outcome, Technique
 
 if TYPE_CHECKING:
-    from zoopress.model import Model
-    from zoopress.technique import Context
+    from zoopress.models.model import Model
+    from zoopress.techniques import Context
 
 
 class EntropyCodingConfig(Config):

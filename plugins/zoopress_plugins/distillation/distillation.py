@@ -13,14 +13,14 @@ from pydantic import Field
 
 from zoopress.errors import StageError, nearest
 from zoopress.plugins import hookimpl
-from zoopress.technique import Config, Effects, Outcome, Technique
+from zoopress.techniques import Config, Effects, Outcome, Technique
 from zoopress.training.config import TrainingConfig
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from zoopress.model import Model
-    from zoopress.technique import Context
+    from zoopress.models.model import Model
+    from zoopress.techniques import Context
 
 Response = Literal["logits", "regression", "embedding"]
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoopress.edits import Keep, submodule
-from zoopress.model import Model
-from zoopress.stacks import Stack, find_stacks, is_stack, outermost, watched
-from zoopress.task import Batch, Task
+from zoopress.models.edits import Keep, submodule
+from zoopress.models.model import Model
+from zoopress.models.stacks import Stack, find_stacks, is_stack, outermost, watched
+from zoopress.tasks import Batch, Task
 from zoopress.training.term import Term
 from zoopress.training.workplace import workplace
 from zoopress_plugins.distillation.losses import hint_loss, rows

@@ -15,14 +15,14 @@ from pydantic import Field, model_validator
 
 from zoopress.errors import StageError
 from zoopress.plugins import hookimpl
-from zoopress.technique import MASKS, Claim, Effects, Kind, Outcome, Technique, WeightSelection
+from zoopress.techniques import MASKS, Claim, Effects, Kind, Outcome, Technique, WeightSelection
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from zoopress.model import Model
-    from zoopress.technique import Context
-    from zoopress.weights import Weight
+    from zoopress.models.model import Model
+    from zoopress.models.weights import Weight
+    from zoopress.techniques import Context
 
 
 class TruncatedSvdConfig(WeightSelection):
@@ -144,7 +144,7 @@ class TruncatedSvd(Technique[TruncatedSvdConfig]):
 
 def _unfit(weight: Weight) -> str | None:
     """Say why a weight's layer cannot be replaced, or None."""
-    from zoopress_plugins.low_rank.factored_layers import unfit
+    from zoopress_plugins.low_rank.layers.factored import unfit
 
     if len(weight.locations) > 1:
         return "its weight is tied to another layer's"
@@ -177,7 +177,7 @@ def zoopress_techniques() -> list[type[TruncatedSvd]]:
 @hookimpl
 def zoopress_layers() -> dict[str, str]:
     """Register what artifacts call the layers."""
-    where = "zoopress_plugins.low_rank.factored_layers"
+    where = "zoopress_plugins.low_rank.layers.factored"
     return {
         "factored_linear": f"{where}:FactoredLinear",
         "factored_conv": f"{where}:FactoredConv",

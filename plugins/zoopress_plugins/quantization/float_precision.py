@@ -15,14 +15,14 @@ from pydantic import Field
 
 from zoopress.errors import StageError
 from zoopress.plugins import hookimpl
-from zoopress.technique import KINDS, Claim, Config, Effects, Outcome, Technique, float_weights
+from zoopress.techniques import KINDS, Claim, Config, Effects, Outcome, Technique, float_weights
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from zoopress.model import Model
-    from zoopress.technique import Context
+    from zoopress.models.model import Model
+    from zoopress.techniques import Context
 
 
 class FloatPrecisionConfig(Config):
@@ -67,7 +67,7 @@ class FloatPrecision(Technique[FloatPrecisionConfig]):
         """Round parameters, and the buffers that are saved with them."""
         import torch
 
-        from zoopress.packing import packed_weights
+        from zoopress.models.packing import packed_weights
 
         if packed := packed_weights(model.module):
             raise StageError(

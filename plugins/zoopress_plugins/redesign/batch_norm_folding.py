@@ -18,14 +18,14 @@ from pydantic import Field
 
 from zoopress.errors import StageError
 from zoopress.plugins import hookimpl
-from zoopress.technique import Config, Effects, Outcome, Technique, float_weights
+from zoopress.techniques import Config, Effects, Outcome, Technique, float_weights
 
 if TYPE_CHECKING:
     from torch import Size, Tensor, nn
     from torch.nn.modules.batchnorm import _BatchNorm
 
-    from zoopress.model import Model
-    from zoopress.technique import Context
+    from zoopress.models.model import Model
+    from zoopress.techniques import Context
 
 _TOLERANCE = {"float64": 1e-7, "float32": 1e-3, "bfloat16": 0.1, "float16": 0.02}
 
@@ -280,8 +280,8 @@ def _not_affine(layers: Mapping[str, nn.Module], run: Callable[[], Tensor]) -> s
 
 def _fold(model: Model, norm_path: str, layer_path: str) -> None:
     """Fold one normalization into one layer."""
-    from zoopress.edits import submodule
-    from zoopress_plugins.redesign.folded_layers import FoldedNorm
+    from zoopress.models.edits import submodule
+    from zoopress_plugins.redesign.layers.folded import FoldedNorm
 
     norm: Any = submodule(model.module, norm_path)
     layer = submodule(model.module, layer_path)
@@ -322,5 +322,5 @@ def zoopress_techniques() -> list[type[BatchNormFolding]]:
 @hookimpl
 def zoopress_layers() -> dict[str, str]:
     """Register what artifacts call the layers."""
-    where = "zoopress_plugins.redesign.folded_layers"
+    where = "zoopress_plugins.redesign.layers.folded"
     return {"folded_norm": f"{where}:FoldedNorm", "folded_layer": f"{where}:FoldedLayer"}

@@ -11,14 +11,14 @@ from pydantic import Field, model_validator
 
 from zoopress.errors import StageError
 from zoopress.plugins import hookimpl
-from zoopress.technique import Effects, Outcome, Technique
+from zoopress.techniques import Effects, Outcome, Technique
 from zoopress.training.config import TrainingConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from zoopress.model import Model
-    from zoopress.technique import Context
+    from zoopress.models.model import Model
+    from zoopress.techniques import Context
 
 
 class FineTuningConfig(TrainingConfig):
@@ -83,7 +83,7 @@ def last_layer(model: Model, context: Context) -> str:
     Raises:
         StageError: if none with float weights does.
     """
-    from zoopress.stacks import watched
+    from zoopress.models.stacks import watched
 
     layers = {weight.path: weight.module for weight in model.weights(("linear", "conv"))}
     ran: list[str] = []

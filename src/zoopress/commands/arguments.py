@@ -40,7 +40,7 @@ def completion(kind: str) -> Any:
     """Return what completes names of "cards", "recipes" or "techniques", and YAML files."""
 
     def complete(incomplete: str) -> list[str]:
-        from zoopress.card import local_cards
+        from zoopress.cards import local_cards
         from zoopress.plugins import load_plugins
 
         names = {*getattr(load_plugins(), kind), *(local_cards() if kind == "cards" else ())}

@@ -33,7 +33,7 @@ def complete_file(*endings: str) -> Any:
 
 def complete_tensor(context: typer.Context, incomplete: str) -> list[str]:
     """Complete the name of a tensor in the file that was given before."""
-    from zoopress.checkpoints import open_zpz
+    from zoopress.artifacts.checkpoints import open_zpz
     from zoopress.errors import ZoopressError
 
     try:
@@ -80,7 +80,7 @@ def encode(
 
         zoopress encode checkpoints/large --out large.zpz --threads 8
     """
-    from zoopress.checkpoints import encode_checkpoint
+    from zoopress.artifacts.checkpoints import encode_checkpoint
     from zoopress.progress import terminal
     from zoopress.units import show_bytes
 
@@ -151,7 +151,7 @@ def decode(
 
         zoopress decode large.zpz --verify
     """
-    from zoopress.checkpoints import decode_checkpoint, is_sharded, open_zpz
+    from zoopress.artifacts.checkpoints import decode_checkpoint, is_sharded, open_zpz
     from zoopress.errors import InputError
     from zoopress.progress import terminal
     from zoopress.units import show_bytes
@@ -186,7 +186,7 @@ def show_tensors(file: str, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from zoopress.checkpoints import describe, open_zpz
+    from zoopress.artifacts.checkpoints import describe, open_zpz
     from zoopress.units import show_bytes
 
     with open_zpz(file) as reader:

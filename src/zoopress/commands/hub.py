@@ -11,7 +11,7 @@ import typer
 from zoopress.commands.arguments import JsonOption, loaded_plugins
 
 if TYPE_CHECKING:
-    from zoopress.hub.publish import PushPlan
+    from zoopress.publishing.publish import PushPlan
 
 
 def push(
@@ -53,9 +53,9 @@ def push(
 
         zoopress push out/minilm/hybrid my-org/minilm-small --tag v1
     """
-    from zoopress.hub import publish
     from zoopress.hub.client import Hub
-    from zoopress.hub.release import open_release
+    from zoopress.publishing import publish
+    from zoopress.publishing.release import open_release
 
     options = publish.PushOptions(
         private=private or None,
@@ -101,9 +101,9 @@ def pull(
     """
     import shutil
 
+    from zoopress.artifacts.manifest import MANIFEST, read_manifest
     from zoopress.errors import InputError
     from zoopress.hub.artifacts import find_artifact
-    from zoopress.manifest import MANIFEST, read_manifest
 
     if to is not None and to.exists():
         raise InputError(f"{to} exists already; nothing was fetched. Choose another folder.")
@@ -144,7 +144,7 @@ def lineage(
 
         zoopress lineage my-org/minilm-small@v1 --json
     """
-    from zoopress.lineage import find_lineage, lineage_lines
+    from zoopress.publishing.lineage import find_lineage, lineage_lines
 
     found = find_lineage(place, revision)
     if as_json:

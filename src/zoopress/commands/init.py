@@ -12,7 +12,7 @@ import typer
 from zoopress.commands.arguments import JsonOption, completion, loaded_plugins, note
 
 if TYPE_CHECKING:
-    from zoopress.zoo_scaffold import Initialized
+    from zoopress.scaffolds.zoo import Initialized
 
 
 def init(
@@ -48,7 +48,7 @@ def init(
 
         zoopress init my-zoo --card google-bert/bert-base-uncased --remote s3://my-bucket/zoo
     """
-    from zoopress.zoo_scaffold import init_zoo
+    from zoopress.scaffolds.zoo import init_zoo
 
     done = init_zoo(folder, loaded_plugins(), card, remote, not no_commit, dry_run)
     if as_json:

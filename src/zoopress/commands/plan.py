@@ -23,7 +23,7 @@ from zoopress.errors import InputError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from zoopress.zoo_plan import PlannedCell, PlannedPublication, ZooPlan
+    from zoopress.estimates.zoo_plan import PlannedCell, PlannedPublication, ZooPlan
 
 _STATES = {"stored": "in the store", "shared": "shared with a cell above", "compute": "to compute"}
 
@@ -75,10 +75,10 @@ def plan(
 
         zoopress plan --cards cards/ --recipes params.yaml#recipes --no-probe --json
     """
-    from zoopress.orchestration.selection import select_cells
+    from zoopress.cells.selection import select_cells
+    from zoopress.estimates.zoo_planner import ZooPlanner
     from zoopress.progress import terminal
     from zoopress.store import Store
-    from zoopress.zoo_planner import ZooPlanner
 
     if card is not None and recipe is None and not (recipes or matrix):
         raise InputError(f"Which recipe for the card {card!r}? As in: zoopress plan {card} hybrid")
@@ -248,6 +248,6 @@ def duration(seconds: float | None) -> str:
 
 
 def _bytes(size: int | None) -> str:
-    from zoopress.card_check import megabytes
+    from zoopress.cards.check import megabytes
 
     return "unknown" if size is None else megabytes(size)

@@ -22,7 +22,7 @@ from zoopress.commands.arguments import (
 from zoopress.errors import InputError, StoreError
 
 if TYPE_CHECKING:
-    from zoopress.card import Card
+    from zoopress.cards import Card
     from zoopress.plugins import Plugins
     from zoopress.reports.facts import Facts
 
@@ -72,7 +72,7 @@ def evaluate(
 
         zoopress evaluate my-org/minilm-small minilm --revision v1 --all --out figures.json
     """
-    from zoopress.card import load_card
+    from zoopress.cards import load_card
     from zoopress.hub.artifacts import find_artifact
     from zoopress.progress import terminal
 
@@ -80,7 +80,7 @@ def evaluate(
     loaded = load_card(card, plugins)
     wanted = _wanted(measures, everything, loaded, plugins)
     folder = find_artifact(artifact, revision)
-    from zoopress.stages import evaluate_artifact  # imports torch
+    from zoopress.pipeline.workbench import evaluate_artifact  # imports torch
 
     figures = evaluate_artifact(folder, loaded, plugins, wanted, terminal(quiet=quiet or as_json))
     if out is not None:
@@ -220,7 +220,7 @@ def report(
         data: Any = [each.as_dict() for each in reports]
         content = json.dumps(data if len(data) > 1 else data[0], indent=2, allow_nan=False) + "\n"
     elif chosen is Form.md:
-        from zoopress.report import markdown
+        from zoopress.reports.report import markdown
 
         content = "\n".join(markdown(each) for each in reports)
     else:

@@ -21,9 +21,9 @@ from zoopress.commands.arguments import (
 from zoopress.errors import InputError, ZoopressError
 
 if TYPE_CHECKING:
-    from zoopress.card import Card
+    from zoopress.cards import Card
+    from zoopress.cards.add import Added
     from zoopress.plugins import Plugins
-    from zoopress.zoo_add import Added
 
 zoo_app = typer.Typer(
     help="Make, list, show, fetch and check cards; run all of them.", no_args_is_help=True
@@ -50,7 +50,7 @@ def list_cards(
 
         zoopress zoo list --cards ~/my-zoo --json
     """
-    from zoopress.card import local_cards
+    from zoopress.cards import local_cards
 
     plugins = loaded_plugins()
     rows = [_row(name, path, plugins, "plugin") for name, path in sorted(plugins.cards.items())]
@@ -86,9 +86,9 @@ def show(card: CardArgument, as_json: JsonOption = False) -> None:
 
         zoopress zoo show minilm
     """
-    from zoopress.card import find_card, load_card
-    from zoopress.card_check import megabytes
-    from zoopress.card_maker import as_yaml, card_maker
+    from zoopress.cards import find_card, load_card
+    from zoopress.cards.check import megabytes
+    from zoopress.cards.maker import as_yaml, card_maker
 
     plugins = loaded_plugins()
     path, the_card = find_card(card, plugins), load_card(card, plugins)
@@ -171,8 +171,8 @@ def add(
 
         zoopress zoo add ~/models/my-model --data text=sentences.txt
     """
-    from zoopress.card_maker import Wish
-    from zoopress.zoo_add import CardWriter, Place, check_wish, find_places, parse_data
+    from zoopress.cards.add import CardWriter, Place, check_wish, find_places, parse_data
+    from zoopress.cards.maker import Wish
 
     plugins = loaded_plugins()
     wish = Wish(to, task, parse_data(data, to) if data is not None else None)
@@ -212,9 +212,9 @@ def pull(cards: CardsArgument, as_json: JsonOption = False) -> None:
 
         zoopress zoo pull minilm
     """
-    from zoopress.card import load_card
-    from zoopress.card_check import megabytes
-    from zoopress.source import pull as fetch
+    from zoopress.cards import load_card
+    from zoopress.cards.check import megabytes
+    from zoopress.sources import pull as fetch
 
     plugins = loaded_plugins()
     done: list[dict[str, Any]] = []
@@ -253,7 +253,7 @@ def check(
 
         zoopress zoo check cards/*.yaml
     """
-    from zoopress.card_check import CardCheck
+    from zoopress.cards.check import CardCheck
 
     plugins = loaded_plugins()
     marks = {"ok": "✓", "note": "!", "failed": "✗", "skipped": "–"}
@@ -282,14 +282,14 @@ def collect(
 
         zoopress zoo plots models --out plots
     """
-    from zoopress.plots import FILES, collect_plots
+    from zoopress.reports.plots import FILES, collect_plots
 
     count = collect_plots(results, out)
     print(f"{count} cell{'s' * (count > 1)}: {', '.join(str(out / name) for name in FILES)}")
 
 
 def _row(name: str, path: Path, plugins: Plugins, origin: str) -> dict[str, Any]:
-    from zoopress.card import load_card
+    from zoopress.cards import load_card
 
     row: dict[str, Any] = {"card": name, "path": str(path), "from": origin}
     try:
@@ -301,7 +301,7 @@ def _row(name: str, path: Path, plugins: Plugins, origin: str) -> dict[str, Any]
 
 
 def _architecture(card: Card, files: Any, plugins: Plugins) -> dict[str, Any]:
-    from zoopress.source import detect_architecture
+    from zoopress.sources import detect_architecture
 
     found = detect_architecture(card, files, plugins)
     return {"name": found.name, "arguments": found.arguments}
@@ -336,7 +336,7 @@ def _table(headers: Sequence[str], rows: Iterable[Sequence[str]], title: str | N
     from rich.table import Table
     from rich.text import Text
 
-    from zoopress.card_maker import clean
+    from zoopress.cards.maker import clean
 
     colours: Mapping[str, str] = {"✓": "green", "✗": "red", "!": "yellow"}
     table = Table(*headers, box=box.SIMPLE, title=title, title_justify="left")

@@ -25,7 +25,7 @@ from zoopress.commands.arguments import (
 )
 
 if TYPE_CHECKING:
-    from zoopress.orchestration.leaderboard import Leaderboard
+    from zoopress.reports.leaderboard import Leaderboard
 
 
 def run(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from zoopress.dependencies.nodes import Nodes
 from zoopress.dependencies.trace import Trace
-from zoopress.weights import find_weights
+from zoopress.models.weights import find_weights
 
 Role = Literal["producer", "consumer", "norm"]
 

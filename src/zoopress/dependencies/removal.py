@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from zoopress.dependencies.groups import NeuronGroup
-from zoopress.edits import set_tensor, submodule, tensor_of
 from zoopress.errors import StageError
-from zoopress.model import Model
+from zoopress.models.edits import set_tensor, submodule, tensor_of
+from zoopress.models.model import Model
 
 Chosen = Mapping[str, Tensor]
 """Indices of the neurons to remove, int64, by the name of their group."""

@@ -27,7 +27,7 @@ from zoopress.dependencies import products as _products  # noqa: F401  (register
 from zoopress.dependencies import rules as _rules  # noqa: F401
 from zoopress.dependencies.call import UNKNOWN_OPERAND, Call, follow, varying
 from zoopress.dependencies.nodes import NONE, Nodes
-from zoopress.packing import PackedWeight
+from zoopress.models.packing import PackedWeight
 
 
 @dataclass(frozen=True)

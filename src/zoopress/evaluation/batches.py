@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from zoopress.task import Task
+    from zoopress.tasks import Task
 
 
 def typical_batch(task: Task) -> Any:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from zoopress.evaluation.comparison import Comparison
-from zoopress.task import Task
+from zoopress.tasks import Task
 
 MAX_EXAMPLES = 40
 MAX_SHOWN_BYTES = 4_000

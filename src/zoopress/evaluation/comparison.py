@@ -11,10 +11,10 @@ from torch import nn
 
 from zoopress.errors import PluginError, nearest
 from zoopress.evaluation.fidelity import Run
-from zoopress.task import Task
+from zoopress.tasks import Task
 
 if TYPE_CHECKING:
-    from zoopress.model import Model
+    from zoopress.models.model import Model
     from zoopress.plugins import Plugins
     from zoopress.progress import Reporter
 

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 
 from zoopress.evaluation.batches import batch_length, first_samples, typical_batch
 from zoopress.evaluation.macs import count_macs
-from zoopress.packing import packed_weights
+from zoopress.models.packing import packed_weights
 
 if TYPE_CHECKING:
     from zoopress.evaluation.comparison import Comparison
     from zoopress.progress import Progress
-    from zoopress.task import Task
+    from zoopress.tasks import Task
 
 POWERCAP = Path("/sys/class/powercap")
 MAC_PICOJOULES = {32: 4.6, 16: 1.5}

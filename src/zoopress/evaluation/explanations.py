@@ -14,9 +14,9 @@ from zoopress.evaluation.metrics import spearman
 from zoopress.evaluation.statistics import mean_interval
 from zoopress.evaluation.surface import Surface, surface_of
 from zoopress.evaluation.task_metrics import CONFIDENCE
-from zoopress.packing import differentiable
+from zoopress.models.packing import differentiable
 from zoopress.progress import Progress
-from zoopress.task import Task
+from zoopress.tasks import Task
 
 MAX_SAMPLES = 32
 STEPS = 16

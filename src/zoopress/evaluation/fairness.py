@@ -14,7 +14,7 @@ from zoopress.evaluation.comparison import Comparison
 from zoopress.evaluation.statistics import bootstrap, interval_entries
 from zoopress.evaluation.task_metrics import CONFIDENCE, better, is_classification
 from zoopress.progress import Progress
-from zoopress.task import Task
+from zoopress.tasks import Task
 
 LEAST_SAMPLES = 2
 """A smaller subgroup is told apart: right or wrong on one sample says nothing of a group."""

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from zoopress.errors import StageError, ZoopressError
-from zoopress.gates import Fidelity
-from zoopress.task import Task
+from zoopress.pipeline.gates import Fidelity
+from zoopress.tasks import Task
 
 if TYPE_CHECKING:
     from zoopress.progress import Progress

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from zoopress.evaluation.fidelity import sample_cosines
-from zoopress.task import Batch, Task
+from zoopress.tasks import Batch, Task
 
 
 class Judge(ABC):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from zoopress.evaluation.batches import batch_length, first_samples, typical_batch
-from zoopress.task import Task
+from zoopress.tasks import Task
 
 if TYPE_CHECKING:
     from zoopress.progress import Progress

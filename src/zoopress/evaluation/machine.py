@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from zoopress.bounds import memory_bytes
+from zoopress.models.bounds import memory_bytes
 
 
 def describe_machine() -> dict[str, Any]:

@@ -25,10 +25,10 @@ from torch.nn.modules.module import (
 )
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from zoopress.edits import submodule
-from zoopress.packing import PackedWeight, packed_weights
-from zoopress.task import Task
-from zoopress.weights import from_matrix, kind_of
+from zoopress.models.edits import submodule
+from zoopress.models.packing import PackedWeight, packed_weights
+from zoopress.models.weights import from_matrix, kind_of
+from zoopress.tasks import Task
 
 _aten = torch.ops.aten
 

@@ -21,7 +21,7 @@ from zoopress.errors import StageError
 from zoopress.evaluation.batches import batch_length, map_tensors, named_tensors
 
 if TYPE_CHECKING:
-    from zoopress.card import Card
+    from zoopress.cards import Card
     from zoopress.evaluation.comparison import Comparison
     from zoopress.progress import Progress
 

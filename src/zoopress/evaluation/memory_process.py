@@ -14,14 +14,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from zoopress.card import Card
-from zoopress.cell import open_original
+from zoopress.cards import Card
+from zoopress.cells.cell import open_original
 from zoopress.errors import SourceError
+from zoopress.estimates.probe_models import peak_bytes
 from zoopress.evaluation.batches import first_samples
 from zoopress.loading import load
 from zoopress.plugins import load_plugins
-from zoopress.probe_models import peak_bytes
-from zoopress.source import build_on_meta
+from zoopress.sources import build_on_meta
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ from zoopress.evaluation.subject import (
     Subject,
     seeded_generator,
 )
-from zoopress.task import Batch, Task
+from zoopress.tasks import Batch, Task
 
 if TYPE_CHECKING:
     from zoopress.evaluation.comparison import Comparison

@@ -15,17 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoopress.edits import Replace, submodule
-from zoopress.encoding import KEPT, MASK
+from zoopress.artifacts.encoding import KEPT, MASK
+from zoopress.artifacts.manifest import Manifest
+from zoopress.artifacts.tensor_files import open_tensors
 from zoopress.evaluation.batches import first_samples
 from zoopress.evaluation.fidelity import call, sample_cosines
-from zoopress.manifest import Manifest
-from zoopress.model import Model
+from zoopress.models.edits import Replace, submodule
+from zoopress.models.model import Model
+from zoopress.models.weights import Weight, as_matrix, find_weights
 from zoopress.progress import Progress
-from zoopress.report import LayerResult
-from zoopress.task import Task
-from zoopress.tensor_files import open_tensors
-from zoopress.weights import Weight, as_matrix, find_weights
+from zoopress.reports.report import LayerResult
+from zoopress.tasks import Task
 
 MAX_SAMPLES = 8
 """Sensitivity is measured on so many evaluation samples at most."""

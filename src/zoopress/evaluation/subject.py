@@ -17,8 +17,8 @@ from zoopress.evaluation.corruptions import bounds
 from zoopress.evaluation.fidelity import call
 from zoopress.evaluation.judges import ByOutputs, Judge, class_scores, labels_are_own
 from zoopress.evaluation.surface import Surface, surface_of
-from zoopress.packing import differentiable
-from zoopress.task import Batch, Task
+from zoopress.models.packing import differentiable
+from zoopress.tasks import Batch, Task
 
 EPSILON = 8 / 255
 """Strength of attacks, as a share of the range of the attacked values."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from zoopress.evaluation.attacks import Values
 from zoopress.evaluation.batches import batch_length, map_tensors, named_tensors
-from zoopress.task import Task
+from zoopress.tasks import Task
 
 
 @dataclass(frozen=True)

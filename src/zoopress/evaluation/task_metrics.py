@@ -12,7 +12,7 @@ from torch import Tensor
 from zoopress.evaluation.changes import classification_changes, confusion, label_changes
 from zoopress.evaluation.comparison import Comparison
 from zoopress.evaluation.statistics import Bootstrap, bootstrap, interval_entries, mcnemar
-from zoopress.task import Task
+from zoopress.tasks import Task
 
 CONFIDENCE = 0.95
 

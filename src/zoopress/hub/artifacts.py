@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
+from zoopress.artifacts.manifest import MANIFEST, parse_manifest
 from zoopress.errors import ArtifactError, InputError
 from zoopress.hub.address import Address, looks_like_address, parse_address
 from zoopress.hub.client import Hub
 from zoopress.hub.download import fetch
-from zoopress.manifest import MANIFEST, parse_manifest
 
 
 def find_artifact(place: str | Path, revision: str | None = None) -> Path:

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from zoopress.errors import InputError
-from zoopress.orchestration.budget import MemoryBudget
+from zoopress.estimates.budget import MemoryBudget
 from zoopress.orchestration.jobs import Job, perform
 from zoopress.orchestration.workers import JobError, StoppedError, WorkerDiedError, WorkerPool
 from zoopress.progress import Listener

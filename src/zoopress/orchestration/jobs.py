@@ -16,18 +16,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from zoopress.card import Card, load_card
-from zoopress.cell import Cell, Original, open_original
-from zoopress.compress import Result, deliver, find_finished, run_stages
+from zoopress.cards import Card, load_card
+from zoopress.cells.cell import Cell, Original, open_original
+from zoopress.cells.plan import make_plan
 from zoopress.errors import ZoopressError
-from zoopress.plan import make_plan
+from zoopress.pipeline.compress import Result, deliver, find_finished, run_stages
 from zoopress.plugins import Plugins, load_plugins
 from zoopress.progress import Listener, Reporter
-from zoopress.recipe import load_recipe
+from zoopress.recipes import load_recipe
 from zoopress.store import Store
 
 if TYPE_CHECKING:
-    from zoopress.stages import Workbench
+    from zoopress.pipeline.workbench import Workbench
 
 Kind = Literal["open", "prefix", "stages", "finish"]
 _KEPT_BYTES = 200_000_000
@@ -141,7 +141,7 @@ class _Desk:
         return found
 
     def _state(self, cell: Cell, folder: Path, made_in: dict[str, str]) -> dict[str, Any]:
-        from zoopress.estimate_memory import memory_bytes
+        from zoopress.estimates.memory import memory_bytes
 
         with cell.store.using(cell.store_keys):
             finished = find_finished(cell)
@@ -169,7 +169,7 @@ class _Desk:
     def _workbench(self, cell: Cell, reporter: Reporter, threads: int | None) -> Workbench:
         import torch
 
-        from zoopress.stages import Workbench
+        from zoopress.pipeline.workbench import Workbench
 
         self._most_threads = self._most_threads or torch.get_num_threads()
         torch.set_num_threads(min(threads or self._most_threads, self._most_threads))

@@ -19,17 +19,17 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from zoopress.compress import run_inline
+from zoopress.cells.selection import Selection, select_cells
 from zoopress.errors import RepositoryError, ZoopressError
-from zoopress.hub.publish import PushOptions
-from zoopress.hub.published import PUBLISHED
 from zoopress.orchestration.nightly_summary import NightlySummary
 from zoopress.orchestration.pins import follow, look_at_card
 from zoopress.orchestration.publishing import publish_runs, read_publish_section
-from zoopress.orchestration.selection import Selection, select_cells
+from zoopress.pipeline.compress import run_inline
 from zoopress.plugins import Plugins
 from zoopress.progress import Reporter
 from zoopress.provenance import LOCK, versioned_state
+from zoopress.publishing.publish import PushOptions
+from zoopress.publishing.published import PUBLISHED
 from zoopress.repository import PARAMS, PIPELINE, Repository
 
 RunZoo = Callable[[Sequence[str], str, str], dict[str, Any]]

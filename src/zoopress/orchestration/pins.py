@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from zoopress.card import Card, find_card
-from zoopress.card_maker import card_maker, pinned_from
+from zoopress.cards import Card, find_card
+from zoopress.cards.maker import card_maker, pinned_from
+from zoopress.cells.selection import Selected
 from zoopress.errors import RepositoryError
-from zoopress.orchestration.selection import Selected
 from zoopress.plugins import Plugins
 from zoopress.repository import Repository
 from zoopress.store import write_atomic

@@ -12,10 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from zoopress.errors import InputError, ZoopressError
 from zoopress.hub.client import Hub
-from zoopress.hub.publish import PushOptions, push
-from zoopress.hub.release import Release, open_release
 from zoopress.plugins import Plugins
 from zoopress.progress import Reporter
+from zoopress.publishing.publish import PushOptions, push
+from zoopress.publishing.release import Release, open_release
 from zoopress.yaml_source import read_yaml, validate
 
 _FIELDS = ("card", "recipe")

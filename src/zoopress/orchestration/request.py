@@ -7,13 +7,13 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from zoopress.orchestration.budget import MemoryBudget
+from zoopress.cells.selection import Selection, select_cells
+from zoopress.estimates.budget import MemoryBudget
 from zoopress.orchestration.executors import LocalExecutor, share_cores
-from zoopress.orchestration.leaderboard import Leaderboard
-from zoopress.orchestration.selection import Selection, select_cells
 from zoopress.orchestration.zoo_run import Submit, ZooOptions, ZooRun, write_leaderboard
 from zoopress.plugins import Plugins
 from zoopress.progress import zoo_board
+from zoopress.reports.leaderboard import Leaderboard
 from zoopress.units import parse_bytes
 
 

@@ -19,15 +19,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from zoopress.cells.selection import Selection
 from zoopress.errors import StoreError, ZoopressError
 from zoopress.orchestration.jobs import Job, Kind
-from zoopress.orchestration.leaderboard import CellOutcome, Leaderboard
 from zoopress.orchestration.prefixes import Shared, shared_prefixes
-from zoopress.orchestration.selection import Selection
-from zoopress.orchestration.standing import State
 from zoopress.progress import Listener
 from zoopress.provenance import git_state
-from zoopress.report import Report, times_smaller
+from zoopress.reports.leaderboard import CellOutcome, Leaderboard
+from zoopress.reports.report import Report, times_smaller
+from zoopress.reports.standing import State
 from zoopress.store import Store, write_atomic
 
 _OPENING_BYTES = 300_000_000

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import ceil, floor, log10
 from typing import TYPE_CHECKING, Any
 
-from zoopress.hub.markdown import one_line
 from zoopress.reports.drawing import INHERITED, Spec
+from zoopress.reports.markdown import one_line
 from zoopress.units import show_bytes
 
 if TYPE_CHECKING:
-    from zoopress.report import Report
+    from zoopress.reports.report import Report
 
 TOP = 12
 """So many layers get a bar of their own."""

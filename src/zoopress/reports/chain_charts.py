@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from zoopress.hub.markdown import one_line
 from zoopress.reports.byte_charts import BYTE_AXIS
 from zoopress.reports.drawing import INHERITED, Spec
 from zoopress.reports.figures import is_share, mapping, number, primary_metric, show_metric
+from zoopress.reports.markdown import one_line
 from zoopress.units import show_bytes
 
 if TYPE_CHECKING:
-    from zoopress.report import Report
+    from zoopress.reports.report import Report
 
 MAX_CURVES = 4
 """So many stages that trained are drawn."""

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from zoopress.hub.markdown import one_line
 from zoopress.reports.drawing import INHERITED, Spec
 from zoopress.reports.figures import mapping
+from zoopress.reports.markdown import one_line
 
 if TYPE_CHECKING:
-    from zoopress.report import Report
+    from zoopress.reports.report import Report
 
 MAX_CLASSES = 30
 """A chart of more classes cannot be read."""

@@ -7,17 +7,17 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from zoopress.errors import InputError
-from zoopress.hub.markdown import one_line, table, text
-from zoopress.orchestration.leaderboard import Leaderboard
-from zoopress.orchestration.leaderboard_table import Column, columns_of
-from zoopress.orchestration.standing import Figures, Latency, Standing, figures_of
 from zoopress.reports.drawing import Chart
 from zoopress.reports.figures import mapping, metric_of_figures, number
+from zoopress.reports.leaderboard import Leaderboard
+from zoopress.reports.leaderboard_table import Column, columns_of
+from zoopress.reports.markdown import one_line, table, text
+from zoopress.reports.standing import Figures, Latency, Standing, figures_of
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from zoopress.lineage import Lineage
+    from zoopress.publishing.lineage import Lineage
     from zoopress.reports.reading import Found
 
 _NAME_WIDTH, _MODEL_WIDTH = 18, 22
@@ -69,7 +69,7 @@ class Comparison:
         Raises:
             ChartsMissingError: if what draws them is not installed.
         """
-        from zoopress.orchestration.charts import charts
+        from zoopress.reports.leaderboard_charts import charts
 
         return charts(self.board)
 

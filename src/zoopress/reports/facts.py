@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from zoopress.hub.markdown import one_line
+from zoopress.reports.markdown import one_line
 from zoopress.units import show_bytes
 
 _ABBREVIATIONS = {"macs": "MACs", "fgsm": "FGSM", "pgd": "PGD"}

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from zoopress.units import show_bytes
 
 if TYPE_CHECKING:
-    from zoopress.gates import StageResult
-    from zoopress.report import Report
+    from zoopress.pipeline.gates import StageResult
+    from zoopress.reports.report import Report
 
 Interval = tuple[float, float]
 
@@ -213,7 +213,7 @@ def flips(evaluation: Mapping[str, Any]) -> tuple[int, int] | None:
 
 def headline(report: Report) -> list[str]:
     """Return what came out in plain words, the parts of one sentence."""
-    from zoopress.report import times_smaller  # which imports this module
+    from zoopress.reports.report import times_smaller  # which imports this module
 
     parts = [times_smaller(report.compression_ratio)]
     sizes = f"{show_bytes(report.original_size_bytes)} → {show_bytes(report.last.size_bytes)}"

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from statistics import mean
 from typing import Any
 
-from zoopress.hub.markdown import one_line
 from zoopress.reports.drawing import INHERITED, Spec
 from zoopress.reports.figures import is_share, mapping, number, show_metric
+from zoopress.reports.markdown import one_line
 
 _ATTACKS = {"clean": "undisturbed", "fgsm": "FGSM attack", "pgd": "PGD attack"}
 

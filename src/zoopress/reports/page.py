@@ -7,12 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoopress.hub.card_metadata import evaluation_data
-from zoopress.hub.local_paths import without_local_paths
-from zoopress.hub.markdown import one_line, yaml_text
-from zoopress.hub.model_card import settings_text, shown_recipe
 from zoopress.provenance import COMMIT_KEYS
-from zoopress.report import comparison_rows, times_smaller
+from zoopress.publishing.card_metadata import evaluation_data
+from zoopress.publishing.model_card import settings_text, shown_recipe
 from zoopress.reports import byte_charts, chain_charts, change_charts, measure_charts
 from zoopress.reports.drawing import Chart, ChartsMissingError, Spec, draw_svg, require_renderer
 from zoopress.reports.facts import facts
@@ -27,12 +24,15 @@ from zoopress.reports.figures import (
     times_fewer,
 )
 from zoopress.reports.html import render
+from zoopress.reports.local_paths import without_local_paths
+from zoopress.reports.markdown import one_line, yaml_text
+from zoopress.reports.report import comparison_rows, times_smaller
 from zoopress.reports.words import TERMS
 from zoopress.units import show_bytes, show_seconds
 
 if TYPE_CHECKING:
-    from zoopress.report import Report
     from zoopress.reports.comparison import Comparison
+    from zoopress.reports.report import Report
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from zoopress.artifacts.manifest import MANIFEST, read_manifest, size_bytes
 from zoopress.errors import InputError
 from zoopress.hub.address import looks_like_address
-from zoopress.lineage import Lineage, find_lineage
-from zoopress.manifest import MANIFEST, read_manifest, size_bytes
-from zoopress.report import Report, read_report
+from zoopress.publishing.lineage import Lineage, find_lineage
+from zoopress.reports.report import Report, read_report
 
 REPORT = "report.json"
 

@@ -12,9 +12,9 @@ import re
 from dataclasses import fields
 from typing import Any
 
-from zoopress.gates import Fidelity, StageResult
-from zoopress.report import LayerResult, Report
-from zoopress.technique import Claim
+from zoopress.pipeline.gates import Fidelity, StageResult
+from zoopress.reports.report import LayerResult, Report
+from zoopress.techniques import Claim
 
 _NUMBER = {"type": ["number", "null"]}
 _INTERVAL = {

@@ -28,10 +28,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from zoopress.model import Model
+from zoopress.models.model import Model
 from zoopress.store import digest
 from zoopress.store.files import sync
-from zoopress.task import Task
+from zoopress.tasks import Task
 from zoopress.training.config import TrainingConfig
 from zoopress.training.term import Term
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from zoopress.technique import Config
+from zoopress.techniques import Config
 
 
 class LoraConfig(Config):

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from zoopress.packing import packed_weights
+from zoopress.models.packing import packed_weights
 
 
 class Constraint(Protocol):

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from zoopress.errors import StageError
-from zoopress.model import Model
-from zoopress.packing import differentiable, packed_weights
-from zoopress.task import Task
+from zoopress.models.model import Model
+from zoopress.models.packing import differentiable, packed_weights
+from zoopress.tasks import Task
 from zoopress.training.checkpoint import Checkpoint, Saved, training_identity
 from zoopress.training.config import TrainingConfig
 from zoopress.training.constraints import (

@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoopress.edits import submodule
 from zoopress.errors import StageError
-from zoopress.packing import packed_weights
+from zoopress.models.edits import submodule
+from zoopress.models.packing import packed_weights
+from zoopress.models.weights import kind_of
 from zoopress.training.config import LoraConfig
 from zoopress.training.optimization import parameter_names
-from zoopress.weights import kind_of
 
 _ADAPTER = "default"
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from zoopress.errors import CardError, StageError
-from zoopress.task import Batch, Task
+from zoopress.tasks import Batch, Task
 from zoopress.training.batch_norm import batch_norms
 from zoopress.training.config import TrainingConfig
 from zoopress.training.result import Evaluation

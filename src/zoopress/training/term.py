@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor, nn
 
-from zoopress.task import Batch
+from zoopress.tasks import Batch
 
 
 class Term(nn.Module, ABC):

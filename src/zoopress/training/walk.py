@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from zoopress.errors import StageError
-from zoopress.packing import packed_weights
-from zoopress.task import Batch
+from zoopress.models.packing import packed_weights
+from zoopress.tasks import Batch
 from zoopress.training.batch_norm import batch_norms, recalibrate
 from zoopress.training.checkpoint import Checkpoint, Saved
 from zoopress.training.constraints import Constraint

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoopress.packing import PackedWeight, packed_weights
+from zoopress.models.packing import PackedWeight, packed_weights
 from zoopress.training.config import TrainingConfig
 
 _LOW = (torch.bfloat16, torch.float16)

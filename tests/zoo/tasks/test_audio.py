@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dataset_cards import SMALL, open_task
-from zoopress.data import File
 from zoopress.errors import CardError
 from zoopress.evaluation.fidelity import run_all
+from zoopress.tasks import File
 from zoopress_zoo.sound import decode_sound, fit_length, sound_format, standardize
 from zoopress_zoo.tasks.audio import mean_near_largest
 

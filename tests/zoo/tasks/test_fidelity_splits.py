@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from text_models import make_task, save_model
 from zoopress.errors import CardError
-from zoopress.task import Split, Task
+from zoopress.tasks import Split, Task
 from zoopress_zoo.tasks import fidelity
 
 SPLITS: tuple[Split, ...] = get_args(Split)

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from dataset_cards import SMALL, open_task, write_idx
-from zoopress.data import File
 from zoopress.errors import CardError
 from zoopress.evaluation.fidelity import run_all
+from zoopress.tasks import File
 from zoopress_zoo.image_settings import Augmentation, ImagePreprocessing, complete
 from zoopress_zoo.images import (
     as_tensor,

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from zoopress.card import Card
+from zoopress.cards import Card
 from zoopress.errors import CardError
 from zoopress.plugins import load_plugins
 

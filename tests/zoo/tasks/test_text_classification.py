@@ -15,8 +15,8 @@ from sklearn.metrics import accuracy_score, log_loss
 from text_models import make_task, open_task, save_model, write_rows
 from zoopress.errors import CardError, StageError
 from zoopress.evaluation.fidelity import run_all
-from zoopress.task import Split, Task
-from zoopress.testing_models import lstm
+from zoopress.tasks import Split, Task
+from zoopress.testing.models import lstm
 from zoopress_zoo.tasks.text_task import run_module
 
 LETTERS = "abcdefghijklmnop"

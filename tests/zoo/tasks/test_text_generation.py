@@ -14,11 +14,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from text_models import SPECIAL, VOCABULARY, make_task, open_task, save_model, write_rows
-from zoopress.card import Card
-from zoopress.data import Dataset, Table
+from zoopress.cards import Card
 from zoopress.errors import CardError
 from zoopress.evaluation.fidelity import compare_outputs, run_all
-from zoopress.task import Split, Task
+from zoopress.tasks import Dataset, Split, Table, Task
 from zoopress_zoo.tasks import language_model
 from zoopress_zoo.tasks.language_model import (
     IGNORED,

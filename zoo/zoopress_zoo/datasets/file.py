@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 
-from zoopress.card import Card
-from zoopress.data import Dataset, Table
+from zoopress.cards import Card
 from zoopress.store import digest, file_digest
+from zoopress.tasks import Dataset, Table
 from zoopress_zoo.datasets import readers
 from zoopress_zoo.datasets.tables import known_part, locate, unreadable
 

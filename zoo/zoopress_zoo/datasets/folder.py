@@ -13,15 +13,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from zoopress.card import Card
-from zoopress.data import Dataset, File, Table
+from zoopress.cards import Card
 from zoopress.store import digest, file_digest
+from zoopress.tasks import Dataset, File, Table
 from zoopress_zoo.datasets.tables import known_part, locate, unreadable
 
 SUFFIXES = (
     *(".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
 )
-log = logging.getLogger("zoopress.data")
+log = logging.getLogger("zoopress.tasks")
 
 
 def folder(card: Card) -> Dataset:

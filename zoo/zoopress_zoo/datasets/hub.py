@@ -13,11 +13,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from zoopress.card import Card
-from zoopress.data import Dataset, Table
+from zoopress.cards import Card
 from zoopress.errors import HubError, InputError, nearest
 from zoopress.hub.address import Address, parse_address
 from zoopress.hub.client import Hub, without_tokens
+from zoopress.tasks import Dataset, Table
 from zoopress_zoo.datasets.tables import as_file, unreadable
 
 

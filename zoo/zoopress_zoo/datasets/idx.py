@@ -24,9 +24,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from zoopress.card import Card
-from zoopress.data import Dataset, Table
+from zoopress.cards import Card
 from zoopress.store import digest, file_digest
+from zoopress.tasks import Dataset, Table
 from zoopress_zoo.datasets.tables import Columns, locate, unreadable
 
 if TYPE_CHECKING:

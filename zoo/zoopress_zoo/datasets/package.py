@@ -11,9 +11,9 @@ from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from zoopress.card import Card
-from zoopress.data import Dataset, Table
+from zoopress.cards import Card
 from zoopress.errors import nearest
+from zoopress.tasks import Dataset, Table
 from zoopress_zoo.datasets.tables import Columns, unreadable
 
 SHIPPED = ("breast_cancer", "diabetes", "digits", "iris", "linnerud", "wine")

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoopress.data import Table
+from zoopress.tasks import Table
 from zoopress_zoo.datasets.tables import Columns, as_file, known_part
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from zoopress.card import Card
-from zoopress.data import File, Table
+from zoopress.cards import Card
 from zoopress.errors import CardError
+from zoopress.tasks import File, Table
 from zoopress_zoo.splits import KNOWN_PARTS
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from zoopress.errors import CardError
-from zoopress.task import Batch, Samples, Split
+from zoopress.tasks import Batch, Samples, Split
 from zoopress_zoo.tasks.classification import Classification
 from zoopress_zoo.tasks.dataset_task import DatasetTask, Preprocessing, feed
 from zoopress_zoo.tasks.regression import NumberPreprocessing, NumberTask

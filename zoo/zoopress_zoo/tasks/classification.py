@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoopress.errors import CardError
-from zoopress.task import Split
+from zoopress.tasks import Split
 from zoopress_zoo.labels import (
     LabelSpace,
     find_label_space,

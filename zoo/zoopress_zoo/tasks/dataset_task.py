@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from zoopress.card import Card
-from zoopress.data import Dataset, Part, Table, open_dataset, row_digest
+from zoopress.cards import Card
 from zoopress.errors import CardError, nearest
 from zoopress.store import digest
-from zoopress.task import Split, Task
+from zoopress.tasks import Dataset, Part, Split, Table, Task, open_dataset, row_digest
 from zoopress_zoo.splits import Place, choose_parts, split_rows
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from zoopress.data import row_digest
+from zoopress.tasks import row_digest
 from zoopress_zoo.tasks.text_task import Inputs, TextTask, find_tensor, run_module
 
 if TYPE_CHECKING:

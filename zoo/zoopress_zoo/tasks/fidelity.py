@@ -10,17 +10,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoopress.data import row_digest
 from zoopress.errors import CardError
-from zoopress.source import callable_code, load_callable
+from zoopress.sources import callable_code, load_callable
 from zoopress.store import digest, file_digest
-from zoopress.task import Batch, Samples, Split, Task
+from zoopress.tasks import Batch, Samples, Split, Task, row_digest
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from zoopress.card import RandomInput
+    from zoopress.cards import RandomInput
 
 Inputs = dict[str, Any]
 """Tensors [samples, …] by argument name; names "0", "1", … are positional."""

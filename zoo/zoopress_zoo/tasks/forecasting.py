@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from zoopress.task import Batch, Samples, Split
+from zoopress.tasks import Batch, Samples, Split
 from zoopress_zoo.splits import Place, split_series
 from zoopress_zoo.tasks.dataset_task import Rows
 from zoopress_zoo.tasks.regression import Regression, TablePreprocessing

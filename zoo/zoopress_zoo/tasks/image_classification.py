@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoopress.errors import CardError
-from zoopress.task import Batch, Samples, Split
+from zoopress.tasks import Batch, Samples, Split
 from zoopress_zoo.image_settings import ImagePreprocessing, complete
 from zoopress_zoo.tasks.classification import Classification
 from zoopress_zoo.tasks.dataset_task import Rows, feed

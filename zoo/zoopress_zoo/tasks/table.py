@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field, model_validator
 
 from zoopress.errors import CardError
-from zoopress.task import Batch, Samples, Split
+from zoopress.tasks import Batch, Samples, Split
 from zoopress_zoo.tasks.classification import Classification
 from zoopress_zoo.tasks.dataset_task import DatasetTask, Preprocessing, Rows, feed
 

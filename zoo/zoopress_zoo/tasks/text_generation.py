@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from zoopress.card import Card
-from zoopress.data import Part, row_digest
+from zoopress.cards import Card
 from zoopress.errors import CardError
 from zoopress.store import digest
-from zoopress.task import Batch, Samples, Split
+from zoopress.tasks import Batch, Part, Samples, Split, row_digest
 from zoopress_zoo.splits import LARGEST_VALIDATION
 from zoopress_zoo.tasks.dataset_task import Preprocessing
 from zoopress_zoo.tasks.language_model import (

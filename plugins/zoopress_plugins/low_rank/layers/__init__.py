@@ -1,0 +1,1 @@
+"""Factor layers, one file each."""

@@ -1,0 +1,230 @@
+"""Gradual pruning: weights become zero little by little while a teacher trains the others.
+
+Sources: Zhu & Gupta 2017, arXiv:1710.01878 (sparsity that rises in training); Theis et al. 2018,
+arXiv:1801.05787 (Fisher information as what a weight is worth); Han et al. 2015, arXiv:1506.02626
+(magnitude).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from zoopress.errors import StageError
+from zoopress.plugins import hookimpl
+from zoopress.techniques import MASKS, Claim, Effects, Kind, Outcome, Technique, WeightSelection
+from zoopress_plugins.distillation.distillation import Distillation, DistillationConfig
+from zoopress_plugins.pruning.magnitude_pruning import smallest_pruned, sparsity_after
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from zoopress.models.model import Model
+    from zoopress.models.weights import Weight
+    from zoopress.techniques import Context
+
+_MEMORY = 0.99
+"""Of the mean of squared gradients: it looks back over some hundred steps."""
+_VALUE_BITS = 3.0
+"""That a weight which is not zero takes besides its place: a sign, and one of few magnitudes."""
+_RAREST = 1e-4
+"""Places of a lower density cost no more: a coder that adapts does not learn of them in time."""
+
+
+class GradualPruningConfig(WeightSelection):
+    """What to prune, and the training in which that happens."""
+
+    kinds: tuple[Kind, ...] = Field(
+        default=("linear", "conv", "recurrent"), min_length=1, description="kinds of weights"
+    )
+    sparsity: float = Field(gt=0, lt=1, description="share of the selected weights that are zero")
+    score: Literal["fisher", "magnitude"] = Field(
+        default="fisher",
+        description="what keeps a weight: the loss that its going would cost, its square times "
+        "the mean of its gradient's square; or its magnitude",
+    )
+    per_bit: bool = Field(
+        default=False,
+        description="divide the score by the bits that a coder would take: in rows and columns "
+        "that are nearly empty, a weight costs more",
+    )
+    scope: Literal["layer", "global"] = Field(
+        default="global", description="whether each layer, or all together, reach the sparsity"
+    )
+    end: float = Field(
+        default=0.65,
+        gt=0,
+        le=1,
+        description="share of the training after which the sparsity is reached",
+    )
+    interval: int = Field(default=20, ge=1, description="steps from one pruning to the next")
+    training: DistillationConfig = Field(
+        description="the training, with the keys of `distillation`, such as {epochs: 10}"
+    )
+
+
+def fisher_scores(weight: Tensor, squares: Tensor) -> Tensor:
+    """Score weights by the loss that setting them to zero would cost, to second order.
+
+    Args:
+        weight: of any shape.
+        squares: of the same, means of the squared gradients of the loss.
+
+    Source: Theis et al. 2018, arXiv:1801.05787, for single weights in the place of feature maps.
+    """
+    return weight.square() * squares / 2
+
+
+def place_bits(keep: Tensor) -> Tensor:
+    """Return how many bits each weight takes if it is kept: those of its place and its value.
+
+    A place is told with −log2 of how likely it is taken, by the density of its row and its column;
+    by that of all places where either has but one.
+
+    Args:
+        keep: bool [rows, columns], what is kept now.
+    """
+    import torch
+
+    kept = keep.float()
+    density = kept.mean().clamp(min=_RAREST)
+    likely = kept.mean(1, keepdim=True) * kept.mean(0, keepdim=True) / density
+    if 1 in keep.shape:
+        likely = density.expand(keep.shape)
+    return _VALUE_BITS - torch.log2(likely.clamp(_RAREST, 1.0))
+
+
+class RisingSparsity:
+    """Prunes weights between steps of a training until the sparsity is reached; a `Constraint`.
+
+    Args:
+        weights: what is pruned; those that are trained elsewhere are there by now.
+        steps: of the training.
+        config: how.
+
+    Raises:
+        StageError: if one is not trained.
+    """
+
+    def __init__(self, weights: Sequence[Weight], steps: int, config: GradualPruningConfig) -> None:
+        import torch
+
+        for weight in weights:
+            if not weight.parameter.requires_grad:
+                raise StageError(
+                    f"{weight.name} is to be pruned in training, but is not trained. Leave it out "
+                    "with 'exclude', or 'lora' and its 'learning_rates' out of 'training'."
+                )
+        self._weights, self._config = weights, config
+        self._last = max(1, round(config.end * steps))
+        self._step = torch.zeros((), dtype=torch.int64)
+        parameters = [weight.parameter.detach() for weight in weights]
+        self._keeps = [torch.ones_like(tensor, dtype=torch.bool) for tensor in parameters]
+        fisher = config.score == "fisher"
+        self._squares = [torch.zeros_like(tensor) for tensor in parameters] if fisher else []
+
+    def before_step(self) -> None:
+        """Note how large gradients are, and mask those of pruned weights."""
+        for i, (weight, keep) in enumerate(zip(self._weights, self._keeps, strict=True)):
+            gradient = weight.parameter.grad
+            if gradient is None:
+                continue  # this batch did not pass by it
+            if self._squares:
+                self._squares[i].lerp_(gradient.square(), 1 - _MEMORY)
+            gradient.masked_fill_(~keep, 0.0)
+
+    def after_step(self) -> None:
+        """Prune if it is time to."""
+        import torch
+
+        self._step += 1
+        step = int(self._step)
+        if step == self._last or (step < self._last and step % self._config.interval == 0):
+            share = sparsity_after(self._config.sparsity, step / self._last)
+            for keep, now in zip(self._keeps, self._kept(share), strict=True):
+                keep &= now
+        with torch.no_grad():
+            for weight, keep in zip(self._weights, self._keeps, strict=True):
+                weight.parameter.masked_fill_(~keep, 0.0)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the number of steps taken, what is kept and the mean squares."""
+        return {
+            "step": self._step,
+            **{f"keep/{i}": keep for i, keep in enumerate(self._keeps)},
+            **{f"squares/{i}": squares for i, squares in enumerate(self._squares)},
+        }
+
+    def reached(self) -> bool:
+        """Return whether the sparsity is reached."""
+        return int(self._step) >= self._last
+
+    def _kept(self, sparsity: float) -> list[Tensor]:
+        scores = [self._score(i) for i in range(len(self._weights))]
+        if self._config.scope == "global":
+            return smallest_pruned(scores, sparsity)
+        return [smallest_pruned([score], sparsity)[0] for score in scores]
+
+    def _score(self, index: int) -> Tensor:
+        from zoopress.models.weights import as_matrix
+
+        weight, keep = self._weights[index], self._keeps[index]
+        value = weight.parameter.detach()
+        score = fisher_scores(value, self._squares[index]) if self._squares else value.abs()
+        if self._config.per_bit:
+            score = score / weight.from_matrix(place_bits(as_matrix(keep, weight.output_axis)))
+        # What is gone stays gone, even beside weights whose score is zero as well.
+        return score.masked_fill(~keep, -1.0)
+
+
+class GradualPruning(Technique[GradualPruningConfig]):
+    """Prune weights little by little while a teacher trains the others."""
+
+    name = "gradual_pruning"
+    family = "pruning"
+    config_type = GradualPruningConfig
+    needs = Distillation.needs
+    timed = False
+
+    def effects(self) -> Effects:
+        """Require float weights; add masks."""
+        return Effects(requires=self.config.properties(), adds=frozenset({MASKS}))
+
+    def apply(self, model: Model, context: Context) -> Outcome:
+        """Train, prune meanwhile, and mask what was pruned."""
+        config, weights = self.config, self.config.select(model)
+        within = replace(context, constrain=lambda steps: RisingSparsity(weights, steps, config))
+        trained = Distillation(config.training).apply(model, within)
+        pruned = 0
+        for weight in weights:
+            keep = weight.parameter.detach() != 0
+            model.mask(weight, keep)
+            pruned += int((~keep).sum())
+        reached = pruned / sum(weight.parameter.numel() for weight in weights)
+        names = [weight.name for weight in weights]
+        return Outcome(
+            touched=list(dict.fromkeys([*names, *trained.touched])),
+            claims=[Claim("sparsity", config.sparsity, reached)],
+            notes=trained.notes,
+        )
+
+    def cards(self) -> Sequence[str]:
+        """Return the teacher's card, if it is another than the model's own."""
+        return Distillation(self.config.training).cards()
+
+    def training_work(self, training: int, validation: int) -> tuple[int, int]:
+        """Return what the training does."""
+        return Distillation(self.config.training).training_work(training, validation)
+
+    def working_bytes(self, total: int, largest: int) -> int:
+        """Return room for the training, mean squares, masks, scores and their order."""
+        return Distillation(self.config.training).working_bytes(total, largest) + 6 * total
+
+
+@hookimpl
+def zoopress_techniques() -> list[type[GradualPruning]]:
+    """Register the technique."""
+    return [GradualPruning]

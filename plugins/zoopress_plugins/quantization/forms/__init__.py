@@ -1,0 +1,1 @@
+"""The forms a quantized weight takes, one file each."""

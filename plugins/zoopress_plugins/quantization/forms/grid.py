@@ -1,0 +1,151 @@
+"""A weight of integers times steps: a step for each row, each column, both, or one for all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zoopress.coding.layout import Integers, Scan
+from zoopress.models.packing import CodeLayout, PackedWeight, Product
+from zoopress.models.weights import from_matrix
+from zoopress_plugins.quantization.forms.quantized import (
+    INT8_KERNEL_ROWS,
+    aligned,
+    fits_kernels,
+    int8_linear,
+)
+
+Steps = Literal["tensor", "row", "column", "both"]
+
+# Made dense at once: what is made on the way for a whole tensor would take as much as the tensor.
+_BLOCK_WEIGHTS = 1 << 18
+
+
+class GridWeight(PackedWeight):
+    """A weight whose value in row r and column c is codes[r, c] · row_step[r] · column_step[c].
+
+    Buffers:
+        codes: [rows, columns], int8 or int16.
+        row_step: [rows], bfloat16; [1] if `steps` is "tensor", none if it is "column".
+        column_step: [columns], bfloat16; only if `steps` is "column" or "both".
+
+    Args:
+        shape: of the weight.
+        dtype: of the weight.
+        output_axis: what the rows are of the weight's axes.
+        bits: of a stored code, 8 or 16.
+        steps: which of them there are.
+        scan: along what the codes are entropy coded.
+        trellis: whether they are paths of the trellis there, see `zoopress.coding.trellis`.
+    """
+
+    codes: Tensor
+    row_step: Tensor | None
+    column_step: Tensor | None
+
+    def __init__(
+        self,
+        shape: torch.Size,
+        dtype: torch.dtype,
+        output_axis: int,
+        bits: int,
+        steps: Steps,
+        scan: Scan,
+        trellis: bool,
+    ) -> None:
+        super().__init__(shape, dtype, output_axis)
+        if type(bits) is not int or bits not in (8, 16):
+            raise ValueError(f"bits must be 8 or 16, not {bits!r}")
+        if steps not in get_args(Steps):
+            raise ValueError(f"steps must be one of {list(get_args(Steps))}, not {steps!r}")
+        if scan not in get_args(Scan):
+            raise ValueError(f"scan must be one of {list(get_args(Scan))}, not {scan!r}")
+        if type(trellis) is not bool:
+            raise ValueError(f"trellis must be true or false, not {trellis!r}")
+        if not shape.numel():
+            raise ValueError(f"a weight of shape {tuple(shape)} has nothing to quantize")
+        self.rows = shape[output_axis]
+        self.columns = shape.numel() // self.rows
+        self.scan, self.trellis = scan, trellis
+        integers = torch.int8 if bits == 8 else torch.int16
+        self.register_buffer("codes", torch.empty(self.rows, self.columns, dtype=integers))
+        rows = {"tensor": 1, "column": 0}.get(steps, self.rows)
+        columns = self.columns if steps in ("column", "both") else 0
+        for name, size in (("row_step", rows), ("column_step", columns)):
+            step = torch.empty(size, dtype=torch.bfloat16) if size else None
+            self.register_buffer(name, step)
+
+    def dense(self) -> Tensor:
+        """Return the weight in its own shape and type, with gradients for the steps."""
+        if torch.is_grad_enabled() and any(step.requires_grad for step in self._steps()):
+            matrix = self._values(self.codes, self.row_step)
+        else:
+            matrix = torch.empty(
+                self.rows, self.columns, dtype=self.dtype, device=self.codes.device
+            )
+            size = max(1, _BLOCK_WEIGHTS // self.columns)
+            for first in range(0, self.rows, size):
+                some = slice(first, first + size)
+                matrix[some] = self._values(self.codes[some], self._row_step(some))
+        if self.output_axis == 0:
+            return matrix.view(self.shape)
+        return from_matrix(matrix, self.shape, self.output_axis)
+
+    def code_layouts(self) -> dict[str, CodeLayout | Integers]:
+        """Return that `codes` holds integers, and how they are coded."""
+        return {"codes": Integers(self.scan, self.trellis)}
+
+    def tunable(self) -> tuple[str, ...]:
+        """Name the steps."""
+        return tuple(n for n in ("row_step", "column_step") if getattr(self, n) is not None)
+
+    def kernel(self, product: Product) -> str | None:
+        """Name what computes a product here without the dense weight, None if nothing does."""
+        if product == "embedding":
+            return "only the rows looked up are dequantized"
+        if self._has_int8_kernel():
+            return f"torch int8 kernel up to {INT8_KERNEL_ROWS} rows, dequantized for more"
+        return None
+
+    def linear(self, input: Tensor, bias: Tensor | None) -> Tensor:
+        """Compute input [..., in] times the weight [out, in] transposed, plus bias [out]."""
+        rows = input.numel() // max(1, input.shape[-1])
+        fits = 0 < rows <= INT8_KERNEL_ROWS and input.dtype in (torch.float32, torch.bfloat16)
+        if not fits or not self._has_int8_kernel():
+            return F.linear(input, self.dense().to(input.dtype), bias)
+        self.codes = aligned(self.codes)
+        if self.column_step is not None:
+            input = input * self.column_step.to(input.dtype)
+        row_step = self.codes.new_ones(1) if self.row_step is None else self.row_step
+        return int8_linear(input, self.codes, row_step, bias)
+
+    def embedding(self, indices: Tensor) -> Tensor:
+        """Return the rows at `indices`; only those are dequantized."""
+        flat = indices.reshape(-1)
+        rows = self._values(self.codes[flat], self._row_step(flat))
+        return rows.view(*indices.shape, self.columns)
+
+    def _values(self, codes: Tensor, row_step: Tensor | None) -> Tensor:
+        """Return the weights [n, columns] of some rows' codes and steps."""
+        # The product of two steps is exact in float32, so the order of the factors is no matter.
+        values = codes.to(torch.promote_types(self.dtype, torch.float32))
+        if row_step is not None:
+            values = values * row_step.to(values.dtype)[:, None]
+        if self.column_step is not None:
+            values = values * self.column_step.to(values.dtype)
+        return values.to(self.dtype)
+
+    def _row_step(self, rows: Tensor | slice) -> Tensor | None:
+        if self.row_step is None or len(self.row_step) == 1:
+            return self.row_step
+        return self.row_step[rows]
+
+    def _steps(self) -> Iterator[Tensor]:
+        return (step for step in (self.row_step, self.column_step) if step is not None)
+
+    def _has_int8_kernel(self) -> bool:
+        return self.codes.dtype == torch.int8 and fits_kernels(self, self.columns)

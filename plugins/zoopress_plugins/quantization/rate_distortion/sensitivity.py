@@ -1,0 +1,271 @@
+"""How much an error in each weight changes a model's outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from zoopress.errors import StageError
+from zoopress.evaluation.batches import batch_length
+from zoopress.models.packing import differentiable
+from zoopress.models.weights import Weight, as_matrix
+from zoopress.techniques import Context
+from zoopress_plugins.quantization.rate_distortion.probes import made_up, probe, sliced
+
+MAX_COLUMNS = 4096
+"""Of wider matrices only the diagonal of the columns' side is measured."""
+_PASSES = 64
+"""About how many backward passes there are."""
+_SMALL_PASSES = 512
+"""The same, of models with fewer weights than `_LARGE`."""
+_LARGE = 4_000_000
+_SAMPLES = 8
+"""How many samples share a pass: more tell more in a pass, but their products are noise. A mean
+takes one."""
+_MOST_PROBES = 64
+_FEWEST_SLICES = 8
+"""At least so many passes, if there are as many samples, tell what differs by chance."""
+_CAUTION = 2.0
+"""How much larger chance is taken to be than calibration samples show: those to come may differ
+more, and what is taken to matter too little costs more than what is taken to matter too much."""
+_EVEN_ROWS = 0.03
+"""Each row matters at least so much, relative to their mean: a gradient of zero says nothing about
+an error as large as the row, as of an attention head that looks at one place for sure."""
+_EVEN_TOKENS = 0.3
+"""The same for embeddings, most of whose rows no sample has asked for, but other text will."""
+_UNUSED = 0.01
+"""What a weight matters that outputs do not depend on, relative to the median of the others."""
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """A second derivative of the outputs' distance: rows ⊗ columns.
+
+    An error e [out, in] of a weight's matrix costs Σ_r rows[r] · e[r] · columns · e[r]ᵀ, where the
+    distance is as `probes.probe` says.
+
+    Attributes:
+        columns: [in, in] or its diagonal [in]; None: the identity.
+        rows: [out]; None: all one.
+    """
+
+    columns: Tensor | None = None
+    rows: Tensor | None = None
+
+
+def measure_sensitivities(
+    module: nn.Module,
+    weights: Sequence[Weight],
+    context: Context,
+    *,
+    data: Literal["calibration", "synthetic"],
+) -> dict[str, Sensitivity]:
+    """Measure the Fisher information of each weight as a Kronecker product.
+
+    With G [out, in] the gradient of a probe of the outputs, columns are the mean of GᵀG and rows
+    the mean of G's squared rows. So whatever holds a weight, and however often it is used: layers,
+    convolutions, recurrent cells, embeddings, tied weights and bare parameters are all alike.
+
+    Rows, and the diagonal of columns, move towards their mean as far as samples disagree on them:
+    what few samples have asked for, others will, and what few have shown to matter, others may not.
+
+    Synthetic inputs are text that the model writes, which tells as much as data does, or noise. Of
+    noise only each weight's mean is kept. How much one weight matters beside another is much the
+    same for noise and for data; which rows and columns of a weight matter is not: noise lights up
+    pixels that data never does.
+
+    Args:
+        module: the model; it is left as it was.
+        weights: of the model.
+        context: of the stage; its task runs the model.
+        data: its calibration inputs; or what the task imagines, or random ones of their shapes.
+
+    Returns:
+        By name. A weight that no output depends on has a small one, by its own size.
+
+    Raises:
+        StageError: if there are no inputs, or outputs have no gradients.
+
+    Source: Martens & Grosse 2015, arXiv:1503.05671 (a product for each weight); Gupta et al. 2018,
+        arXiv:1802.09568, section 3 (the two sides from gradients alone); Efron & Morris 1973,
+        doi:10.1080/01621459.1973.10481350 (estimates of many means are better nearer to theirs).
+    """
+    assert context.task is not None, "a stage's context has a task"
+    batches = list(context.batches() or context.task.batches("calibration"))
+    samples = sum(map(batch_length, batches))
+    if not samples:
+        raise StageError(
+            "There are no calibration inputs to measure sensitivities on. Give the card "
+            "'calibration_samples', or set 'sensitivity' to 'none'."
+        )
+    generator = context.generator()
+    noise = False
+    if data == "synthetic":
+        context.progress("imagining inputs")
+        imagined = context.task.imagined(module, samples, generator)
+        noise = not imagined
+        batches = list(imagined or [made_up(batch, generator) for batch in batches])
+    count = sum(weight.parameter.numel() for weight in weights)
+    passes = _PASSES if count >= _LARGE else _SMALL_PASSES
+    together = 1 if noise else max(1, min(_SAMPLES, samples // _FEWEST_SLICES))
+    slices = list(sliced(batches, max(together, samples // passes)))
+    probes = min(_MOST_PROBES, max(1, passes // len(slices)))
+    moments = [_Moments(weight, both_sides=not noise) for weight in weights]
+    parameters = [weight.parameter for weight in weights]
+    with _gradients_of(module, parameters), differentiable(module):
+        for done, batch in enumerate(slices, start=1):
+            output = context.task.forward(module, batch)
+            if not output.requires_grad:
+                raise StageError(
+                    "The model's outputs have no gradients with respect to the weights selected, "
+                    "so their sensitivity cannot be measured. Set 'sensitivity' to 'none'."
+                )
+            for left in reversed(range(probes)):
+                scalar = probe(context.task, output, generator)
+                gradients = torch.autograd.grad(
+                    scalar, parameters, allow_unused=True, retain_graph=left > 0
+                )
+                for moment, gradient in zip(moments, gradients, strict=True):
+                    moment.add(gradient)
+            for moment in moments:
+                moment.end_slice()
+            context.progress("measuring sensitivities", done / len(slices))
+    return _compared(moments, samples * probes)
+
+
+class _Sums:
+    """Adds up how much each of many entries matters, and knows how far samples disagree."""
+
+    def __init__(self) -> None:
+        self._slice: Tensor | None = None
+        self._total: Tensor | None = None
+        self._squares: Tensor | None = None
+        self._slices = 0
+
+    def add(self, values: Tensor) -> None:
+        """Add what one pass tells, [n]."""
+        self._slice = values if self._slice is None else self._slice + values
+
+    def end_slice(self) -> None:
+        """Take what was added since the last time for the word of some samples."""
+        if self._slice is not None:
+            values = self._slice.double()
+            if self._total is None or self._squares is None:
+                self._total, self._squares = values, values.square()
+            else:
+                self._total += values
+                self._squares += values.square()
+        self._slice = None
+        self._slices += 1
+
+    def estimate(self, least: float = 0.0) -> Tensor:
+        """Return sums [n], float64, moved towards their mean.
+
+        Args:
+            least: how much of the way, if samples agree.
+        """
+        assert self._total is not None, "something was added"
+        assert self._squares is not None, "something was added"
+        mean = self._total / self._slices
+        chance = (self._squares / self._slices - mean.square()).mean() / max(1, self._slices - 1)
+        spread = float(mean.var(correction=0))
+        share = min(1.0, max(least, _CAUTION * float(chance) / spread)) if spread else 1.0
+        return (1 - share) * self._total + share * self._total.mean()
+
+
+class _Moments:
+    """Adds up the two sides of one weight's second moment of gradients, or its mean alone."""
+
+    def __init__(self, weight: Weight, both_sides: bool) -> None:
+        self.weight, self.both_sides = weight, both_sides
+        self._rows, self._diagonal = _Sums(), _Sums()
+        self._columns: Tensor | None = None
+        self._power = 0.0
+
+    def add(self, gradient: Tensor | None) -> None:
+        if gradient is None:
+            return
+        matrix = as_matrix(gradient, self.weight.output_axis).float().nan_to_num(0.0, 0.0, 0.0)
+        squares = matrix.square()
+        rows = squares.sum(1)
+        self._rows.add(rows)
+        self._power += float(rows.sum())
+        if not self.both_sides:
+            return
+        self._diagonal.add(squares.sum(0))
+        if matrix.shape[1] <= MAX_COLUMNS:
+            touched = rows.nonzero().squeeze(1)  # few rows of an embedding
+            some = matrix if 2 * len(touched) > len(rows) else matrix[touched]
+            columns = some.T @ some
+            self._columns = columns if self._columns is None else self._columns.add_(columns)
+
+    def end_slice(self) -> None:
+        self._rows.end_slice()
+        self._diagonal.end_slice()
+
+    def scaled(self, samples: int) -> Sensitivity | None:
+        """Return the sensitivity; None if no gradient came."""
+        if not self._power:
+            return None
+        if not self.both_sides:
+            count, width = self.weight.matrix().shape
+            return Sensitivity(rows=torch.full((count,), self._power / samples / count / width))
+        even = _EVEN_TOKENS if self.weight.kind == "embedding" else _EVEN_ROWS
+        rows = self._rows.estimate(even) / samples
+        columns = self._diagonal.estimate() / self._power
+        if self._columns is not None:
+            diagonal, columns = columns, self._columns / self._power
+            columns.diagonal().copy_(diagonal)
+        return Sensitivity(columns.float().cpu(), rows.float().cpu())
+
+
+def _compared(moments: Sequence[_Moments], samples: int) -> dict[str, Sensitivity]:
+    """Return the sensitivities, those of unused weights by comparison with the others."""
+    found = {moment.weight.name: moment.scaled(samples) for moment in moments}
+    power = {
+        m.weight.name: float(m.weight.parameter.detach().float().square().mean()) or 1.0
+        for m in moments
+    }
+    # What one number matters, relative to its own square.
+    matters = [
+        float(sensitivity.rows.mean()) * power[m.weight.name] / _columns(sensitivity)
+        for m in moments
+        if (sensitivity := found[m.weight.name]) is not None and sensitivity.rows is not None
+    ]
+    median = sorted(matters)[len(matters) // 2] if matters else 1.0
+    return {
+        m.weight.name: found[m.weight.name]
+        or Sensitivity(
+            rows=torch.full((len(m.weight.matrix()),), _UNUSED * median / power[m.weight.name])
+        )
+        for m in moments
+    }
+
+
+def _columns(sensitivity: Sensitivity) -> int:
+    """Return over how many columns the rows' side is spread: measured columns have a trace of 1."""
+    return 1 if sensitivity.columns is None else len(sensitivity.columns)
+
+
+@contextmanager
+def _gradients_of(module: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Let gradients flow to some parameters alone, in evaluation mode."""
+    flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    modes = [(owner, owner.training) for owner in module.modules()]
+    module.eval()
+    module.requires_grad_(False)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        for owner, mode in modes:
+            owner.training = mode

@@ -1,0 +1,1 @@
+"""Layers that stand where others were, one file each."""

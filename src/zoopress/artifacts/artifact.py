@@ -1,0 +1,411 @@
+"""The artifact: a compressed model as a folder that anyone can load without trusting it.
+
+    FOLDER/
+        zoopress.json            manifest: schema version, base model, lineage of stages, structure
+                                 edits, forms of tensors, size and SHA-256 of every file
+        compressed.safetensors   tensors; compressed-00001-of-00002.safetensors … when large
+          or model.zpz           the same, entropy coded
+          or model.safetensors   where the library that the model comes from can load it as it is;
+                                 buffers that this library makes itself are in buffers.safetensors
+        config.json, …           what the architecture and its tokenizer need
+        README.md                for people; not listed in the manifest, not needed to load
+
+A file called model.safetensors would be loaded by that library, packed weights replaced by random
+ones, so only what it can load has that name.
+
+Loading rebuilds the architecture on the meta device, replays the edits with registered layers, and
+fills in one tensor after the other. Nothing in the folder is ever executed or unpickled, and every
+name, size and shape is checked before it is used.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from zoopress.artifacts.encoding import KEPT, MASK, Alias, Expected, decode, encode
+from zoopress.artifacts.manifest import (
+    AGAIN,
+    MANIFEST,
+    ArchitectureRecord,
+    Base,
+    FileRecord,
+    Manifest,
+    read_manifest,
+    safe_name,
+)
+from zoopress.artifacts.tensor_files import (
+    MAX_SHARD_BYTES,
+    Reader,
+    open_tensors,
+    read_ahead,
+    write_tensors,
+)
+from zoopress.coding.layout import StoredTensor
+from zoopress.errors import ArtifactError, PluginError, SourceError, nearest
+from zoopress.models.bounds import memory_bytes
+from zoopress.models.edits import AnyEdit, apply_edit, set_tensor, submodule
+from zoopress.models.model import Model
+from zoopress.models.precision import accept_float32
+from zoopress.sources import Architecture, build_on_meta
+from zoopress.store import file_digest, write_atomic
+
+if TYPE_CHECKING:
+    from zoopress.plugins import Plugins
+
+INDEX = "model.safetensors.index.json"
+
+
+def save_artifact(
+    folder: Path,
+    model: Model,
+    architecture: Architecture,
+    base: Base,
+    others: Mapping[str, Path],
+    lineage: list[dict[str, Any]] | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> Manifest:
+    """Write a model into a folder; the manifest comes last, so a folder without it is no artifact.
+
+    Args:
+        folder: an existing folder; nothing in it is overwritten but files of the artifact.
+        model: the model.
+        architecture: how to rebuild its module.
+        base: what it was compressed from.
+        others: files to carry along, name in the artifact to path.
+        lineage: plain data, an item a stage.
+        max_shard_bytes: a safetensors file is split above this size.
+
+    Raises:
+        StageError: if a weight that is pruned by a mask is not zero.
+    """
+    beside = architecture.companions(model, others)
+    native = beside.native and model.storage == "safetensors" and not model.masks
+    entries, stored = encode(
+        model.tensors(),
+        model.masks,
+        model.code_layouts(),
+        share=not native,
+        coded=model.storage == "zpz",
+    )
+    files: dict[str, Path | bytes] = dict(beside.files)
+    if native:
+        weights = _write_native(folder, model, architecture, stored, max_shard_bytes, files)
+    else:
+        renamed = {architecture.stored_name(name): item for name, item in stored.items()}
+        assert len(renamed) == len(stored), "two tensors have one name in the file"
+        weights = write_tensors(folder, model.storage, renamed, max_shard_bytes, model.coder)
+        if model.storage == "safetensors":
+            weights = [_rename(folder, name, "model", "compressed") for name in weights]
+    for name, content in files.items():
+        target = folder / safe_name(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, bytes):
+            target.write_bytes(content)
+        elif content.resolve() != target.resolve():
+            shutil.copyfile(content, target)
+    manifest = Manifest(
+        base=base,
+        architecture=ArchitectureRecord(
+            name=architecture.name,
+            arguments=architecture.arguments if beside.arguments is None else beside.arguments,
+        ),
+        lineage=lineage or [],
+        storage="zpz" if model.storage == "zpz" else "safetensors",
+        coder=None if model.coder == "auto" else model.coder,
+        weights=weights,
+        edits=list(beside.edits),
+        tensors=entries,
+        files={
+            name: FileRecord(
+                bytes=(folder / name).stat().st_size, sha256=file_digest(folder / name)
+            )
+            for name in sorted({*weights, *files})
+        },
+        native=True if native else None,
+    )
+    write_atomic(folder / MANIFEST, manifest.to_json())
+    return manifest
+
+
+def _write_native(
+    folder: Path,
+    model: Model,
+    architecture: Architecture,
+    stored: Mapping[str, StoredTensor],
+    max_shard_bytes: int,
+    files: dict[str, Path | bytes],
+) -> list[str]:
+    """Write tensors as the library that the model comes from expects them.
+
+    What it makes itself goes to a file of its own, so that it finds nothing that it does not know.
+    """
+    made = model.non_persistent()
+    kept = {architecture.stored_name(n): item for n, item in stored.items() if n not in made}
+    weights = write_tensors(folder, "safetensors", kept, max_shard_bytes)
+    files.pop(INDEX, None)
+    if len(weights) > 1:
+        where = {}
+        for file in weights:
+            with open_tensors(folder, "safetensors", [file]) as readers:
+                where.update(dict.fromkeys(readers, file))
+        total = sum(item.tensor.numel() * item.tensor.itemsize for item in kept.values())
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        files[INDEX] = (json.dumps(index, indent=2) + "\n").encode()
+    rest = {architecture.stored_name(n): item for n, item in stored.items() if n in made}
+    if rest:
+        beside = folder / ".buffers"
+        beside.mkdir()
+        write_tensors(beside, "safetensors", rest, 1 << 62)
+        os.replace(beside / "model.safetensors", folder / "buffers.safetensors")
+        beside.rmdir()
+        weights.append("buffers.safetensors")
+    return weights
+
+
+def _rename(folder: Path, name: str, old: str, new: str) -> str:
+    renamed = new + name.removeprefix(old)
+    os.replace(folder / name, folder / renamed)
+    return renamed
+
+
+def load_artifact(
+    folder: Path,
+    plugins: Plugins,
+    factory: Callable[..., nn.Module] | None = None,
+    verify: bool = True,
+    progress: Callable[[str], None] = lambda name: None,
+    masks: bool = True,
+) -> tuple[Model, Architecture, Manifest]:
+    """Load an artifact.
+
+    Args:
+        folder: the artifact.
+        plugins: registered layers and architectures.
+        factory: the function that builds the module, for a model that came from a Python factory.
+        verify: whether to compare every file's SHA-256 first.
+        progress: called with each tensor's name.
+        masks: whether to keep pruning masks, a byte a weight; only techniques need them.
+
+    Raises:
+        ArtifactError: if it is damaged, hostile or needs a plugin that is not installed.
+    """
+    manifest = read_manifest(folder, verify)
+    architecture = _architecture(folder, manifest, plugins, factory)
+    try:
+        # An edit makes few tensors of one, so a module can have but few that are not stored.
+        module = build_on_meta(architecture, 10_000 + 4 * tensor_count(folder, manifest))
+    except SourceError as error:
+        raise ArtifactError(f"{folder}: {str(error).rstrip('.')}. {AGAIN}") from error
+    except ArtifactError as error:
+        if str(folder) in str(error):
+            raise
+        raise ArtifactError(f"{folder / MANIFEST}: field 'architecture': {error}") from error
+    model = replay_edits(folder, manifest, module, plugins)
+    fill_tensors(folder, manifest, model, architecture.stored_name, progress, masks)
+    accept_float32(model.module)
+    return model, architecture, manifest
+
+
+def replay_edits(folder: Path, manifest: Manifest, module: nn.Module, plugins: Plugins) -> Model:
+    """Change an architecture that was built anew as the compressed one was, still without values.
+
+    Raises:
+        ArtifactError: if an edit does not fit.
+    """
+    for edit in manifest.edits:
+        try:
+            with torch.device("meta"):
+                apply_edit(module, edit, plugins.layers)
+        # All that a layer's constructor may raise of arguments that it did not expect.
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+            raise ArtifactError(_bad_edit(folder, edit, error)) from error
+        except (RuntimeError, AssertionError, PluginError) as error:
+            raise ArtifactError(_bad_edit(folder, edit, error)) from error
+    edits, coder = list(manifest.edits), manifest.coder or "auto"
+    return Model(module.eval(), plugins.layers, edits, {}, manifest.storage, coder)
+
+
+def fill_tensors(
+    folder: Path,
+    manifest: Manifest,
+    model: Model,
+    stored_name: Callable[[str], str],
+    progress: Callable[[str], None] = lambda name: None,
+    masks: bool = False,
+    whole: bool = True,
+) -> None:
+    """Read every tensor of an artifact into the rebuilt model.
+
+    Args:
+        folder: the artifact.
+        manifest: what it says.
+        model: with all edits replayed.
+        stored_name: gives the name in the file of a tensor of the model.
+        progress: called with each tensor's name.
+        masks: whether to keep pruning masks, a byte a weight.
+        whole: whether the model has all that is stored.
+
+    Raises:
+        ArtifactError: if they do not fit.
+    """
+    try:
+        _fill(folder, model, manifest, stored_name, progress, masks, whole)
+    except ArtifactError as error:
+        raise ArtifactError(f"{folder}: {str(error).rstrip('.')}. {AGAIN}") from error
+
+
+def tensor_count(folder: Path, manifest: Manifest) -> int:
+    """Return how many tensors an artifact says that its model has.
+
+    Raises:
+        ArtifactError: if its tensor files cannot be opened.
+    """
+    try:
+        with open_tensors(folder, manifest.storage, manifest.weights) as readers:
+            return len(readers.keys() | manifest.tensors.keys())
+    except ArtifactError as error:
+        raise ArtifactError(f"{folder}: {str(error).rstrip('.')}. {AGAIN}") from error
+
+
+def _bad_edit(folder: Path, edit: AnyEdit, error: Exception) -> str:
+    reason = str(error).rstrip(".") or type(error).__name__
+    what = f"field 'edits': cannot {edit.edit} {edit.module!r}"
+    return f"{folder / MANIFEST}: {what}: {reason}. {AGAIN}"
+
+
+def _architecture(
+    folder: Path,
+    manifest: Manifest,
+    plugins: Plugins,
+    factory: Callable[..., nn.Module] | None,
+) -> Architecture:
+    record = manifest.architecture
+    try:
+        builder = plugins.resolve("architectures", record.name)
+    except PluginError as error:
+        raise ArtifactError(f"{folder / MANIFEST}: field 'architecture': {error}") from error
+    arguments = dict(record.arguments)
+    architecture: Architecture = builder(folder, arguments)
+    if factory is not None:
+        try:
+            architecture.use_factory(factory)
+        except SourceError as error:
+            raise ArtifactError(f"{folder}: {error}") from error
+    return architecture
+
+
+def _fill(
+    folder: Path,
+    model: Model,
+    manifest: Manifest,
+    stored_name: Callable[[str], str],
+    progress: Callable[[str], None],
+    masks: bool,
+    whole: bool,
+) -> None:
+    """Read every tensor into the rebuilt model."""
+    expected = {n: Expected(t.shape, t.dtype) for n, t in model.tensors().items()}
+    unknown = sorted(manifest.tensors.keys() - expected.keys())
+    if unknown:
+        raise ArtifactError(
+            f"the manifest has a tensor {unknown[0]!r} that the architecture has not."
+            f"{nearest(unknown[0], expected)}"
+        )
+    layouts = model.code_layouts()
+    done: dict[str, Tensor] = {}
+    with open_tensors(folder, manifest.storage, manifest.weights) as readers:
+        _check_memory(expected, readers, stored_name)
+        unread = set(readers)
+        read_ahead(readers, (stored_name(n) + end for n in expected for end in ("", MASK, KEPT)))
+
+        def read(name: str) -> Tensor:
+            stored = stored_name(name)
+            if stored not in readers:
+                raise ArtifactError(f"tensor {stored!r} is not in {', '.join(manifest.weights)}")
+            unread.discard(stored)
+            return readers[stored].read(stored)
+
+        def get(name: str, depth: int = 0) -> Tensor:
+            if name in done:
+                return done[name]
+            entry = manifest.tensors.get(name)
+            if name not in expected or depth > 3:
+                raise ArtifactError(f"tensor {name!r} is referred to, but not stored")
+            if isinstance(entry, Alias):
+                tensor = get(entry.of, depth + 1)
+                if not expected[name].fits(tensor):
+                    raise ArtifactError(f"tensor {name!r} cannot be the same as {entry.of!r}")
+                if entry.tied:
+                    _set(model.module, name, _get(model.module, entry.of))
+                else:
+                    _set(model.module, name, tensor.clone())
+                if entry.of in model.masks and not entry.tied:  # tied weights share one mask
+                    model.masks[name] = model.masks[entry.of]
+            else:
+                tensor, mask = decode(
+                    name,
+                    entry,
+                    expected[name],
+                    layouts.get(name),
+                    read,
+                    lambda other: get(other, depth + 1),
+                    masks,
+                )
+                _set(model.module, name, tensor)
+                if mask is not None:
+                    model.masks[name] = mask
+            done[name] = tensor
+            progress(name)
+            return tensor
+
+        for name in expected:
+            get(name)
+        if unread and whole:
+            raise ArtifactError(
+                f"{', '.join(manifest.weights)} holds a tensor {min(unread)!r} that the "
+                f"architecture has not.{nearest(min(unread), map(stored_name, expected))}"
+            )
+
+
+def _check_memory(
+    expected: Mapping[str, Expected],
+    readers: Mapping[str, Reader],
+    stored_name: Callable[[str], str],
+) -> None:
+    """Refuse a model that this machine cannot hold, before anything is allocated."""
+    needed = 0
+    for name, item in expected.items():
+        # A float may be stored in a smaller type than the one that its architecture is built in.
+        stored = stored_name(name)
+        stored = stored + KEPT if stored + KEPT in readers else stored
+        small = item.dtype.is_floating_point and stored in readers
+        itemsize = readers[stored].itemsize(stored) if small else item.dtype.itemsize
+        needed += item.shape.numel() * itemsize
+    available = memory_bytes()
+    if needed > available:
+        raise ArtifactError(
+            f"its tensors would take {needed / 1e9:.1f} GB, more than this machine's "
+            f"{available / 1e9:.1f} GB of memory; nothing was allocated"
+        )
+
+
+def _get(module: nn.Module, name: str) -> Tensor:
+    path, _, attribute = name.rpartition(".")
+    owner = submodule(module, path)
+    found = owner._parameters.get(attribute)
+    tensor = found if found is not None else owner._buffers[attribute]
+    assert tensor is not None
+    return tensor
+
+
+def _set(module: nn.Module, name: str, tensor: Tensor) -> None:
+    path, _, attribute = name.rpartition(".")
+    set_tensor(submodule(module, path), attribute, tensor)

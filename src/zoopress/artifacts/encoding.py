@@ -1,0 +1,340 @@
+"""How a model's tensors become the tensors of a file, and back, exactly.
+
+A tensor of the model is stored as it is, under its own name, or takes one of these forms:
+
+    alias     not stored: equal to another (tied weights, the same buffer in every layer)
+    boolean   bools, one bit each
+    masked    a pruned weight: one bit a weight for the mask, under `name@mask`, and the weights
+              that are kept, in row-major order, under `name@kept`
+    zeros     codes of a pruned weight, stored as they are: what is not the code of zero is kept
+
+The codes of a packed weight are uint8 rows of bit-packed integers, or integers. Pruned codes take
+the form `zeros` where they can: the coder sees one sparse plane, which takes less than a mask and
+what it keeps. `masked` ones are stored packed at the same width, those that are kept alone; the
+rest are the code of zero.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from zoopress.coding.bits import pack_codes, unpack_codes
+from zoopress.coding.layout import Integers, Layout, PackedCodes, StoredTensor
+from zoopress.coding.masks import PackedMask
+from zoopress.errors import ArtifactError, StageError
+from zoopress.models.packing import CodeLayout, nonzero_codes
+
+MASK = "@mask"
+KEPT = "@kept"
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Alias(_Entry):
+    """Equal to another tensor; `tied` if it is the very same one."""
+
+    form: Literal["alias"] = "alias"
+    of: str
+    tied: bool = False
+
+
+class Boolean(_Entry):
+    """Bools, one bit each, row-major, least significant bit first."""
+
+    form: Literal["boolean"] = "boolean"
+
+
+class Masked(_Entry):
+    """A pruned weight: a mask, and what it keeps."""
+
+    form: Literal["masked"] = "masked"
+
+
+class Zeros(_Entry):
+    """Codes of a pruned weight, stored as they are; the mask is where they are not zero's code."""
+
+    form: Literal["zeros"] = "zeros"
+
+
+Stored = Boolean | Masked | Zeros
+AnyEntry = Alias | Stored
+TensorEntry = Annotated[AnyEntry, Field(discriminator="form")]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the rebuilt architecture says of a tensor."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+
+    def has_type_of(self, tensor: Tensor) -> bool:
+        """Tell whether a tensor's type can stand here; any float type can stand for another."""
+        return tensor.dtype == self.dtype or (
+            tensor.is_floating_point() and self.dtype.is_floating_point
+        )
+
+    def fits(self, tensor: Tensor) -> bool:
+        """Tell whether a tensor can stand here."""
+        return self.has_type_of(tensor) and tensor.shape == self.shape
+
+
+def encode(
+    tensors: Mapping[str, Tensor],
+    masks: Mapping[str, Tensor],
+    layouts: Mapping[str, CodeLayout | Integers],
+    share: bool = True,
+    coded: bool = True,
+) -> tuple[dict[str, AnyEntry], dict[str, StoredTensor]]:
+    """Choose the form of every tensor.
+
+    Args:
+        tensors: every tensor of the model by name.
+        masks: bool, True where kept, of the tensor's shape or of its codes' [rows, codes].
+        layouts: which tensors hold codes, and how.
+        share: whether to store tensors of equal content once and bools as bits; if not, every
+            tensor is stored as it is, but tied ones once.
+        coded: whether what is stored is entropy coded; if not, codes that are mostly zero are
+            `masked`, which then takes less.
+
+    Returns:
+        The form of each tensor that is not stored as it is, and what goes into the file.
+
+    Raises:
+        StageError: if a weight that is pruned by a mask is not zero.
+    """
+    entries: dict[str, AnyEntry] = {}
+    stored: dict[str, StoredTensor] = {}
+    seen: dict[tuple[object, ...], list[str]] = {}
+    for name, tensor in tensors.items():
+        alike = seen.setdefault(_identity(tensor), [])
+        tied = next((other for other in alike if _same_memory(tensor, tensors[other])), None)
+        # Equal contents under different masks are two things; a tied weight has one mask.
+        mask = masks.get(name)
+        equal = (other for other in alike if share and _same_mask(mask, masks.get(other)))
+        if (first := tied or next(equal, None)) is not None:
+            entries[name] = Alias(of=first, tied=tied is not None)
+            continue
+        alike.append(name)
+        layout = layouts.get(name)
+        dense = coded or mask is None or _masking_saves_nothing(tensor, mask)
+        if mask is not None and dense and _implied(tensor, mask, layout):
+            entries[name] = Zeros()
+            stored[name] = StoredTensor(tensor, _stored_layout(layout))
+        elif mask is not None:
+            entries[name] = Masked()
+            stored.update(_encode_masked(name, tensor, mask, layout, tensors))
+        elif share and tensor.dtype == torch.bool and tensor.numel() >= 8:
+            entries[name] = Boolean()
+            stored[name] = _bits(tensor)
+        else:
+            stored[name] = StoredTensor(tensor, _stored_layout(layout))
+    return entries, stored
+
+
+def decode(
+    name: str,
+    entry: Stored | None,
+    expected: Expected,
+    layout: CodeLayout | Integers | None,
+    read: Callable[[str], Tensor],
+    tensor_named: Callable[[str], Tensor],
+    masks: bool = True,
+) -> tuple[Tensor, Tensor | None]:
+    """Rebuild a tensor from a file.
+
+    Args:
+        name: the tensor's name.
+        entry: its form, None if it is stored as it is; not an alias.
+        expected: its shape and type in the rebuilt architecture.
+        layout: how it holds codes, if it does.
+        read: returns a stored tensor by name.
+        tensor_named: returns another, already decoded tensor of the model.
+        masks: whether to return the mask, which takes a byte a weight.
+
+    Returns:
+        The tensor, and its mask if it has one and `masks`.
+
+    Raises:
+        ArtifactError: if what is stored does not fit.
+    """
+    if entry is None or isinstance(entry, Zeros):
+        tensor = _read_plain(name, expected, read)
+        return tensor, _zeros_mask(name, tensor, layout, masks) if entry else None
+    if isinstance(entry, Boolean):
+        if expected.dtype != torch.bool:
+            raise ArtifactError(f"tensor {name!r}: stored as bools, expected {expected.dtype}")
+        return _read_mask(name, name, read, expected.shape).unpack(), None
+    if isinstance(layout, CodeLayout):
+        tensor, mask = _decode_masked_codes(name, expected, layout, read, tensor_named)
+    else:
+        tensor, mask = _decode_masked(name, expected, read)
+    return tensor, mask.unpack() if masks else None
+
+
+def _stored_layout(layout: CodeLayout | Integers | None) -> Layout | None:
+    if isinstance(layout, CodeLayout):
+        return PackedCodes(layout.bits, layout.per_row, layout.signed)
+    return layout
+
+
+def _masking_saves_nothing(codes: Tensor, mask: Tensor) -> bool:
+    """Tell whether a bit for each code takes as much as the codes that it spares."""
+    spared = codes.nbytes * (1 - float(mask.float().mean()))
+    return spared <= mask.numel() / 8
+
+
+def _implied(tensor: Tensor, mask: Tensor, layout: CodeLayout | Integers | None) -> bool:
+    """Tell whether a mask keeps just the codes that are not zero's."""
+    kept = None if layout is None else nonzero_codes(tensor, layout)
+    return kept is not None and torch.equal(kept, mask)
+
+
+def _read_plain(name: str, expected: Expected, read: Callable[[str], Tensor]) -> Tensor:
+    tensor = read(name)
+    if not expected.fits(tensor):
+        raise ArtifactError(
+            f"tensor {name!r}: stored as {tensor.dtype} {tuple(tensor.shape)}, but the "
+            f"architecture has {expected.dtype} {tuple(expected.shape)} there"
+        )
+    if tensor.dtype == torch.bool and bool((tensor.view(torch.uint8) > 1).any()):
+        raise ArtifactError(f"tensor {name!r}: stored as bools, but holds other bytes")
+    return tensor
+
+
+def _zeros_mask(
+    name: str, tensor: Tensor, layout: CodeLayout | Integers | None, wanted: bool
+) -> Tensor | None:
+    if layout is None or (isinstance(layout, CodeLayout) and isinstance(layout.fill, str)):
+        raise ArtifactError(
+            f"tensor {name!r}: its form is 'zeros', but it has no codes with one code of zero"
+        )
+    return nonzero_codes(tensor, layout) if wanted else None
+
+
+def _encode_masked(
+    name: str,
+    tensor: Tensor,
+    mask: Tensor,
+    layout: CodeLayout | Integers | None,
+    tensors: Mapping[str, Tensor],
+) -> dict[str, StoredTensor]:
+    if isinstance(layout, CodeLayout):
+        codes = unpack_codes(tensor, layout.bits, layout.per_row)
+        values = codes[mask]
+        packed = pack_codes(values[None], layout.bits)[0]
+        kept = StoredTensor(packed, PackedCodes(layout.bits, values.numel(), layout.signed))
+        fill = _fill_codes(layout, codes.shape, name, lambda other: tensors[other])
+        exact = torch.equal(torch.where(mask, codes, fill), codes)
+    else:
+        kept = StoredTensor(tensor[mask])
+        exact = not bool(tensor[~mask].any())
+    if not exact:
+        raise StageError(
+            f"Tensor {name!r} has values other than zero where its mask prunes. A stage changed a "
+            "pruned weight without its mask; change weights under `Model.masks` only."
+        )
+    return {name + MASK: _bits(mask), name + KEPT: kept}
+
+
+def _decode_masked(
+    name: str, expected: Expected, read: Callable[[str], Tensor]
+) -> tuple[Tensor, PackedMask]:
+    mask = _read_mask(name, name + MASK, read, expected.shape)
+    kept = read(name + KEPT)
+    count = mask.count()
+    if kept.shape != (count,) or not expected.has_type_of(kept):
+        raise ArtifactError(
+            f"tensor {name!r}: its mask keeps {count} values of {expected.dtype}, but "
+            f"{kept.dtype} of shape {tuple(kept.shape)} is stored"
+        )
+    return mask.scatter(kept), mask
+
+
+def _decode_masked_codes(
+    name: str,
+    expected: Expected,
+    layout: CodeLayout,
+    read: Callable[[str], Tensor],
+    tensor_named: Callable[[str], Tensor],
+) -> tuple[Tensor, PackedMask]:
+    shape = torch.Size((expected.shape[0], layout.per_row))
+    mask = _read_mask(name, name + MASK, read, shape)
+    kept = read(name + KEPT)
+    count = mask.count()
+    if kept.shape != ((count * layout.bits + 7) // 8,) or kept.dtype != torch.uint8:
+        raise ArtifactError(
+            f"tensor {name!r}: its mask keeps {count} codes of {layout.bits} bits, but "
+            f"{kept.dtype} of shape {tuple(kept.shape)} is stored"
+        )
+    try:
+        packed = mask.scatter_codes(
+            kept, layout.bits, lambda rows: _fill_codes(layout, shape, name, tensor_named, rows)
+        )
+        return packed, mask
+    except ValueError as error:  # the zero points, which are codes too, do not fit
+        raise ArtifactError(f"tensor {name!r}: {error}") from error
+
+
+def _fill_codes(
+    layout: CodeLayout,
+    shape: torch.Size,
+    name: str,
+    tensor_named: Callable[[str], Tensor],
+    rows: slice = slice(None),
+) -> Tensor:
+    """Return the code of zero at every place of some rows of [rows, codes per row]."""
+    size = (len(range(shape[0])[rows]), shape[1])
+    if isinstance(layout.fill, int):
+        return torch.full(size, layout.fill, dtype=torch.uint8)
+    fill = tensor_named(f"{name.rpartition('.')[0]}.{layout.fill}")[rows]
+    return fill.to(torch.uint8).repeat_interleave(layout.group, 1)[:, : shape[1]].expand(size)
+
+
+def _bits(mask: Tensor) -> StoredTensor:
+    """Pack bools as one row; a line of neighbours is what the first axis counts."""
+    count = mask.numel()
+    packed = pack_codes(mask.reshape(1, -1).to(torch.uint8), 1)[0]
+    width = count // mask.shape[0] if mask.ndim > 1 and count else None
+    return StoredTensor(packed, PackedCodes(1, count, width=width))
+
+
+def _read_mask(
+    name: str, stored: str, read: Callable[[str], Tensor], shape: torch.Size
+) -> PackedMask:
+    count = shape.numel()
+    packed = read(stored)
+    if packed.dtype != torch.uint8 or packed.shape != ((count + 7) // 8,):
+        raise ArtifactError(
+            f"tensor {name!r}: {count} bits are expected in {stored!r}, but {packed.dtype} of "
+            f"shape {tuple(packed.shape)} is stored"
+        )
+    return PackedMask(packed, shape)
+
+
+def _same_memory(one: Tensor, other: Tensor) -> bool:
+    return one.numel() > 0 and (one.data_ptr(), one.stride()) == (
+        other.data_ptr(),
+        other.stride(),
+    )
+
+
+def _same_mask(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other or (one is not None and other is not None and torch.equal(one, other))
+
+
+def _identity(tensor: Tensor) -> tuple[object, ...]:
+    """Return what two tensors with the same content share."""
+    contiguous = tensor.detach().contiguous()
+    octets: Any = contiguous.reshape(-1).view(torch.uint8).numpy()
+    content = hashlib.sha256(octets).digest()
+    return (tensor.dtype, tuple(tensor.shape), content)

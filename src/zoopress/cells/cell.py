@@ -1,0 +1,161 @@
+"""A cell of the zoo, one card × one recipe: what it starts from, and the keys of its results.
+
+Nothing here imports torch: whether a cell has been computed is known before that is needed.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from functools import cache, cached_property, lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import zoopress.coding
+from zoopress.cards import Card, load_card
+from zoopress.cells.plan import make_plan
+from zoopress.plugins import Plugins
+from zoopress.recipes import Recipe
+from zoopress.sources import Architecture, SourceFiles, detect_architecture, pull
+from zoopress.store import Store, digest, file_digest
+from zoopress.tasks import Task
+
+SCHEMA = 6
+"""Raise it when stored results of older versions can no longer be used."""
+
+
+LIBRARIES = ("zoopress", "torch", "transformers", "timm", "gguf")
+"""What results depend on besides a technique's own distribution."""
+
+
+@dataclass(frozen=True)
+class Original:
+    """A card's model as it comes: its files on disk, how to build it, and how to run it."""
+
+    card: Card
+    files: SourceFiles
+    architecture: Architecture
+    task: Task
+
+
+def open_original(card: Card, plugins: Plugins) -> Original:
+    """Find a card's files and what can build and run them.
+
+    Raises:
+        ZoopressError: if something is missing.
+    """
+    files = pull(card, plugins)
+    architecture = detect_architecture(card, files, plugins)
+    task: Task = plugins.resolve("tasks", card.task)(card, files.folder)
+    return Original(card, files, architecture, task)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A card's model and the recipe it goes through."""
+
+    original: Original
+    recipe: Recipe
+    plugins: Plugins
+    store: Store
+
+    @cached_property
+    def source_key(self) -> str:
+        """The key of all that the first stage depends on."""
+        card, task = self.original.card, self.original.task
+        return digest(
+            {
+                "schema": SCHEMA,
+                "versions": {name: installed_version(name) for name in LIBRARIES},
+                "coding": package_digest(zoopress.coding.__name__),
+                "model": self._model_identity(self.original),
+                "task": card.task,
+                "data": [card.data and card.data.model_dump(mode="json"), task.fingerprint()],
+                "card": [card.name, card.model_class, card.base_model, card.license],
+                "seed": self.recipe.seed,
+            }
+        )
+
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """The key of each stage's result: of its input, its config and its technique's code."""
+        keys = [self.source_key]
+        for stage in self.recipe.stages:
+            origins = [self.plugins.technique_origin(each.name) for each in stage.techniques]
+            keys.append(
+                digest(
+                    {
+                        "input": keys[-1],
+                        "stage": stage.as_dict(),
+                        "from": [[origin.distribution, origin.version] for origin in origins],
+                        "code": [technique_code(type(each)) for each in stage.techniques],
+                        "learns from": [
+                            self._model_identity(
+                                open_original(load_card(name, self.plugins), self.plugins)
+                            )
+                            for each in stage.techniques
+                            for name in each.cards()
+                        ],
+                    }
+                )
+            )
+        return tuple(keys[1:])
+
+    def _model_identity(self, original: Original) -> dict[str, Any]:
+        """Return what tells a model from others: all that its weights and its code depend on."""
+        card, files, architecture = original.card, original.files, original.architecture
+        return {
+            "source": card.source,
+            "revision": files.revision,
+            "files": {name: self.store.hash_file(files.folder / name) for name in files.all},
+            "architecture": [architecture.name, architecture.arguments, architecture.code()],
+        }
+
+    @property
+    def report_key(self) -> str:
+        """The key of the final comparison with the original."""
+        return digest([self.keys[-1], "report", 3, self.original.card.measures])
+
+    @property
+    def store_keys(self) -> tuple[str, ...]:
+        """The keys of all that the store keeps of this cell."""
+        return (*self.keys, self.report_key)
+
+
+def open_cell(card: Card, recipe: Recipe, store: Store, plugins: Plugins) -> Cell:
+    """Check that a card and a recipe fit together, and find what they start from.
+
+    Raises:
+        ZoopressError: if they do not, or something is missing.
+    """
+    make_plan(card, recipe)
+    return Cell(open_original(card, plugins), recipe, plugins, store)
+
+
+def technique_code(technique: type) -> str:
+    """Return the digest of the code a technique comes with: versions stand still in development.
+
+    That is every module of its top-level package, since it may use any of them.
+    """
+    return package_digest(technique.__module__.partition(".")[0])
+
+
+@lru_cache(maxsize=64)
+def package_digest(name: str) -> str:
+    """Return the digest of all Python files of an imported package."""
+    module = sys.modules.get(name)
+    folders = [Path(folder) for folder in getattr(module, "__path__", ())]
+    files = sorted(file for folder in folders for file in folder.rglob("*.py"))
+    if not folders and getattr(module, "__file__", None):
+        files = [Path(str(getattr(module, "__file__", "")))]
+    return digest([[file.name, file_digest(file)] for file in files])
+
+
+@cache
+def installed_version(distribution: str) -> str:
+    """Return the version of an installed distribution, "" of one that is not."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return ""

@@ -1,0 +1,1 @@
+"""The model in work: weights, recorded edits, packing, bounds."""

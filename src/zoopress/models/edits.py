@@ -1,0 +1,217 @@
+"""Structure edits: what a technique did to an architecture, as data that can be replayed.
+
+The same function, `apply_edit`, changes a live model while a technique works and rebuilds the
+architecture on the meta device while an artifact is loaded. An edit can only shrink a module or a
+list of them, put a registered layer in its place, or put a registered packed weight in a
+parameter's place; it never names code, and all sizes follow from the module it changes. So a
+hostile list of edits can neither run anything nor ask for more memory than the base architecture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from zoopress.models.packing import PackedWeight, hold_packed
+from zoopress.models.stacks import keep_blocks
+from zoopress.models.weights import kind_of
+
+Argument = bool | int | float | str
+PACKED_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+}
+
+
+class ReplacementLayer(Protocol):
+    """What a registered layer offers: building itself in the place of a module.
+
+    One with an attribute of the name of the weight that it takes the place of, [out, in, …], is
+    compared with that weight in reports.
+    """
+
+    @classmethod
+    def from_module(cls, module: nn.Module, **arguments: Any) -> nn.Module:
+        """Return the layer, with uninitialized tensors on torch's default device.
+
+        Raises:
+            ValueError: if the module is of the wrong class or an argument is out of range.
+        """
+
+
+class _Edit(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    module: str = Field(description="path of the module, '' for the root")
+
+
+class Resize(_Edit):
+    """Tensors of a module became smaller."""
+
+    edit: Literal["resize"] = "resize"
+    shapes: dict[str, list[int]] = Field(description="new shape of each changed tensor")
+    attributes: dict[str, int] = Field(
+        default={}, description="integer attributes that follow, such as out_features"
+    )
+
+
+class Replace(_Edit):
+    """A registered layer took the place of a module."""
+
+    edit: Literal["replace"] = "replace"
+    layer: str = Field(description="registered name of the layer")
+    arguments: dict[str, Argument] = {}
+
+
+class Pack(_Edit):
+    """A registered packed weight took the place of a parameter."""
+
+    edit: Literal["pack"] = "pack"
+    attribute: str = Field(description="the parameter's name in its module")
+    packing: str = Field(description="registered name of the packed weight")
+    dtype: str | None = Field(
+        default=None,
+        description="the parameter's type, if the architecture may be built in another",
+    )
+    arguments: dict[str, Argument] = {}
+
+
+class Keep(_Edit):
+    """Only some blocks of a list of modules are left, numbered anew."""
+
+    edit: Literal["keep"] = "keep"
+    indices: list[int] = Field(description="positions of the blocks that stay, rising")
+
+
+AnyEdit = Resize | Replace | Pack | Keep
+Edit = Annotated[AnyEdit, Field(discriminator="edit")]
+
+
+def submodule(root: nn.Module, path: str) -> nn.Module:
+    """Return the module at a dotted path, looking at registered children only.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    module = root
+    for part in path.split(".") if path else []:
+        child = module._modules.get(part)
+        if child is None:
+            raise ValueError(f"the architecture has no module {path!r} (nothing called {part!r})")
+        module = child
+    return module
+
+
+def apply_edit(root: nn.Module, edit: AnyEdit, layers: Mapping[str, type]) -> None:
+    """Change the structure of `root` in place; tensors that the edit makes are left to be filled.
+
+    Args:
+        root: the model, on any device.
+        edit: what to do.
+        layers: registered layers and packed weights by name.
+
+    Raises:
+        ValueError: if the edit does not fit the model.
+    """
+    module = submodule(root, edit.module)
+    if isinstance(edit, Resize):
+        _resize(module, edit)
+    elif isinstance(edit, Keep):
+        parts = edit.module.split(".") if edit.module else []
+        owners = [submodule(root, ".".join(parts[:depth])) for depth in range(len(parts))]
+        keep_blocks(owners, module, edit.module, edit.indices)
+    elif isinstance(edit, Replace):
+        layer: Any = _registered(layers, edit.layer, nn.Module)
+        if not hasattr(layer, "from_module"):
+            raise ValueError(f"{edit.layer!r} is a packed weight, which cannot replace a module")
+        if not edit.module:
+            raise ValueError("the root module cannot be replaced")
+        replacement = layer.from_module(module, **edit.arguments)
+        replacement.train(module.training)
+        set_submodule(root, edit.module, replacement)
+    else:
+        packing: Any = _registered(layers, edit.packing, PackedWeight)
+        parameter = module._parameters.get(edit.attribute)
+        if parameter is None:
+            raise ValueError(f"module {edit.module!r} has no parameter {edit.attribute!r}")
+        _, axis = kind_of(module, edit.attribute, parameter.ndim)
+        if edit.dtype is not None and edit.dtype not in PACKED_DTYPES:
+            raise ValueError(f"dtype must be one of {list(PACKED_DTYPES)}, not {edit.dtype!r}")
+        dtype = PACKED_DTYPES[edit.dtype] if edit.dtype else parameter.dtype
+        packed = packing(parameter.shape, dtype, axis, **edit.arguments)
+        hold_packed(module, edit.attribute, packed)
+
+
+def set_submodule(root: nn.Module, path: str, module: nn.Module) -> None:
+    """Put `module` at an existing dotted path, wherever that one object hangs."""
+    old = submodule(root, path)
+    for owner in root.modules():
+        for name, child in owner._modules.items():
+            if child is old:
+                owner._modules[name] = module
+
+
+def _registered(layers: Mapping[str, type], name: str, base: type) -> type:
+    layer = layers.get(name)
+    if layer is None or not issubclass(layer, base):
+        kind = "packed weight" if base is PackedWeight else "layer"
+        raise ValueError(
+            f"{kind} {name!r} is not registered here; install the plugin that provides it. "
+            f"Registered: {', '.join(sorted(layers)) or 'none'}"
+        )
+    return layer
+
+
+def _resize(module: nn.Module, edit: Resize) -> None:
+    if isinstance(module, PackedWeight):
+        raise ValueError(f"{edit.module!r} is a packed weight, whose buffers have fixed sizes")
+    for name, shape in edit.shapes.items():
+        old = tensor_of(module, name)
+        fits = len(shape) == old.ndim and all(
+            0 < new <= size for new, size in zip(shape, old.shape, strict=True)
+        )
+        if not fits:
+            raise ValueError(
+                f"{edit.module}.{name}: cannot resize {tuple(old.shape)} to {tuple(shape)}; "
+                "a resize keeps the number of axes and makes none larger"
+            )
+        # An untouched tensor of a live model is replaced right after by its selected part.
+        set_tensor(module, name, torch.empty(shape, dtype=old.dtype, device=old.device))
+    for name, value in edit.attributes.items():
+        current = module.__dict__.get(name)
+        if type(current) is not int or not 0 < value <= current:
+            raise ValueError(f"{edit.module}.{name}: cannot change {current!r} to {value!r}")
+        setattr(module, name, value)
+
+
+def tensor_of(module: nn.Module, name: str) -> Tensor:
+    """Return a module's own parameter or buffer.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    tensor: Tensor | None = module._parameters.get(name)
+    if tensor is None:
+        tensor = module._buffers.get(name)
+    if tensor is None:
+        raise ValueError(f"{type(module).__name__} has no tensor {name!r}")
+    return tensor
+
+
+def set_tensor(module: nn.Module, name: str, tensor: Tensor) -> None:
+    """Put a tensor in the place of a module's own parameter or buffer.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    old = tensor_of(module, name)
+    if name in module._parameters:
+        if not isinstance(tensor, nn.Parameter):
+            tensor = nn.Parameter(tensor, requires_grad=old.requires_grad)
+        # Not into _parameters: recurrent modules keep a second list in step through setattr.
+        setattr(module, name, tensor)
+    else:
+        module._buffers[name] = tensor

@@ -1,0 +1,301 @@
+"""A model on its way through a chain: the module, and all that must survive with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from zoopress.coding.layout import Integers
+from zoopress.errors import StageError
+from zoopress.models.edits import (
+    PACKED_DTYPES,
+    AnyEdit,
+    Argument,
+    Keep,
+    Pack,
+    Replace,
+    Resize,
+    apply_edit,
+    set_tensor,
+    submodule,
+    tensor_of,
+)
+from zoopress.models.packing import CodeLayout, nonzero_codes, packed_weights
+from zoopress.models.precision import accept_float32
+from zoopress.models.weights import WEIGHT_KINDS, Weight, as_matrix, find_weights
+
+if TYPE_CHECKING:
+    from zoopress.coding.coder import Coder
+
+
+@dataclass
+class Model:
+    """A module with its structure edits, pruning masks and storage format.
+
+    Techniques change a model through the methods below, never by hand, so that every change is
+    recorded and can be replayed when the artifact is loaded.
+
+    Attributes:
+        module: the network, in evaluation mode.
+        layers: registered layers and packed weights by name.
+        edits: what was done to the architecture, in order.
+        masks: bool tensors, True where a weight is kept, by the name of the tensor they belong to.
+            A mask of a weight that was packed belongs to the buffer of its codes and has the
+            codes' logical shape [rows, codes per row]; where zero has one code, it keeps just the
+            other codes.
+        storage: the container format of the tensors, "safetensors" or "zpz".
+        coder: what codes the tensors in zpz: "auto", "static", "adaptive" or "huffman".
+    """
+
+    module: nn.Module
+    layers: Mapping[str, type] = field(default_factory=dict)
+    edits: list[AnyEdit] = field(default_factory=list)
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    storage: str = "safetensors"
+    coder: Coder = "auto"
+
+    def weights(
+        self,
+        kinds: Collection[str] = WEIGHT_KINDS,
+        include: Collection[str] = ("*",),
+        exclude: Collection[str] = (),
+    ) -> Iterator[Weight]:
+        """Yield the float weights, see `find_weights`."""
+        return find_weights(self.module, kinds, include, exclude)
+
+    def mask(self, weight: Weight, keep: Tensor) -> None:
+        """Prune: set the weights where `keep` is False to zero, for good.
+
+        Args:
+            weight: one of `self.weights()`.
+            keep: bool, of the parameter's shape. Weights pruned before stay pruned.
+        """
+        if keep.shape != weight.parameter.shape or keep.dtype != torch.bool:
+            raise StageError(
+                f"{weight.name}: a mask must be bool of shape {tuple(weight.parameter.shape)}, "
+                f"not {keep.dtype} of shape {tuple(keep.shape)}."
+            )
+        before = self.masks.get(weight.name)
+        keep = keep if before is None else keep & before
+        with torch.no_grad():
+            # Not multiplied: the zeros must be +0.0, whatever the sign of what they replace.
+            weight.parameter.copy_(torch.where(keep, weight.parameter, 0.0))
+        self.masks[weight.name] = keep.clone()
+
+    def select(
+        self, path: str, indices: Mapping[str, tuple[int, Tensor]], attributes: Mapping[str, int]
+    ) -> None:
+        """Resize: keep only some rows or columns of a module's tensors.
+
+        Call it once for each axis that shrinks; masks shrink along.
+
+        Args:
+            path: the module.
+            indices: for each tensor's name the axis and the int64 indices to keep along it.
+            attributes: integer attributes to set, such as {"out_features": 64}.
+        """
+        module = submodule(self.module, path)
+        kept = {
+            name: tensor_of(module, name).detach().index_select(axis, index)
+            for name, (axis, index) in indices.items()
+        }
+        edit = Resize(
+            module=path,
+            shapes={name: list(tensor.shape) for name, tensor in kept.items()},
+            attributes=dict(attributes),
+        )
+        self._apply(edit)
+        for name, tensor in kept.items():
+            set_tensor(module, name, tensor)
+            full = f"{path}.{name}" if path else name
+            if full in self.masks:
+                axis, index = indices[name]
+                self.masks[full] = self.masks[full].index_select(axis, index)
+
+    def keep(self, path: str, indices: Sequence[int]) -> None:
+        """Remove all other blocks of a list of modules; those that stay are numbered anew.
+
+        What holds a block's position or their number follows, see `stacks.py`.
+
+        Args:
+            path: the list.
+            indices: positions to keep, rising.
+        """
+        masked = {name: id(self._tensor(name)) for name in self.masks}
+        self._apply(Keep(module=path, indices=list(indices)))
+        names: dict[int, str] = {}
+        for name in self.tensors():  # a tied tensor has its mask under the first of its names
+            names.setdefault(id(self._tensor(name)), name)
+        self.masks = {
+            names[tensor]: self.masks[name] for name, tensor in masked.items() if tensor in names
+        }
+
+    def replace(
+        self,
+        path: str,
+        layer: str,
+        arguments: Mapping[str, Argument],
+        tensors: Mapping[str, Tensor],
+    ) -> None:
+        """Replace a module by a registered layer.
+
+        A mask of the module's goes on to hold for the layer's tensor of the same name and shape.
+
+        Args:
+            path: the module.
+            layer: the layer's registered name.
+            arguments: what its `from_module` takes.
+            tensors: every tensor of the new layer, by its name within the layer.
+        """
+        lost = [
+            name
+            for name, mask in self.masks.items()
+            if name.startswith(f"{path}.")
+            and getattr(tensors.get(name.removeprefix(f"{path}.")), "shape", None) != mask.shape
+        ]
+        if lost:
+            raise StageError(
+                f"Replacing {path!r} would discard the pruning mask of {', '.join(lost)}. "
+                "Put the stage that replaces layers before the stage that prunes them."
+            )
+        self._apply(Replace(module=path, layer=layer, arguments=dict(arguments)))
+        self._fill(submodule(self.module, path), path, tensors)
+
+    def pack(
+        self,
+        weight: Weight,
+        packing: str,
+        arguments: Mapping[str, Argument],
+        tensors: Mapping[str, Tensor],
+    ) -> None:
+        """Replace a float weight by a registered packed weight, in every place it is tied to.
+
+        Args:
+            weight: one of `self.weights()`.
+            packing: the packed weight's registered name.
+            arguments: what its constructor takes besides shape, type and axis.
+            tensors: every buffer of the packed weight, by name.
+        """
+        mask = self.masks.pop(weight.name, None)
+        dtype = str(weight.parameter.dtype).removeprefix("torch.")
+        for place in weight.locations:
+            self._apply(
+                Pack(
+                    module=place.path,
+                    attribute=place.attribute,
+                    packing=packing,
+                    # A bfloat16 model's architecture is rebuilt in torch's default type.
+                    dtype=dtype if dtype in PACKED_DTYPES else None,
+                    arguments=dict(arguments),
+                )
+            )
+            self._fill(submodule(self.module, place.name), place.name, tensors)
+        if mask is not None:
+            packed = packed_weights(self.module)[weight.name]
+            if not packed.code_layouts():
+                raise StageError(
+                    f"{weight.name}: packing {packing!r} would discard the weight's pruning mask; "
+                    "it does not say with `code_layouts` which of its buffers hold the codes."
+                )
+            for buffer, layout in packed.code_layouts().items():
+                codes = tensor_of(packed, buffer)
+                keep = as_matrix(mask, weight.output_axis).reshape(len(codes), -1).clone()
+                # What was rounded to zero needs a mask no more: the codes alone say which are kept.
+                kept = nonzero_codes(codes, layout)
+                self.masks[f"{weight.name}.{buffer}"] = keep if kept is None else keep & kept
+
+    def cast(self, names: Collection[str], change: Callable[[Tensor], Tensor]) -> None:
+        """Change the float type of tensors; the artifact notes it by how it stores them.
+
+        Args:
+            names: full names of tensors, tied ones under each name.
+            change: returns a tensor of the same shape in another float type.
+        """
+        changed: dict[int, Tensor] = {}
+        for name in names:
+            path, _, attribute = name.rpartition(".")
+            owner = submodule(self.module, path)
+            old = tensor_of(owner, attribute)
+            if id(old) not in changed:
+                new = change(old.detach())
+                if isinstance(old, nn.Parameter):
+                    new = nn.Parameter(new, requires_grad=old.requires_grad)
+                changed[id(old)] = new
+            set_tensor(owner, attribute, changed[id(old)])
+        accept_float32(self.module)
+
+    def code_layouts(self) -> dict[str, CodeLayout | Integers]:
+        """Return how buffers hold their codes, by the buffer's full name."""
+        return {
+            f"{name}.{buffer}": layout
+            for name, packed in packed_weights(self.module).items()
+            for buffer, layout in packed.code_layouts().items()
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return every tensor by full name, tied ones under each name, buffers of any kind too."""
+        found: dict[str, Tensor] = {}
+        for path, owner in self.module.named_modules(remove_duplicate=False):
+            for name, tensor in (*owner._parameters.items(), *owner._buffers.items()):
+                if tensor is not None:
+                    found[f"{path}.{name}" if path else name] = tensor.detach()
+        return found
+
+    def non_persistent(self) -> set[str]:
+        """Return the full names of buffers that are no part of the module's state dict."""
+        return {
+            f"{path}.{name}" if path else name
+            for path, owner in self.module.named_modules(remove_duplicate=False)
+            for name in owner._non_persistent_buffers_set
+        }
+
+    def parameter_count(self) -> int:
+        """Return how many numbers the network multiplies or adds with, zeros included.
+
+        Tied weights count once, a packed weight as many as the dense weight it stands for, scales
+        and other side information not at all.
+        """
+        plain = sum(parameter.numel() for parameter in self.module.parameters())
+        packed = {}
+        for weight in packed_weights(self.module).values():
+            first = next(weight.buffers())
+            packed[first.data_ptr()] = weight.shape.numel()
+        return plain + sum(packed.values())
+
+    def pruned_count(self) -> int:
+        """Return how many of `parameter_count` are pruned to zero by a mask."""
+        return sum(int((~mask).sum()) for mask in self.masks.values())
+
+    def _tensor(self, name: str) -> Tensor:
+        path, _, attribute = name.rpartition(".")
+        return tensor_of(submodule(self.module, path), attribute)
+
+    def _apply(self, edit: AnyEdit) -> None:
+        try:
+            # New tensors come up on the meta device and are assigned at once: nothing is
+            # initialized in vain.
+            with torch.device("meta"):
+                apply_edit(self.module, edit, self.layers)
+        except (ValueError, TypeError) as error:
+            raise StageError(f"Cannot {edit.edit} module {edit.module!r}: {error}.") from error
+        self.edits.append(edit)
+
+    def _fill(self, module: nn.Module, path: str, tensors: Mapping[str, Tensor]) -> None:
+        expected: dict[str, Tensor] = module.state_dict(keep_vars=True)
+        if set(expected) != set(tensors):
+            raise StageError(
+                f"{path}: the layer has tensors {sorted(expected)}, not {sorted(tensors)}."
+            )
+        for name, tensor in tensors.items():
+            if tensor.shape != expected[name].shape or tensor.dtype != expected[name].dtype:
+                raise StageError(
+                    f"{path}.{name}: expected {expected[name].dtype} of shape "
+                    f"{tuple(expected[name].shape)}, got {tensor.dtype} of shape "
+                    f"{tuple(tensor.shape)}."
+                )
+            owner, _, attribute = name.rpartition(".")
+            set_tensor(submodule(module, owner), attribute, tensor.detach().contiguous())

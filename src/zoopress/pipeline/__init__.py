@@ -1,0 +1,1 @@
+"""The main path: compress, the workbench, the gates."""

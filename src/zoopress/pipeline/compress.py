@@ -1,0 +1,199 @@
+"""The main path: card → model → stages → artifact → report.
+
+`compress` walks it. Every stage's result is kept in the store under a key of all that it depends
+on, so that a run which is repeated, killed or extended computes only what is not there yet. A
+stage always starts from the stored result before it, never from what happens to be in memory: a
+run that was interrupted gives the same bytes as one that was not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from zoopress.cards import Card
+from zoopress.cells.cell import Cell, open_cell
+from zoopress.pipeline.gates import GateInput, StageResult, check_targets
+from zoopress.plugins import Plugins, load_plugins
+from zoopress.progress import Reporter
+from zoopress.provenance import git_state
+from zoopress.recipes import Recipe, Targets
+from zoopress.reports.report import Report, stage_line, write_results
+from zoopress.store import Entry, Store
+
+if TYPE_CHECKING:
+    from zoopress.pipeline.workbench import Workbench
+
+T = TypeVar("T")
+Execute = Callable[[str, Callable[[], T]], T]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves behind."""
+
+    report: Report
+    folder: Path
+    computed: tuple[str, ...]
+    """Names of the stages that were computed rather than found in the store."""
+
+    @property
+    def artifact(self) -> Path:
+        return self.folder / "artifact"
+
+
+def run_inline(name: str, work: Callable[[], T]) -> T:
+    """Run a step here and now; other engines take its place."""
+    return work()
+
+
+def compress(
+    card: Card,
+    recipe: Recipe,
+    folder: Path,
+    store: Store | None = None,
+    plugins: Plugins | None = None,
+    reporter: Reporter | None = None,
+    execute: Execute[Any] = run_inline,
+) -> Result:
+    """Take a card's model through a recipe, prove the result, and write it to a folder.
+
+    Args:
+        card: which model.
+        recipe: which stages and targets.
+        folder: gets `artifact/`, `report.json`, `report.md` and `metrics.json`.
+        store: where results are kept; the user's own by default.
+        plugins: what is registered; everything installed by default.
+        reporter: where progress goes; nowhere by default.
+        execute: runs each stage, given its name; this is where an engine such as Prefect hooks in.
+
+    Raises:
+        ZoopressError: whatever goes wrong; finished stages stay in the store.
+    """
+    plugins, reporter = plugins or load_plugins(), reporter or Reporter()
+    cell = open_cell(card, recipe, store or Store(), plugins)
+    with cell.store.using(cell.store_keys):
+        finished = find_finished(cell)
+        if finished is not None:
+            reporter.line(f"nothing to compute: {card.name} × {recipe.name} is in the store")
+            return deliver(cell, *finished, folder)
+
+        # Only from here on is torch imported.
+        from zoopress.pipeline.workbench import Workbench
+
+        bench = Workbench(cell, reporter)
+        done = run_stages(bench, execute)
+        report = execute("evaluate", lambda: bench.evaluate(done.last, done.results))
+        return deliver(cell, report, done.last, folder, done.computed)
+
+
+def find_finished(cell: Cell) -> tuple[Report, Entry] | None:
+    """Return report and last result of a cell of which nothing is left to compute, else None.
+
+    Raises:
+        GateError: if the stored result misses this recipe's targets.
+    """
+    last, reported = cell.store.find(cell.keys[-1]), cell.store.find(cell.report_key)
+    if last is None or reported is None:
+        return None
+    report = Report.from_dict(reported.record)
+    for position, result in enumerate(report.stages, start=1):
+        _check_targets(cell, position, result)
+    return report, last
+
+
+@dataclass(frozen=True)
+class Done:
+    """Stages that are in the store.
+
+    Attributes:
+        results: what each gained and cost.
+        last: the last one's entry.
+        computed: names of those that were computed just now.
+    """
+
+    results: tuple[StageResult, ...]
+    last: Entry
+    computed: tuple[str, ...]
+
+
+def run_stages(
+    bench: Workbench, execute: Execute[Any] = run_inline, count: int | None = None
+) -> Done:
+    """Compute the stages of a cell that are not in the store.
+
+    Args:
+        bench: of the cell.
+        execute: runs each stage, given its name.
+        count: stop after so many, and hold none to the recipe's targets: these stages are the
+            beginning of other recipes as well. All of them by default.
+
+    Raises:
+        StageError: if a technique cannot do its work.
+        GateError: if a result is not sound, or misses the recipe's targets.
+    """
+    cell = bench.cell
+    stages = cell.recipe.stages
+    results: list[StageResult] = []
+    computed: list[str] = []
+    previous: Entry | None = None
+    for position, stage in enumerate(stages[:count], start=1):
+        found = cell.store.find(cell.keys[position - 1])
+        before = previous
+        previous = found or execute(stage.name, lambda: bench.run_stage(position, before))  # noqa: B023
+        if found is None:
+            computed.append(stage.name)
+        result = StageResult.from_dict(previous.record)
+        results.append(result)
+        bench.reporter.line(stage_line(position, len(stages), result, from_store=found is not None))
+        if count is None:
+            _check_targets(cell, position, result)
+    assert previous is not None, "a recipe has at least one stage"
+    return Done(tuple(results), previous, tuple(computed))
+
+
+def deliver(
+    cell: Cell,
+    report: Report,
+    last: Entry,
+    folder: Path,
+    computed: tuple[str, ...] = (),
+    made_in: Mapping[str, str] | None = None,
+) -> Result:
+    """Write what is in the store of a finished cell to a folder.
+
+    Args:
+        cell: which one.
+        report: of its result.
+        last: the result of its last stage.
+        folder: where to.
+        computed: names of the stages that were computed just now.
+        made_in: the commit that this run belongs to; that of the working folder by default.
+
+    Raises:
+        StoreError: if the folder cannot be written.
+    """
+    report = _of_this_run(report, cell, git_state(Path.cwd()) if made_in is None else made_in)
+    write_results(report, last, folder, cell.plugins)
+    return Result(report, folder, computed)
+
+
+def _of_this_run(report: Report, cell: Cell, made_in: Mapping[str, str]) -> Report:
+    """Name this run's card, recipe and commit: they are no part of a key, so may be another's."""
+    return replace(
+        report,
+        card=cell.original.card.as_dict(),
+        recipe=cell.recipe.as_dict(),
+        store_keys=list(cell.store_keys),
+        made_with={**report.made_with, **made_in},
+    )
+
+
+def _check_targets(cell: Cell, position: int, result: StageResult) -> None:
+    """Hold a stage's result to its own targets, and to the recipe's where it has none."""
+    stages, shared = cell.recipe.stages, cell.recipe.targets.model_dump(exclude_none=True)
+    own = stages[position - 1].targets.model_dump(exclude_none=True)
+    given = GateInput(result, Targets(**{**shared, **own}), cell.original.files.size_bytes())
+    check_targets(given, position, position == len(stages), cell.plugins)

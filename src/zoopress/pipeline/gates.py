@@ -1,0 +1,281 @@
+"""Gates: what a stage's result must show before the chain goes on.
+
+The gates in `BUILT_IN` are asked after every stage, then those that plugins register. A result that
+fails one of the first group is broken and never stored; a result that only misses a recipe's
+targets is kept, so that a run with looser targets need not compute it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from zoopress.errors import GateError, PluginError
+from zoopress.recipes import Targets
+from zoopress.techniques import Claim
+
+if TYPE_CHECKING:
+    from zoopress.plugins import Plugins
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How close a model's outputs are to the original's on the same inputs.
+
+    Attributes:
+        samples: how many inputs were compared.
+        cosine: mean over samples of the cosine similarity of the outputs.
+        label_loyalty: share of samples with the same label, None without labels.
+        probability_loyalty: mean of 1 − √(Jensen–Shannon divergence, base 2), None without labels.
+    """
+
+    samples: int
+    cosine: float
+    label_loyalty: float | None = None
+    probability_loyalty: float | None = None
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What was measured of one stage.
+
+    Attributes:
+        technique: its name.
+        config: its config, defaults included.
+        touched: names of what it changed.
+        shrinks: whether it promised fewer bytes.
+        claims: what it was asked for and what it reached.
+        weight_bytes_before: bytes of the tensor files before; of the plain tensors for stage 1.
+        weight_bytes: bytes of the tensor files after.
+        size_bytes: bytes of the whole artifact after.
+        parameters: numbers that the network computes with, zeros included.
+        pruned: how many of them are zero under a mask.
+        finite: whether all outputs are finite.
+        reload_difference: largest difference of outputs after saving and loading, relative to the
+            largest output.
+        fidelity: against the original.
+        notes: what else the technique had to say.
+        seconds: wall time of the technique alone.
+        recovery: the technique that trained the model in this stage, and its config.
+        metrics: the task's, on the whole test split; empty without labels.
+        metric: name of the one that the task is judged by.
+        metric_drop: how much worse that one is than the original's; negative if it is better.
+        lower_is_better: whether a smaller value of it is a better one.
+    """
+
+    technique: str
+    config: dict[str, Any]
+    touched: list[str]
+    shrinks: bool
+    claims: list[Claim]
+    weight_bytes_before: int
+    weight_bytes: int
+    size_bytes: int
+    parameters: int
+    pruned: int
+    finite: bool
+    reload_difference: float
+    fidelity: Fidelity
+    notes: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    recovery: dict[str, Any] | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    metric: str | None = None
+    metric_drop: float | None = None
+    lower_is_better: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> StageResult:
+        """Rebuild from `as_dict`."""
+        values = dict(data)
+        values["claims"] = [Claim(**claim) for claim in values["claims"]]
+        values["fidelity"] = Fidelity(**values["fidelity"])
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class GateInput:
+    """What a gate judges: a stage's result, and the targets it is held to."""
+
+    result: StageResult
+    targets: Targets
+    original_size_bytes: int
+
+
+Gate = Callable[[GateInput], str | None]
+
+
+def something_touched(given: GateInput) -> str | None:
+    """Fail a stage that changed nothing."""
+    if given.result.touched:
+        return None
+    return "it changed nothing. Select other layers with 'kinds', 'include' and 'exclude'."
+
+
+def claims_reached(given: GateInput) -> str | None:
+    """Fail a stage that fell short of what it was asked for."""
+    for claim in given.result.claims:
+        if not claim.reached >= claim.requested - abs(claim.requested) * claim.tolerance:
+            return (
+                f"{claim.quantity} {claim.requested:.4g} was asked for, {claim.reached:.4g} was "
+                "reached. Ask for less, or select more layers."
+            )
+    return None
+
+
+def outputs_finite(given: GateInput) -> str | None:
+    """Fail a model whose outputs hold NaN or infinity."""
+    if given.result.finite:
+        return None
+    return "the model's outputs hold NaN or infinity. Use milder settings for this stage."
+
+
+def reloads_identically(given: GateInput) -> str | None:
+    """Fail a model that computes something else once it was saved and loaded."""
+    if given.result.reload_difference <= 1e-5:
+        return None
+    return (
+        "the model computes something else after saving and loading (relative difference "
+        f"{given.result.reload_difference:.2g}). This is a bug in the technique: it changed the "
+        "model without recording it through the methods of zoopress.Model."
+    )
+
+
+def bytes_shrank(given: GateInput) -> str | None:
+    """Fail a stage that promised to shrink the tensor files and did not."""
+    result = given.result
+    if not result.shrinks or result.weight_bytes < result.weight_bytes_before:
+        return None
+    return (
+        f"the stored tensors did not shrink ({result.weight_bytes_before:,} bytes before, "
+        f"{result.weight_bytes:,} after). Side information costs more than the stage saves: use "
+        "stronger settings or larger groups, or leave the stage out."
+    )
+
+
+BUILT_IN: dict[str, Gate] = {
+    "something_touched": something_touched,
+    "claims_reached": claims_reached,
+    "outputs_finite": outputs_finite,
+    "reloads_identically": reloads_identically,
+    "bytes_shrank": bytes_shrank,
+}
+
+
+def fidelity_kept(given: GateInput) -> str | None:
+    """Fail a model further from the original than the targets allow."""
+    fidelity, targets = given.result.fidelity, given.targets
+    for name, bound in (
+        ("cosine", targets.min_cosine),
+        ("label_loyalty", targets.min_label_loyalty),
+        ("probability_loyalty", targets.min_probability_loyalty),
+    ):
+        if bound is None:
+            continue
+        value = getattr(fidelity, name)
+        if value is None:
+            return f"the target min_{name} cannot be checked: this task has no labels. Remove it."
+        if not value >= bound:
+            return (
+                f"{name} is {value:.4f}, below the target of {bound:.4f}. Use milder settings, or "
+                f"lower min_{name}."
+            )
+    return None
+
+
+def metric_kept(given: GateInput) -> str | None:
+    """Fail a model whose task metric is worse than the targets allow."""
+    result, targets = given.result, given.targets
+    if targets.max_metric_drop is None and targets.worst_metric is None:
+        return None
+    if result.metric is None or result.metric_drop is None:
+        return (
+            "the targets max_metric_drop and worst_metric cannot be checked: this task has no "
+            "labels. Remove them, or give the card a task with a 'data: {dataset: …}'."
+        )
+    value = result.metrics[result.metric]
+    advice = "Use milder settings, add a 'recovery' to the stage, or change the target."
+    allowed = targets.max_metric_drop
+    # Differences of shares that are equal on paper differ in their last bits.
+    if allowed is not None and not result.metric_drop <= allowed + 1e-9:
+        return (
+            f"{result.metric} is {value:.4f}, {result.metric_drop:.4f} worse than the original's; "
+            f"max_metric_drop allows {allowed:.4f}. {advice}"
+        )
+    bound = targets.worst_metric
+    if bound is not None:
+        worse = value > bound if result.lower_is_better else not value >= bound
+        if worse or value != value:
+            return f"{result.metric} is {value:.4f}, beyond worst_metric, {bound:.4f}. {advice}"
+    return None
+
+
+def size_reached(given: GateInput) -> str | None:
+    """Fail a result larger than the targets allow."""
+    size, targets = given.result.size_bytes, given.targets
+    if targets.max_size_bytes is not None and size > targets.max_size_bytes:
+        return (
+            f"the artifact has {size:,} bytes, above the target of {targets.max_size_bytes:,}. "
+            "Add a stage, use stronger settings, or raise max_size_bytes."
+        )
+    ratio = given.original_size_bytes / size
+    if targets.min_compression_ratio is not None and ratio < targets.min_compression_ratio:
+        return (
+            f"the compression ratio is {ratio:.2f}, below the target of "
+            f"{targets.min_compression_ratio:.2f}. Add a stage, use stronger settings, or lower "
+            "min_compression_ratio."
+        )
+    return None
+
+
+def check_sound(given: GateInput, position: int) -> None:
+    """Ask the gates that every stored result must pass.
+
+    Raises:
+        GateError: naming stage and gate.
+    """
+    _ask(BUILT_IN, given, position)
+
+
+def check_targets(given: GateInput, position: int, last: bool, plugins: Plugins) -> None:
+    """Ask the gates of the recipe's targets, and those that plugins bring.
+
+    Size is what the whole chain is for, so only the last stage is held to it.
+
+    Raises:
+        GateError: naming stage and gate.
+    """
+    gates: dict[str, Gate] = {"fidelity_kept": fidelity_kept, "metric_kept": metric_kept}
+    if last:
+        gates["size_reached"] = size_reached
+    for name in plugins.references["gates"]:
+        gates[name] = _guarded(name, plugins.resolve("gates", name))
+    _ask(gates, given, position)
+
+
+def _guarded(name: str, gate: Gate) -> Gate:
+    """Return a plugin's gate that names itself when it fails to judge."""
+
+    def ask(given: GateInput) -> str | None:
+        try:
+            return gate(given)
+        except Exception as error:
+            raise PluginError(
+                f"The gate {name!r} of a plugin failed to judge: {type(error).__name__}: {error}. "
+                "Repair the plugin, or leave it out with ZOOPRESS_BLOCK_PLUGINS."
+            ) from error
+
+    return ask
+
+
+def _ask(gates: Mapping[str, Gate], given: GateInput, position: int) -> None:
+    for name, gate in gates.items():
+        problem = gate(given)
+        if problem:
+            stage = f"Stage {position} ({given.result.technique})"
+            raise GateError(f"{stage} did not pass the gate {name!r}: {problem}")

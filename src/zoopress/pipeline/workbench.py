@@ -1,0 +1,427 @@
+"""Compute what the store does not have: one stage, or the final evaluation."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from zoopress.artifacts.artifact import load_artifact, save_artifact
+from zoopress.artifacts.manifest import MANIFEST, Base, Manifest, size_bytes
+from zoopress.artifacts.tensor_files import plain_bytes
+from zoopress.cards import Card, load_card
+from zoopress.cells.cell import LIBRARIES, Cell, installed_version, open_original
+from zoopress.errors import SourceError, StageError
+from zoopress.evaluation.comparison import Comparison, evaluate
+from zoopress.evaluation.fidelity import Run, call, compare_outputs, relative_difference, run_all
+from zoopress.evaluation.latency import measure_latency
+from zoopress.evaluation.machine import describe_machine
+from zoopress.evaluation.sensitivity import measure_layers, stored_bytes
+from zoopress.models.model import Model
+from zoopress.models.packing import unpack
+from zoopress.pipeline.gates import GateInput, StageResult, check_sound
+from zoopress.plugins import Plugins
+from zoopress.progress import Progress, Reporter
+from zoopress.recipes import Stage
+from zoopress.reports.report import Report
+from zoopress.sources import Architecture
+from zoopress.store import Entry, file_digest
+from zoopress.techniques import Context, Outcome
+
+_OF_THE_ORIGINAL = frozenset({"original", "reference"})
+
+
+class _Input(NamedTuple):
+    """What a stage starts from."""
+
+    model: Model
+    architecture: Architecture
+    others: dict[str, Path]
+    lineage: list[dict[str, Any]]
+    weight_bytes: int
+
+
+class Workbench:
+    """Holds what the stages of one run share, each made when first needed.
+
+    Args:
+        cell: what is worked on.
+        reporter: where progress goes.
+        like: another one, whose original is used again if it is the same.
+    """
+
+    def __init__(self, cell: Cell, reporter: Reporter, like: Workbench | None = None) -> None:
+        self.cell = cell
+        if like is not None and like.cell.source_key == cell.source_key:
+            vars(self).update({k: v for k, v in vars(like).items() if k in _OF_THE_ORIGINAL})
+        self.recipe, self.plugins, self.store = cell.recipe, cell.plugins, cell.store
+        self.card, self.files = cell.original.card, cell.original.files
+        self.architecture, self.task = cell.original.architecture, cell.original.task
+        self.reporter = reporter
+        self._teachers: dict[str, nn.Module] = {}
+
+    def run_stage(self, position: int, previous: Entry | None) -> Entry:
+        """Apply a technique to the previous result and store what comes out.
+
+        Args:
+            position: which stage; 1 for the first.
+            previous: the stored result of the stage before, None for the first.
+
+        Raises:
+            StageError: if the technique cannot do its work.
+            GateError: if the result is not sound; it is not stored then.
+        """
+        stage, key = self.recipe.stages[position - 1], self.cell.keys[position - 1]
+        waiting = f"{stage.name}: another run is computing this stage; waiting for it"
+        with self.store.claim(key, lambda: self.reporter.line(waiting)) as claim:
+            if claim.entry is not None:
+                return claim.entry
+            title = f"stage {position}/{len(self.recipe.stages)}  {stage.name}"
+            with self.reporter.step(title, closing_line=False) as progress:
+                before = self._input(previous)
+                model = before.model
+                hooks = self.plugins.manager.hook
+                self._tell(
+                    hooks.zoopress_before_stage, technique=stage.name, position=position, key=key
+                )
+                save = partial(self._save, stage, before)
+                torch.manual_seed(self.recipe.seed)
+                start = time.perf_counter()
+                try:
+                    trial = partial(_trial_bytes, save, claim.staging / "trial")
+                    outcome = self._apply(stage, model, progress, claim.checkpoint, trial)
+                except StageError as error:
+                    raise StageError(f"Stage {position} ({stage.name}): {error}") from error
+                seconds = time.perf_counter() - start
+                for claim_made in outcome.claims:
+                    if not math.isfinite(claim_made.reached):
+                        raise StageError(
+                            f"Stage {position} ({stage.name}) claims {claim_made.quantity} "
+                            f"{claim_made.reached}; this is a bug in the technique."
+                        )
+
+                progress("evaluating")
+                run = run_all(self.task, model.module, progress)
+                fidelity = compare_outputs(self.task, self.reference.outputs, run.outputs)
+                metrics = self.task.metrics(run.statistics) if run.finite else {}
+                progress("saving")
+                artifact = claim.staging / "artifact"
+                manifest = save(artifact, model, outcome)
+                result = StageResult(
+                    technique=stage.name,
+                    config=stage.technique.config.model_dump(mode="json"),
+                    touched=list(outcome.touched),
+                    shrinks=outcome.shrinks,
+                    claims=list(outcome.claims),
+                    weight_bytes_before=before.weight_bytes,
+                    weight_bytes=weight_bytes(manifest),
+                    size_bytes=size_bytes(artifact, manifest),
+                    parameters=model.parameter_count(),
+                    pruned=model.pruned_count(),
+                    finite=run.finite,
+                    reload_difference=self._reload_difference(artifact, model),
+                    fidelity=fidelity,
+                    notes=outcome.notes,
+                    seconds=seconds,
+                    recovery=stage.as_dict().get("recovery"),
+                    metrics=metrics,
+                    metric=self.task.metric if metrics else None,
+                    metric_drop=self._metric_drop(metrics),
+                    lower_is_better=not self.task.higher_is_better,
+                )
+            given = GateInput(result, stage.targets, self.files.size_bytes())
+            self._tell(
+                hooks.zoopress_after_stage, technique=stage.name, position=position, result=given
+            )
+            check_sound(given, position)
+            return claim.commit(result.as_dict())
+
+    def evaluate(self, last: Entry, results: Sequence[StageResult]) -> Report:
+        """Compare the final model with the original, and store the report."""
+        with self.store.claim(self.cell.report_key) as claim:
+            if claim.entry is not None:
+                return Report.from_dict(claim.entry.record)
+            model, architecture, manifest = self._load(last.artifact)
+            stored = stored_bytes(
+                last.artifact, manifest, model.tensors(), architecture.stored_name
+            )
+            with self.reporter.step("running the compressed model") as progress:
+                run = run_all(self.task, model.module, progress)
+            kernels = unpack(model.module, "auto")  # as users get it
+            with self.reporter.step("measuring latency") as progress:
+                latency = measure_latency(
+                    self.task,
+                    self.original,
+                    model.module,
+                    sorted({1, min(32, self.task.data.batch_size)}),
+                    progress=progress,
+                )
+            with self.reporter.step("measuring the sensitivity of layers") as progress:
+                layers = measure_layers(self.task, self.original, model, stored, progress)
+            comparison = Comparison(
+                self.task,
+                self.original,
+                model,
+                self.reference,
+                run,
+                last.artifact,
+                self.plugins,
+                self.recipe.seed,
+            )
+            evaluation = evaluate(comparison, self.card.measures, self.reporter)
+            measured = sum(layer.sensitivity is not None for layer in layers)
+            if measured < len(layers):
+                self.reporter.line(f"sensitivity: {measured} of {len(layers)} weights measured")
+            report = Report(
+                card=self.card.as_dict(),
+                recipe=self.recipe.as_dict(),
+                revision=self.files.revision,
+                original_size_bytes=self.files.size_bytes(),
+                original_weight_bytes=sum(
+                    (self.files.folder / name).stat().st_size for name in self.files.weights
+                ),
+                original_parameters=self._original_parameters,
+                stages=list(results),
+                latency=latency,
+                kernels=kernels,
+                loads_as={
+                    **manifest.loads_as(),
+                    "by_library": architecture.library_opens(manifest),
+                },
+                artifact_sha256=file_digest(last.artifact / MANIFEST),
+                machine=describe_machine(),
+                made_with={name: v for name in LIBRARIES if (v := installed_version(name))},
+                layers=layers,
+                evaluation=evaluation,
+            )
+            claim.commit(report.as_dict())
+            return report
+
+    @cached_property
+    def original(self) -> nn.Module:
+        """The card's model as it comes.
+
+        Raises:
+            SourceError: if it cannot be loaded, or holds NaN or infinity.
+        """
+        module = self.architecture.load(self.files).eval()
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            if name.endswith(("running_mean", "running_var")) or isinstance(tensor, nn.Parameter):
+                bad = int((~tensor.isfinite()).sum()) if tensor.is_floating_point() else 0
+                if bad:
+                    raise SourceError(
+                        f"{self.card.source}: tensor {name!r} holds {bad} values that are NaN or "
+                        "infinite. Such a model cannot be compressed; get an undamaged copy."
+                    )
+        return module
+
+    def _save(
+        self, stage: Stage, before: _Input, folder: Path, model: Model, outcome: Outcome
+    ) -> Manifest:
+        """Save what a stage made of its input into a new folder."""
+        origin = self.plugins.technique_origin(stage.name)
+        item = {
+            **stage.as_dict(),
+            "distribution": origin.distribution,
+            "version": origin.version,
+            "seed": self.recipe.seed,
+            "touched": len(outcome.touched),
+            "claims": [asdict(claim) for claim in outcome.claims],
+        }
+        folder.mkdir()
+        return save_artifact(
+            folder, model, before.architecture, self.base, before.others, [*before.lineage, item]
+        )
+
+    def _apply(
+        self,
+        stage: Stage,
+        model: Model,
+        progress: Progress,
+        checkpoint: Path,
+        stored_bytes: Callable[[Model, Outcome], int],
+    ) -> Outcome:
+        """Let a stage's technique change a model, and its recovery train it."""
+        context = Context(
+            seed=self.recipe.seed,
+            device=torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+            batches=lambda: self.task.batches("calibration"),
+            call=lambda module, batch: call(self.task, module, batch),
+            progress=progress,
+            checkpoint=checkpoint,
+            task=self.task,
+            teacher=self.teacher,
+            stored_bytes=stored_bytes,
+            original_bytes=self.files.size_bytes(),
+        )
+        recovery = stage.recovery
+        if recovery is None:
+            return stage.technique.apply(model, context)
+        recovered: list[Outcome] = []
+        context.recover = lambda model: recovered.append(recovery.apply(model, context))
+        outcome = stage.technique.apply(model, context)
+        context.recover(model)
+        return replace(
+            outcome,
+            claims=[*outcome.claims, *(claim for each in recovered for claim in each.claims)],
+            notes={**outcome.notes, "recovery": [each.notes for each in recovered]},
+        )
+
+    def teacher(self, card: str | None = None) -> nn.Module:
+        """Return the original, or the original of another card, to learn from.
+
+        Raises:
+            ZoopressError: if it cannot be loaded.
+        """
+        if card is None:
+            return self.original
+        if card not in self._teachers:
+            other = open_original(load_card(card, self.plugins), self.plugins)
+            self._teachers[card] = other.architecture.load(other.files).eval()
+        return self._teachers[card]
+
+    def _metric_drop(self, metrics: Mapping[str, float]) -> float | None:
+        """Return how much worse the task's metric is than the original's."""
+        name = self.task.metric
+        if name is None or name not in metrics:
+            return None
+        drop = self.task.metrics(self.reference.statistics)[name] - metrics[name]
+        return drop if self.task.higher_is_better else -drop
+
+    @cached_property
+    def reference(self) -> Run:
+        """What the original makes of the test split.
+
+        Raises:
+            SourceError: if they are not finite.
+        """
+        with self.reporter.step(f"running the original {self.card.name}") as progress:
+            run = run_all(self.task, self.original, progress)
+        if not run.finite:
+            raise SourceError(
+                f"The original {self.card.name} gives NaN or infinity on the card's data, so "
+                "nothing can be compared with it. Check the card's 'data' and the weights."
+            )
+        return run
+
+    @cached_property
+    def base(self) -> Base:
+        """What artifacts say of their origin."""
+        return Base(
+            name=self.card.name,
+            source=self.card.source,
+            revision=self.files.revision,
+            size_bytes=self.files.size_bytes(),
+            task=self.card.task,
+            base_model=self.card.base_model,
+            license=self.card.license,
+        )
+
+    @property
+    def _original_parameters(self) -> int:
+        return Model(self.original).parameter_count()
+
+    def _tell(self, hook: Callable[..., Any], **news: Any) -> None:
+        """Call observers; what they do with it is not the run's concern."""
+        try:
+            hook(**news)
+        except Exception as error:
+            self.reporter.warn(f"an observer failed: {type(error).__name__}: {error}")
+
+    def _input(self, previous: Entry | None) -> _Input:
+        """Return what a stage starts from."""
+        if previous is not None:
+            model, architecture, manifest = self._load(previous.artifact)
+            names = manifest.files.keys() - set(manifest.weights)
+            others = {name: previous.artifact / name for name in sorted(names)}
+            return _Input(model, architecture, others, manifest.lineage, weight_bytes(manifest))
+        _ = self.reference  # before the techniques change anything, and to fail early
+        model = Model(self.architecture.load(self.files).eval(), self.plugins.layers)
+        others = {name: self.files.folder / name for name in self.files.others}
+        return _Input(model, self.architecture, others, [], plain_bytes(model.tensors()))
+
+    def _load(self, artifact: Path) -> tuple[Model, Architecture, Manifest]:
+        factory = getattr(self.architecture, "factory", None)
+        # Found through the store, which has just compared every file with its SHA-256.
+        return load_artifact(artifact, self.plugins, factory, verify=False)
+
+    def _reload_difference(self, artifact: Path, model: Model) -> float:
+        """Return how far the saved model's outputs are from those of the one in memory."""
+        batch = self.task.batches("test")[0]
+        before = call(self.task, model.module, batch)
+        reloaded, _, _ = self._load(artifact)
+        if reloaded.masks.keys() != model.masks.keys() or any(
+            not torch.equal(mask, model.masks[name]) for name, mask in reloaded.masks.items()
+        ):
+            return float("inf")
+        return relative_difference(before, call(self.task, reloaded.module, batch))
+
+
+def _trial_bytes(
+    save: Callable[[Path, Model, Outcome], Manifest], folder: Path, model: Model, outcome: Outcome
+) -> int:
+    """Return the bytes of all files that a model takes, and leave none."""
+    try:
+        return size_bytes(folder, save(folder, model, outcome))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def weight_bytes(manifest: Manifest) -> int:
+    """Return the bytes of an artifact's tensor files."""
+    return sum(manifest.files[name].bytes for name in manifest.weights)
+
+
+def evaluate_artifact(
+    folder: Path,
+    card: Card,
+    plugins: Plugins,
+    measures: Sequence[str] = (),
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
+    """Compare an artifact with its card's original.
+
+    Args:
+        folder: the artifact.
+        card: its original and the data.
+        plugins: what is registered.
+        measures: what to measure besides size, fidelity, latency and the task's metrics.
+        reporter: where progress goes; nowhere by default.
+
+    Returns:
+        Flat figures, and under "evaluation" what `zoopress.evaluation.comparison.evaluate` returns.
+
+    Raises:
+        ZoopressError: if either cannot be loaded, or they do not fit the card's data.
+    """
+    reporter = reporter or Reporter()
+    opened = open_original(card, plugins)
+    files, architecture, task = opened.files, opened.architecture, opened.task
+    model, _, manifest = load_artifact(folder, plugins, getattr(architecture, "factory", None))
+    original = architecture.load(files).eval()
+    with reporter.step("running the original") as progress:
+        reference = run_all(task, original, progress)
+    with reporter.step("running the compressed model") as progress:
+        run = run_all(task, model.module, progress)
+    fidelity = compare_outputs(task, reference.outputs, run.outputs)
+    figures: dict[str, Any] = {
+        "size_bytes": size_bytes(folder, manifest),
+        "compression_ratio": files.size_bytes() / size_bytes(folder, manifest),
+        "finite": run.finite,
+        **{name: value for name, value in asdict(fidelity).items() if value is not None},
+    }
+    unpack(model.module, "auto")  # as users get it
+    sizes = sorted({1, min(32, task.data.batch_size)})
+    with reporter.step("measuring latency") as progress:
+        for row in measure_latency(task, original, model.module, sizes, progress=progress):
+            figures[f"speed_up_batch_{int(row['batch_size'])}"] = row["speed_up"]
+    comparison = Comparison(task, original, model, reference, run, folder, plugins)
+    return {**figures, "evaluation": evaluate(comparison, measures, reporter)}

@@ -1,0 +1,173 @@
+"""Telling what is going on, to people and to machines.
+
+A `Reporter` turns what happens into events, plain dicts, and hands them to listeners. Listeners
+are displays (a live picture on a terminal, plain lines elsewhere, JSON for machines) or whatever
+else wants to know, such as an engine's progress bar.
+
+    event        other keys                       meaning
+    stage        step, text                       a step begins; text is its title
+    progress     step, text, fraction             an item of the step is done; text names it
+    stage_ended  step, text, seconds, failed      the step is over
+    line         text                             worth a line that stays
+    warning      text                             the same, of something that is not right
+
+`step` is a number that is one step's own; `fraction` is None or how much of the step is done, 0 to
+1. Every event has the key `cell` if its reporter was given one. A listener may meet further
+events and keys in later versions, and must ignore what it does not know.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+from zoopress.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from zoopress.progress.boards import Board
+
+Event = dict[str, Any]
+Listener = Callable[[Event], None]
+
+MODES = ("auto", "plain", "json", "quiet")
+"""What $ZOOPRESS_PROGRESS may be."""
+
+_steps = itertools.count(1)
+
+
+class Progress(Protocol):
+    """What a step calls with each finished item, and how much of the step is done if it knows."""
+
+    def __call__(self, item: str, /, fraction: float | None = None) -> None: ...
+
+
+class Reporter:
+    """Hands events to listeners; any number of threads may use one.
+
+    Args:
+        listeners: one that fails is left out from then on; the work goes on.
+        cell: named in every event.
+    """
+
+    def __init__(self, listeners: Sequence[Listener] = (), cell: str | None = None) -> None:
+        self._listeners = tuple(listeners)
+        self._common: Event = {} if cell is None else {"cell": cell}
+
+    def line(self, text: str) -> None:
+        """Tell something worth a line."""
+        self._emit("line", text=text)
+
+    def warn(self, text: str) -> None:
+        """Tell something that is not right, but does not stop the work."""
+        self._emit("warning", text=text)
+
+    @contextmanager
+    def step(self, title: str, closing_line: bool = True) -> Iterator[Progress]:
+        """Tell that something is under way; call what it yields with each finished item.
+
+        Args:
+            title: what is being done.
+            closing_line: False if a line on the result follows anyway.
+        """
+        number, start = next(_steps), time.perf_counter()
+        self._emit("stage", step=number, text=title)
+
+        def progress(item: str, /, fraction: float | None = None) -> None:
+            self._emit("progress", step=number, text=item, fraction=fraction)
+
+        failed = True
+        try:
+            yield progress
+            failed = False
+        finally:
+            self._emit(
+                "stage_ended",
+                step=number,
+                text=title,
+                seconds=time.perf_counter() - start,
+                failed=failed,
+                closing_line=closing_line,
+            )
+
+    def _emit(self, event: str, **details: Any) -> None:
+        for listener in self._listeners:
+            try:
+                listener({"event": event, **self._common, **details})
+            except Exception as error:
+                self._listeners = tuple(one for one in self._listeners if one is not listener)
+                self.warn(f"a listener to progress failed: {type(error).__name__}: {error}")
+
+
+def terminal(quiet: bool = False, also: Sequence[Listener] = ()) -> Reporter:
+    """Return a reporter that writes to standard error, so that results can be piped.
+
+    Args:
+        quiet: tell people nothing; JSON is written all the same where $ZOOPRESS_PROGRESS asks.
+        also: who else is told.
+
+    Raises:
+        InputError: if $ZOOPRESS_PROGRESS is none of `MODES`.
+    """
+    from zoopress.progress.displays import JsonDisplay, LiveDisplay, PlainDisplay
+
+    mode = _mode(quiet)
+    if mode == "quiet":
+        return Reporter(also)
+    if mode == "json":
+        return Reporter([JsonDisplay(sys.stderr), *also])
+    console = error_console()
+    live = mode == "auto" and console.is_interactive
+    return Reporter([LiveDisplay(console) if live else PlainDisplay(console), *also])
+
+
+def zoo_board(total: int, quiet: bool = False) -> Board:
+    """Return a display of many cells at once, on standard error.
+
+    Use it as a context manager, and tell it events: those above with the key `cell`, and
+
+        started      cell, text          work on the cell begins, or goes on; text says which
+        ended        cell                work on it ends for now; it is not done
+        retry        cell, text          it is tried again; text says why
+        done, failed, stopped   cell, text   it is over; text says what came out, or why
+
+    Args:
+        total: how many cells there are.
+        quiet: see `terminal`.
+
+    Raises:
+        InputError: if $ZOOPRESS_PROGRESS is none of `MODES`.
+    """
+    from zoopress.progress.boards import Board, JsonBoard, LiveBoard, PlainBoard
+
+    mode = _mode(quiet)
+    if mode == "quiet":
+        return Board(total)
+    if mode == "json":
+        return JsonBoard(total, sys.stderr)
+    console = error_console()
+    live = mode == "auto" and console.is_interactive
+    return LiveBoard(total, console) if live else PlainBoard(total, console)
+
+
+def error_console() -> Console:
+    """Return a console on standard error that can write whatever it is given."""
+    from rich.console import Console
+
+    from zoopress.progress.plain_text import write_any_text
+
+    write_any_text(sys.stderr)
+    return Console(file=sys.stderr)
+
+
+def _mode(quiet: bool) -> str:
+    mode = os.environ.get("ZOOPRESS_PROGRESS") or "auto"
+    if mode not in MODES:
+        raise InputError(f"ZOOPRESS_PROGRESS is {mode!r}.{nearest(mode, MODES)}")
+    return "quiet" if quiet and mode != "json" else mode

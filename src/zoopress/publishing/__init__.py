@@ -1,0 +1,1 @@
+"""From a finished run to the Hub: page, licence, release, lineage."""

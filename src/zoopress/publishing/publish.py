@@ -1,0 +1,403 @@
+"""Publish a compressed model: one commit that has all of it, or none.
+
+What a repository holds is compared with what shall be in it by digest, so the same model again
+makes no commit, and a push that broke anywhere is repeated by the same command: large files that
+arrived are not sent again. After the commit, the Hub's digests are compared once more.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from zoopress.artifacts.manifest import MANIFEST, Manifest, parse_manifest
+from zoopress.errors import ArtifactError, HubError, InputError
+from zoopress.hub.address import parse_address
+from zoopress.hub.client import Hub, RemoteModel, log, status_of
+from zoopress.hub.download import fetch
+from zoopress.provenance import COMMIT_KEYS, versioned_state
+from zoopress.publishing.card_metadata import base_model
+from zoopress.publishing.licenses import LEGAL_FILE, BaseInfo, check_license
+from zoopress.publishing.model_card import render_model_card
+from zoopress.publishing.published import PUBLISHED, PublishedRecord, add_published, last_published
+from zoopress.publishing.release import Release
+from zoopress.reports.report import Report
+
+README = "README.md"
+_MOST_CONFLICTS = 5
+_OWN = frozenset({README, ".gitattributes"})
+
+
+@dataclass(frozen=True)
+class PushOptions:
+    """How to publish.
+
+    Attributes:
+        private: whether a new repository is private; None for the Hub's default.
+        branch: the branch to commit to.
+        tag: a tag for the commit, None for none.
+        message: of the commit.
+        template: file of a template for the model card, see docs/model-card.md.
+        permission: where the owner of the original allows what its licence does not.
+    """
+
+    private: bool | None = None
+    branch: str = "main"
+    tag: str | None = None
+    message: str | None = None
+    template: Path | None = None
+    permission: str | None = None
+
+
+@dataclass(frozen=True)
+class PushPlan:
+    """What a push would do.
+
+    Attributes:
+        repo_id: where to.
+        contents: what the repository shall hold, by path: files, or text to be written.
+        exists: whether the repository is there.
+        parent: the commit that the push goes on top of.
+        added, changed, removed, same: paths.
+        upload_bytes: of what is added and changed.
+    """
+
+    repo_id: str
+    contents: Mapping[str, Path | bytes]
+    exists: bool
+    parent: str | None
+    added: tuple[str, ...]
+    changed: tuple[str, ...]
+    removed: tuple[str, ...]
+    same: tuple[str, ...]
+    upload_bytes: int
+
+    @property
+    def readme(self) -> str:
+        """The model card."""
+        content = self.contents[README]
+        assert isinstance(content, bytes)
+        return content.decode()
+
+    @property
+    def nothing(self) -> bool:
+        """Whether the repository holds all of it already."""
+        return self.exists and not (self.added or self.changed or self.removed)
+
+
+@dataclass(frozen=True)
+class Published:
+    """Where a model is now."""
+
+    repo_id: str
+    url: str
+    commit: str
+    tag: str | None
+    changed: bool
+    """Whether there was anything to commit."""
+
+
+def plan_push(hub: Hub, release: Release, repo_id: str, options: PushOptions) -> PushPlan:
+    """Find out what a push would do; changes nothing.
+
+    Raises:
+        HubError: if it must not be done, or the Hub cannot be asked.
+    """
+    if hub.offline:
+        raise HubError("HF_HUB_OFFLINE forbids requests. Unset it to publish.")
+    repo_id = _full_name(hub, repo_id)
+    report = naming_commit(release, repo_id).report
+    base = _base(hub, report)
+    legal = _legal_texts(hub, base, release.manifest)
+    carried = sorted({*release.manifest.files, *legal})
+    info = _base_info(base) if base else None
+    check_license(report.card, carried, info, options.permission, repo_id)
+    readme = render_model_card(report, repo_id, options.template, options.permission, carried)
+    return _compare(hub, repo_id, {**_contents(release, readme), **legal}, options)
+
+
+def push(hub: Hub, release: Release, repo_id: str, options: PushOptions) -> Published:
+    """Publish a compressed model, and note in its run's `published.json` where it is.
+
+    Raises:
+        HubError: if it must not be published, or the Hub does not take it; then it holds either
+            all of it or what it held before.
+    """
+    plan = plan_push(hub, release, repo_id, options)
+    repo_id, release = plan.repo_id, naming_commit(release, plan.repo_id)
+    if not plan.exists:
+        hub.call(
+            f"making {repo_id}",
+            lambda: hub.api.create_repo(repo_id, private=options.private, exist_ok=True),
+            repo_id,
+        )
+    if options.branch != "main":
+        hub.call(
+            f"making the branch {options.branch}",
+            lambda: hub.api.create_branch(repo_id, branch=options.branch, exist_ok=True),
+            repo_id,
+        )
+    if not plan.exists or options.branch != "main":
+        plan = _compare(hub, repo_id, plan.contents, options)
+    for _ in range(_MOST_CONFLICTS):
+        made = None if plan.nothing else _commit(hub, release, plan, options)
+        if plan.nothing or made is not None:
+            break
+        log.warning("%s: another commit came first; comparing again", repo_id)
+        plan = _compare(hub, repo_id, plan.contents, options)
+    else:
+        raise HubError(
+            f"{repo_id}: another commit came first {_MOST_CONFLICTS} times. Somebody else writes "
+            "to it at the same time; try again when they are done."
+        )
+    commit = made or plan.parent
+    assert commit is not None, "nothing to do, in a repository without a commit"
+    _verify(hub, repo_id, commit, plan.contents)
+    if options.tag is not None:
+        _tag(hub, repo_id, options.tag, commit)
+    url = f"{hub.api.endpoint}/{repo_id}"
+    done = Published(repo_id, url, commit, options.tag, made is not None)
+    _record(release, done)
+    return done
+
+
+def _record(release: Release, done: Published) -> None:
+    """Note beside the run where it was published; the model is there, whether that works or not."""
+    report, run = release.report, release.folder.absolute().parent
+    made = {} if report.made_with.get("changed") else report.made_with
+    record = PublishedRecord(
+        repo_id=done.repo_id,
+        url=done.url,
+        commit=done.commit,
+        tag=done.tag,
+        artifact_sha256=report.artifact_sha256,
+        git_commit=made.get("commit"),
+        git_repository=made.get("repository"),
+        source_revision=report.revision,
+    )
+    try:
+        add_published(run, record)
+    except OSError as error:
+        log.warning(
+            "%s: published, but %s cannot be written: %s", done.repo_id, run / PUBLISHED, error
+        )
+
+
+def naming_commit(release: Release, repo_id: str) -> Release:
+    """Return a release whose report names the commit that reproduces it, as far as one is known.
+
+    First the commit that the same model was published with in that repository, so that publishing
+    it again changes nothing; then the one that has it in DVC's lock; else where it was run.
+    """
+    report, run = release.report, release.folder.absolute().parent
+    before = last_published(run, repo_id, report.artifact_sha256, report.revision)
+    if before is not None and before.git_commit is not None:
+        named = {"commit": before.git_commit}
+        if before.git_repository:
+            named["repository"] = before.git_repository
+    else:
+        named = versioned_state(run, report.artifact_sha256)
+    if not named:
+        return release
+    others = {key: value for key, value in report.made_with.items() if key not in COMMIT_KEYS}
+    return replace(release, report=replace(report, made_with={**others, **named}))
+
+
+def _compare(
+    hub: Hub, repo_id: str, wanted: Mapping[str, Path | bytes], options: PushOptions
+) -> PushPlan:
+    """Compare what a repository holds with what it shall hold."""
+    remote, tagged = _remote(hub, repo_id, options)
+    files = remote.files if remote else {}
+    added = [path for path in wanted if path not in files]
+    changed = [path for path in wanted if path in files and not files[path].matches(wanted[path])]
+    plan = PushPlan(
+        repo_id=repo_id,
+        contents=wanted,
+        exists=remote is not None,
+        parent=remote.commit if remote else None,
+        added=tuple(added),
+        changed=tuple(changed),
+        removed=tuple(_stale(hub, remote, wanted) if remote else ()),
+        same=tuple(path for path in wanted if path not in {*added, *changed}),
+        upload_bytes=sum(_size(wanted[path]) for path in (*added, *changed)),
+    )
+    if tagged is not None and not (plan.nothing and tagged == plan.parent):
+        raise HubError(
+            f"{repo_id} has a tag {options.tag!r} already, for commit {tagged[:12]}, which holds "
+            "something else. A version never changes: choose another tag."
+        )
+    return plan
+
+
+def _full_name(hub: Hub, repo_id: str) -> str:
+    address = parse_address(repo_id)
+    if address.inside or address.revision:
+        raise InputError(f"{repo_id!r}: give the repository alone, as 'org/name'.")
+    if "/" in address.repo_id:
+        return address.repo_id
+    user = hub.call("asking who you are", hub.api.whoami)
+    return f"{user['name']}/{address.repo_id}"
+
+
+def _base(hub: Hub, report: Report) -> RemoteModel | None:
+    """Ask the Hub for the original as it is now, None if it is not there."""
+    name = base_model(report)
+    found = hub.find(name) if name else None
+    if name and found is None:
+        log.warning("%s is not on the Hub, so its licence could not be compared", name)
+    return found
+
+
+def _base_info(base: RemoteModel) -> BaseInfo:
+    """Return what matters for the right to publish."""
+    license = base.card.get("license")
+    return BaseInfo(
+        license=license[0] if isinstance(license, list) and len(license) == 1 else license,
+        license_name=base.card.get("license_name"),
+        license_link=base.card.get("license_link"),
+        gated=base.gated,
+        private=base.private,
+        files=tuple(base.files),
+    )
+
+
+def _legal_texts(hub: Hub, base: RemoteModel | None, manifest: Manifest) -> dict[str, Path]:
+    """Fetch the original's licence, notice and the like, unless the artifact has them already."""
+    if base is None:
+        return {}
+    wanted = [n for n in base.files if LEGAL_FILE.fullmatch(n) and n not in manifest.files]
+    if not wanted:
+        return {}
+    address = parse_address(f"{base.repo_id}@{base.commit}")
+    try:
+        folder = fetch(hub, address, lambda names: wanted).folder
+    except HubError as error:
+        log.warning("%s could not be fetched: %s", ", ".join(wanted), error)
+        return {}
+    return {name: folder / name for name in wanted}
+
+
+def _remote(hub: Hub, repo_id: str, options: PushOptions) -> tuple[RemoteModel | None, str | None]:
+    """Return what the repository holds, and the commit of the tag; None for what is not there.
+
+    Raises:
+        HubError: if it is somebody else's, or not as private as was asked for.
+    """
+    found = hub.find(repo_id)
+    if found is None:
+        return None, None
+    if options.branch != "main":
+        found = hub.find(repo_id, options.branch) or found
+    tagged = hub.find(repo_id, options.tag) if options.tag else None
+    if options.private and not found.private:
+        raise HubError(
+            f"{repo_id} is public, and 'private' was asked for; nothing was sent. Make it private "
+            "in its settings on the Hub, or choose another name."
+        )
+    strange = sorted(found.files.keys() - _OWN)
+    if strange and MANIFEST not in found.files:
+        raise HubError(
+            f"{repo_id} holds another model ({', '.join(strange[:3])}{', …' * (len(strange) > 3)}) "
+            "that zoopress did not publish; nothing was sent. Choose another name or another "
+            "branch."
+        )
+    return found, tagged.commit if tagged else None
+
+
+def _contents(release: Release, readme: str) -> dict[str, Path | bytes]:
+    """Return everything that the repository shall hold, by path."""
+    names = (MANIFEST, *sorted(release.manifest.files))
+    return {README: readme.encode(), **{name: release.folder / name for name in names}}
+
+
+def _stale(hub: Hub, remote: RemoteModel, wanted: Mapping[str, Path | bytes]) -> list[str]:
+    """Return the files of the version before that are no part of this one."""
+    if MANIFEST not in remote.files:
+        return []
+    address = parse_address(f"{remote.repo_id}@{remote.commit}")
+    try:
+        before = parse_manifest(fetch(hub, address, lambda names: [MANIFEST]).folder / MANIFEST)
+    except ArtifactError:
+        return []  # another version of the format: leave what cannot be told
+    return sorted((before.files.keys() & remote.files.keys()) - wanted.keys())
+
+
+def _commit(hub: Hub, release: Release, plan: PushPlan, options: PushOptions) -> str | None:
+    """Make the commit; None if another came first."""
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    last, card = release.report.last, release.report.card
+    title = options.message or f"{card['name']} compressed by {release.report.recipe['name']}"
+    about = (
+        f"{release.report.compression_ratio:.2f} times smaller, cosine "
+        f"{last.fidelity.cosine:.4f} to the original at revision {release.report.revision}."
+    )
+
+    def work() -> str | None:
+        # The client notes its progress in the operations, so every attempt has new ones.
+        operations: list[Any] = [
+            CommitOperationAdd(path, str(content) if isinstance(content, Path) else content)
+            for path, content in plan.contents.items()
+            if path in plan.added or path in plan.changed
+        ]
+        operations += [CommitOperationDelete(path) for path in plan.removed]
+        try:
+            made = hub.api.create_commit(
+                plan.repo_id,
+                operations,
+                commit_message=title,
+                commit_description=about,
+                revision=options.branch,
+                parent_commit=plan.parent,
+            )
+        except Exception as error:
+            if status_of(error) == 412:
+                return None
+            raise
+        return str(made.oid)
+
+    _quiet_bars()
+    return hub.call(f"publishing {plan.repo_id}", work, plan.repo_id, options.branch)
+
+
+def _quiet_bars() -> None:
+    """Leave out the client's progress bars where nobody watches."""
+    from huggingface_hub import utils
+
+    if not sys.stderr.isatty():
+        utils.disable_progress_bars()  # type: ignore[attr-defined]
+
+
+def _verify(hub: Hub, repo_id: str, commit: str, wanted: Mapping[str, Path | bytes]) -> None:
+    """Compare what the Hub holds with what was sent."""
+    held = hub.model(repo_id, commit).files
+    wrong = [p for p, content in wanted.items() if p not in held or held[p].contradicts(content)]
+    if wrong:
+        raise HubError(
+            f"{repo_id} at {commit}: the Hub holds other bytes than were sent of "
+            f"{', '.join(sorted(wrong))}. Push again; if that does not help, delete these files "
+            "on the Hub first."
+        )
+
+
+def _tag(hub: Hub, repo_id: str, tag: str, commit: str) -> None:
+    """Tag a commit; that a tag of this name is not another commit's was checked before."""
+    hub.call(
+        f"tagging {repo_id}",
+        lambda: hub.api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True),
+        repo_id,
+    )
+    target = hub.model(repo_id, tag).commit
+    if target != commit:
+        raise HubError(
+            f"{repo_id}: the tag {tag!r} is on {target}, not on {commit}, which was just "
+            "published. Somebody else made it in between; choose another tag and push again."
+        )
+
+
+def _size(content: Path | bytes) -> int:
+    return content.stat().st_size if isinstance(content, Path) else len(content)

@@ -1,0 +1,209 @@
+"""A recipe: the stages a model goes through, and the targets its result must meet."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from zoopress.errors import PluginError, RecipeError, nearest
+from zoopress.techniques import Technique
+from zoopress.yaml_source import YamlSource, read_yaml, validate, validate_mapping
+
+if TYPE_CHECKING:
+    from zoopress.plugins import Plugins
+
+
+class Targets(BaseModel):
+    """Bounds that a result must meet; unset ones are not checked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min_cosine: float | None = Field(
+        default=None, ge=-1, le=1, description="mean cosine similarity to the original's outputs"
+    )
+    min_label_loyalty: float | None = Field(
+        default=None, ge=0, le=1, description="share of inputs with the original's label"
+    )
+    min_probability_loyalty: float | None = Field(
+        default=None, ge=0, le=1, description="1 − √(Jensen–Shannon divergence) to the original"
+    )
+    min_compression_ratio: float | None = Field(
+        default=None, gt=0, description="original bytes ÷ compressed bytes, all files"
+    )
+    max_size_bytes: int | None = Field(default=None, gt=0, description="all files together")
+    max_metric_drop: float | None = Field(
+        default=None,
+        ge=0,
+        description="how much worse than the original's the task's metric may be, in its own unit: "
+        "0.01 of accuracy is one point",
+    )
+    worst_metric: float | None = Field(
+        default=None,
+        description="the worst value that the task's metric may have: the least accuracy, the "
+        "largest perplexity",
+    )
+
+
+class _RecipeFile(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")
+    description: str = ""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    targets: Targets = Targets()
+    stages: list[dict[str, Any]] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One link of a chain: a technique with its config, and targets for its result.
+
+    Attributes:
+        technique: what compresses.
+        targets: bounds for the result of this stage.
+        recovery: what trains the model before the stage is judged, if anything does.
+    """
+
+    technique: Technique[Any]
+    targets: Targets = field(default_factory=Targets)
+    recovery: Technique[Any] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.technique.name
+
+    def as_dict(self, defaults: bool = True) -> dict[str, Any]:
+        """Return the stage as a recipe spells it, without its targets."""
+        spelled = _spelled(self.technique, defaults)
+        if self.recovery is not None:
+            spelled["recovery"] = _spelled(self.recovery, defaults)
+        return spelled
+
+    @property
+    def techniques(self) -> tuple[Technique[Any], ...]:
+        """The technique, then what recovers from it."""
+        return (self.technique,) if self.recovery is None else (self.technique, self.recovery)
+
+
+def _spelled(technique: Technique[Any], defaults: bool) -> dict[str, Any]:
+    config = technique.config.model_dump(mode="json", exclude_defaults=not defaults)
+    return {"technique": technique.name, **config}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Stages in order, with validated configs."""
+
+    name: str
+    stages: tuple[Stage, ...]
+    targets: Targets = field(default_factory=Targets)
+    seed: int = 0
+    description: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the recipe as plain data, defaults included."""
+        return {
+            "name": self.name,
+            "description": self.description,
+            "seed": self.seed,
+            "stages": [
+                {**stage.as_dict(), "targets": stage.targets.model_dump(exclude_none=True)}
+                for stage in self.stages
+            ],
+            "targets": self.targets.model_dump(exclude_none=True),
+        }
+
+
+def load_recipe(reference: str, plugins: Plugins) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        reference: a file, a file's section as "params.yaml#recipes.hybrid", or the name of a recipe
+            that a plugin brings.
+        plugins: which techniques there are.
+
+    Raises:
+        RecipeError: if it is missing or malformed.
+    """
+    file, _, section = reference.partition("#")
+    path = Path(file)
+    if not path.suffix and reference in plugins.recipes:
+        path = plugins.recipes[reference]
+    elif not os.path.exists(path):  # unlike Path.exists, no error for a name that is too long
+        raise RecipeError(
+            f"There is no recipe {reference!r}, neither a file nor a recipe of a plugin."
+            f"{nearest(reference, plugins.recipes)}"
+        )
+    source = read_yaml(path, RecipeError)
+    if section:
+        source = source.section(section, RecipeError)
+    return parse_recipe(source, plugins, default_name=section.rpartition(".")[2] or path.stem)
+
+
+def parse_recipe(source: YamlSource, plugins: Plugins, default_name: str) -> Recipe:
+    """Validate parsed YAML as a recipe.
+
+    Raises:
+        RecipeError: naming file, line, key and remedy.
+    """
+    file = validate(_RecipeFile, source, RecipeError)
+    stages = tuple(
+        _parse_stage(options, ("stages", i), source, plugins)
+        for i, options in enumerate(file.stages)
+    )
+    return Recipe(file.name or default_name, stages, file.targets, file.seed, file.description)
+
+
+def _parse_stage(
+    options: dict[str, Any], at: tuple[str | int, ...], source: YamlSource, plugins: Plugins
+) -> Stage:
+    technique = _parse_technique(options, at, source, plugins, besides=("targets", "recovery"))
+    name = technique.name
+    targets = Targets()
+    if "targets" in options:
+        targets = validate(Targets, source, RecipeError, (*at, "targets"))
+    recovery = None
+    if options.get("recovery") is not None:
+        if not isinstance(options["recovery"], dict):
+            raise RecipeError(
+                f"{source.where((*at, 'recovery'))}: 'recovery' must be a technique with its "
+                "config, such as {technique: fine_tuning, epochs: 1}."
+            )
+        recovery = _parse_technique(options["recovery"], (*at, "recovery"), source, plugins)
+        if not recovery.recovers:
+            able = sorted(name for name, kind in plugins.techniques.items() if kind.recovers)
+            raise RecipeError(
+                f"{source.where((*at, 'recovery', 'technique'))}: {recovery.name!r} does not train "
+                f"what is there, so it recovers nothing. These do: {', '.join(able) or 'none'}."
+            )
+    if technique.rounds() > 1 and recovery is None:
+        raise RecipeError(
+            f"{source.where(at)}: {name!r} in {technique.rounds()} rounds trains between them, so "
+            "the stage needs a 'recovery', such as {technique: fine_tuning, epochs: 1}."
+        )
+    return Stage(technique, targets, recovery)
+
+
+def _parse_technique(
+    options: dict[str, Any],
+    at: tuple[str | int, ...],
+    source: YamlSource,
+    plugins: Plugins,
+    besides: tuple[str, ...] = (),
+) -> Technique[Any]:
+    name = options.get("technique")
+    if not isinstance(name, str):
+        raise RecipeError(
+            f"{source.where(at)}: a stage needs the key 'technique' with a name."
+            f"{nearest('', plugins.techniques)}"
+        )
+    try:
+        technique = plugins.technique(name)
+    except PluginError as error:
+        raise RecipeError(f"{source.where((*at, 'technique'))}: {error}") from None
+    config = {k: v for k, v in options.items() if k not in ("technique", *besides)}
+    return technique(validate_mapping(technique.config_type, config, source, RecipeError, at))

@@ -1,0 +1,1 @@
+"""The records of what was measured, which everyone passes on."""

@@ -1,0 +1,1 @@
+"""What `zoopress init` and `zoopress plugin new` write."""

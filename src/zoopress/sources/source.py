@@ -1,0 +1,293 @@
+"""What a model source hands over: files on disk, and how to build a module from them."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from zoopress.errors import CardError, SourceError, ZoopressError
+from zoopress.store import file_digest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from zoopress.artifacts.manifest import Manifest
+    from zoopress.cards import Card
+    from zoopress.models.edits import Edit
+    from zoopress.models.model import Model
+    from zoopress.plugins import Plugins
+
+
+@dataclass(frozen=True)
+class SourceFiles:
+    """A model's files.
+
+    Attributes:
+        folder: where they are.
+        revision: which version of them, as exactly as the source can tell.
+        weights: names of the files that hold its tensors.
+        others: names of the files besides that a user of the model needs.
+    """
+
+    folder: Path
+    revision: str
+    weights: tuple[str, ...]
+    others: tuple[str, ...] = ()
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        return (*self.weights, *self.others)
+
+    def size_bytes(self) -> int:
+        """Return the bytes of all files together."""
+        return sum((self.folder / name).stat().st_size for name in self.all)
+
+
+@dataclass(frozen=True)
+class Companions:
+    """What an artifact holds besides its tensors.
+
+    Attributes:
+        files: by name, what to copy or to write.
+        edits: what loading has to replay: those that the files do not express already.
+        native: whether the library that the model comes from can load it by itself, given all
+            tensors as they are.
+        arguments: of the architecture, if others than before go with these files.
+    """
+
+    files: Mapping[str, Path | bytes]
+    edits: Sequence[Edit]
+    native: bool = False
+    arguments: dict[str, Any] | None = None
+
+
+class Architecture(ABC):
+    """How to build the module that a model's tensors belong to.
+
+    An artifact records `name` and `arguments`; both are data and may come from a stranger, so a
+    subclass must never import or call what they name unless it is known to be safe.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, folder: Path, arguments: dict[str, Any]) -> None:
+        self.folder = folder
+        self.arguments = arguments
+
+    @classmethod
+    @abstractmethod
+    def detect(cls, card: Card, files: SourceFiles) -> Architecture | None:
+        """Return the architecture if this class can build what a card's files hold."""
+
+    def code(self) -> str:
+        """Return a digest of the user's code that builds the module, if it is any."""
+        return ""
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """Return the module without its weights; called with the meta device as default."""
+
+    @abstractmethod
+    def load(self, files: SourceFiles) -> nn.Module:
+        """Return the module with its original weights.
+
+        Raises:
+            SourceError: if the weights do not fit.
+        """
+
+    def companions(self, model: Model, others: Mapping[str, Path]) -> Companions:
+        """Return the files that a compressed model needs besides its tensors.
+
+        Args:
+            model: the compressed model.
+            others: the files that came with what it was made from.
+        """
+        return Companions(others, model.edits)
+
+    def library_opens(self, manifest: Manifest) -> bool:
+        """Tell whether the model's own library opens a compressed one, with zoopress installed."""
+        return bool(manifest.native)
+
+    def stored_name(self, name: str) -> str:
+        """Return the name that a tensor of the module has in the files of its library."""
+        return name
+
+    def use_factory(self, factory: Callable[..., nn.Module]) -> None:
+        """Take the function that builds the module, from the user, never from an artifact."""
+        raise SourceError(
+            f"This model's architecture is {self.name!r} and needs no factory; leave it out."
+        )
+
+    def finish(self, module: nn.Module) -> nn.Module:
+        """Return the module as users get it, with its tokenizer and the like attached."""
+        return module
+
+
+def pull(card: Card, plugins: Plugins) -> SourceFiles:
+    """Make a card's files available on disk.
+
+    Raises:
+        SourceError: if they cannot be had.
+    """
+    files: SourceFiles = plugins.resolve("sources", card.scheme)(card)
+    return files
+
+
+def detect_architecture(card: Card, files: SourceFiles, plugins: Plugins) -> Architecture:
+    """Return how to build the card's module.
+
+    Raises:
+        SourceError: if no registered architecture knows.
+    """
+    for name in plugins.references["architectures"]:
+        found: Architecture | None = plugins.resolve("architectures", name).detect(card, files)
+        if found is not None:
+            return found
+    raise SourceError(
+        f"Card {card.name!r}: nothing here can tell the architecture of {card.source!r}. A "
+        "transformers folder has a config.json; for a state dict, give the card a 'factory'. "
+        f"Known architectures: {', '.join(plugins.references['architectures'])}."
+    )
+
+
+def build_on_meta(architecture: Architecture, most_parts: int = 1_000_000) -> nn.Module:
+    """Return the module in evaluation mode, its tensors without memory wherever it allows that.
+
+    Args:
+        architecture: what to build; its sizes need not be trusted.
+        most_parts: modules, parameters and buffers that it may have, all together.
+
+    Raises:
+        SourceError: if it cannot be built.
+    """
+    from zoopress.models.bounds import bounded_build
+
+    try:
+        module = _try_on_meta(architecture, most_parts, "all")
+        if module is None:
+            module = _try_on_meta(architecture, most_parts, "parameters")
+        if module is None:
+            with bounded_build(most_parts):
+                module = architecture.build()
+    except ZoopressError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise SourceError(f"The architecture cannot be built: {reason[:400]}.") from error
+    return module.eval()
+
+
+def _try_on_meta(
+    architecture: Architecture, most_parts: int, what: Literal["all", "parameters"]
+) -> nn.Module | None:
+    """Return the module without memory, None if its constructor needs values.
+
+    Some constructors look at values, or keep tensors that no file will fill; most of those leave
+    parameters alone, which are nearly all of a module's memory.
+    """
+    import torch
+
+    from zoopress.models.bounds import bounded_build
+
+    device = torch.device("meta") if what == "all" else nullcontext()
+    try:
+        with bounded_build(most_parts, keep_parameters=what == "all"), device:
+            module = architecture.build()
+    except (NotImplementedError, RuntimeError) as error:
+        if "meta" not in f"{type(error).__name__}: {error}":
+            raise
+        return None
+    return None if _stray_meta_tensor(module) else module
+
+
+def _stray_meta_tensor(module: nn.Module) -> str | None:
+    """Return the name of a meta tensor that is neither parameter nor buffer, if there is one."""
+    from torch import Tensor
+
+    for path, child in module.named_modules():
+        for name, value in vars(child).items():
+            if isinstance(value, Tensor) and value.is_meta:
+                return f"{path}.{name}"
+    return None
+
+
+def load_callable(reference: str, root: Path) -> Callable[..., Any]:
+    """Import `file.py:function` or `package.module:function` that the user's own card names.
+
+    Args:
+        reference: the reference; a file's path is relative to `root`.
+        root: the card's folder, importable while the module is imported.
+
+    Raises:
+        CardError: if there is no such function.
+    """
+    location, _, attribute = reference.rpartition(":")
+    try:
+        with _importable(root):
+            if location.endswith(".py"):
+                module = _import_file((root / location).resolve())
+            else:
+                module = importlib.import_module(location)
+    except FileNotFoundError as error:
+        raise CardError(f"{reference!r}: there is no file {root / location}.") from error
+    except Exception as error:
+        raise CardError(
+            f"{reference!r} cannot be imported: {type(error).__name__}: {error}."
+        ) from error
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        raise CardError(f"{reference!r}: {location} has no function {attribute!r}.")
+    return found  # type: ignore[no-any-return]
+
+
+def callable_code(reference: str, root: Path) -> str:
+    """Return the digest of the file that `load_callable` would take a function from.
+
+    "" if there is none, which `load_callable` reports. Files that it imports are not looked at.
+    """
+    location = reference.rpartition(":")[0]
+    if location.endswith(".py"):
+        file = root / location
+        return file_digest(file) if file.is_file() else ""
+    with _importable(root):
+        try:
+            spec = importlib.util.find_spec(location)
+        except (ImportError, ValueError):
+            return ""
+    found = Path(spec.origin) if spec is not None and spec.has_location and spec.origin else None
+    return file_digest(found) if found is not None and found.is_file() else ""
+
+
+def _import_file(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    name = f"_zoopress_card_{path.stem}_{abs(hash(str(path))):x}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and the like look their module up
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+@contextmanager
+def _importable(root: Path) -> Iterator[None]:
+    sys.path.insert(0, str(root))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(root))

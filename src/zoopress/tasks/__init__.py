@@ -1,0 +1,34 @@
+"""Contract of a task, and of the datasets that it reads."""
+
+from __future__ import annotations
+
+from zoopress.tasks.dataset import (
+    Dataset as Dataset,
+)
+from zoopress.tasks.dataset import (
+    File as File,
+)
+from zoopress.tasks.dataset import (
+    Part as Part,
+)
+from zoopress.tasks.dataset import (
+    Table as Table,
+)
+from zoopress.tasks.dataset import (
+    open_dataset as open_dataset,
+)
+from zoopress.tasks.dataset import (
+    row_digest as row_digest,
+)
+from zoopress.tasks.task import (
+    Batch as Batch,
+)
+from zoopress.tasks.task import (
+    Samples as Samples,
+)
+from zoopress.tasks.task import (
+    Split as Split,
+)
+from zoopress.tasks.task import (
+    Task as Task,
+)

@@ -1,0 +1,49 @@
+"""Contract of a technique: config, effects, context, outcome."""
+
+from __future__ import annotations
+
+from zoopress.techniques.technique import (
+    INITIAL_PROPERTIES as INITIAL_PROPERTIES,
+)
+from zoopress.techniques.technique import (
+    KINDS as KINDS,
+)
+from zoopress.techniques.technique import (
+    MASKS as MASKS,
+)
+from zoopress.techniques.technique import (
+    Claim as Claim,
+)
+from zoopress.techniques.technique import (
+    Config as Config,
+)
+from zoopress.techniques.technique import (
+    ConfigT as ConfigT,
+)
+from zoopress.techniques.technique import (
+    Context as Context,
+)
+from zoopress.techniques.technique import (
+    Effects as Effects,
+)
+from zoopress.techniques.technique import (
+    Family as Family,
+)
+from zoopress.techniques.technique import (
+    Kind as Kind,
+)
+from zoopress.techniques.technique import (
+    Need as Need,
+)
+from zoopress.techniques.technique import (
+    Outcome as Outcome,
+)
+from zoopress.techniques.technique import (
+    Technique as Technique,
+)
+from zoopress.techniques.technique import (
+    WeightSelection as WeightSelection,
+)
+from zoopress.techniques.technique import (
+    float_weights as float_weights,
+)

@@ -1,0 +1,464 @@
+"""The conformance suite: what every technique must do, built-in or a third party's.
+
+    from zoopress.testing.conformance import check_technique
+
+    def test_it_conforms():
+        check_technique(MyTechnique(MyConfig(strength=0.5)))
+
+The checks run tiny models through `zoopress.compress`, each run with a store of its own. They need
+no data, no network and nothing but what zoopress needs itself.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from zoopress.artifacts.artifact import load_artifact, save_artifact
+from zoopress.artifacts.manifest import Base
+from zoopress.cards import Card
+from zoopress.errors import GateError, SourceError, StageError
+from zoopress.evaluation.fidelity import call
+from zoopress.models.model import Model
+from zoopress.pipeline.compress import Result, compress
+from zoopress.plugins import Plugins, load_plugins
+from zoopress.recipes import Recipe, Stage
+from zoopress.sources import Architecture, detect_architecture, pull
+from zoopress.store import Store
+from zoopress.tasks import Task
+from zoopress.techniques import KINDS, MASKS, Config, Context, Effects, Family, Technique
+from zoopress.techniques import float_weights as float_weights_of
+from zoopress.testing import models as testing_models
+
+_IMAGES: dict[str, Any] = {"0": {"shape": [3, 16, 16]}}
+_TOKENS: dict[str, Any] = {
+    "0": {
+        "shape": [testing_models.LENGTH],
+        "dtype": "int64",
+        "high": testing_models.VOCABULARY,
+    }
+}
+TINY_MODELS: dict[str, dict[str, Any]] = {
+    "cnn": _IMAGES,
+    "lstm": _TOKENS,
+    "transformer": _TOKENS,
+}
+"""Functions of `zoopress.testing.models`, and the inputs of what they build."""
+
+_SNAKE_CASE = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
+
+
+class ConformanceError(AssertionError):
+    """A technique breaks a rule; the message says which and what to change."""
+
+
+def check_technique(technique: Technique[Any], plugins: Plugins | None = None) -> None:
+    """Check that a technique keeps every rule.
+
+    Args:
+        technique: with a config under which it should work on at least one of the tiny models: a
+            CNN with batch normalization, an LSTM and a transformer encoder, of about 20,000
+            parameters each.
+        plugins: what is registered, the technique included; everything installed by default.
+
+    Raises:
+        ConformanceError: naming the first rule it breaks.
+    """
+    plugins = plugins or load_plugins()
+    try:
+        check_declarations(technique, plugins)
+        check_imports_lightly(type(technique))
+        with tempfile.TemporaryDirectory() as folder:
+            check_on_models(technique, Path(folder), plugins)
+            check_refusals(technique, Path(folder) / "refusals", plugins)
+    except (ConformanceError, GateError) as error:
+        raise ConformanceError(f"{type(technique).__name__}: {error}") from error
+
+
+def check_declarations(technique: Technique[Any], plugins: Plugins) -> None:
+    """Check names, documentation, config and effects."""
+    kind = type(technique)
+    _require(
+        _SNAKE_CASE.fullmatch(kind.name) is not None,
+        f"the name {kind.name!r} is not in snake_case, such as 'row_pruning'",
+    )
+    _require(
+        kind.family in get_args(Family),
+        f"family {kind.family!r} is none of {list(get_args(Family))}",
+    )
+    _require(
+        plugins.techniques.get(kind.name) is kind,
+        f"{kind.name!r} is not registered as this class. Return it from a hook "
+        "zoopress_techniques, and name its module in the entry-point group 'zoopress'; then "
+        "install the package. " + " ".join(map(str, plugins.broken)),
+    )
+    _require(bool((vars(kind).get("__doc__") or "").strip()), "the class has no docstring")
+    config_type = kind.config_type
+    _require(
+        isinstance(config_type, type) and issubclass(config_type, Config),
+        "config_type is not a subclass of zoopress.Config",
+    )
+    _require(
+        config_type.model_config.get("extra") == "forbid",
+        f"{config_type.__name__} accepts unknown keys; keep extra='forbid' of zoopress.Config",
+    )
+    for name, field in config_type.model_fields.items():
+        _require(
+            bool((field.description or "").strip()),
+            f"the config's field {name!r} has no description: Field(description=…)",
+        )
+    config = technique.config
+    again = config_type.model_validate(config.model_dump(mode="json"))
+    _require(again == config, "the config is another one after it went through JSON")
+    effects = technique.effects()
+    _require(isinstance(effects, Effects), "effects() does not return zoopress.Effects")
+    for field_name in ("requires", "adds", "destroys"):
+        properties = getattr(effects, field_name)
+        _require(
+            isinstance(properties, frozenset) and all(isinstance(p, str) for p in properties),
+            f"effects().{field_name} is not a frozenset of strings: {properties!r}",
+        )
+
+
+def check_imports_lightly(kind: type[Technique[Any]]) -> None:
+    """Check that importing the technique's file does not import torch.
+
+    `zoopress techniques` and tab completion import every plugin; with torch they would take seconds
+    instead of milliseconds.
+    """
+    code = (
+        "import importlib, sys; sys.path[:] = sys.argv[2:]; importlib.import_module(sys.argv[1]); "
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, kind.__module__, *sys.path],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    _require(not done.stderr, f"module {kind.__module__!r} cannot be imported: {done.stderr}")
+    _require(
+        done.returncode == 0,
+        f"importing {kind.__module__!r} imports torch; move that import into the functions that "
+        "use it, and under `if TYPE_CHECKING:` for annotations",
+    )
+
+
+def check_on_models(technique: Technique[Any], folder: Path, plugins: Plugins) -> None:
+    """Check a technique on every tiny model; it must work on at least one.
+
+    One that learns from labels is checked on images alone, which have some.
+    """
+    refused = {}
+    names = ["cnn"] if _learns_from_labels(technique) else list(TINY_MODELS)
+    for name in names:
+        try:
+            check_on_model(technique, name, folder / name, plugins)
+        except StageError as error:
+            refused[name] = str(error)
+    _require(
+        len(refused) < len(names),
+        f"it works on none of the tiny models: {refused}. Give the test a config with which it "
+        "works on at least one.",
+    )
+
+
+def check_on_model(technique: Technique[Any], name: str, folder: Path, plugins: Plugins) -> None:
+    """Check a technique on one tiny model.
+
+    Raises:
+        StageError: if the technique finds nothing to do there, which is no fault of its.
+        ConformanceError: if it breaks a rule.
+    """
+    card = tiny_card(name, folder, labelled=_learns_from_labels(technique))
+    alone = Model(_build(card, plugins), plugins.layers)
+    technique.apply(alone, context_for(card, folder / "checkpoint", plugins))
+    try:
+        first = run_chain([technique], card, folder / "first", plugins)
+        second = run_chain([technique], card, folder / "second", plugins)
+    except StageError as error:
+        raise ConformanceError(f"what it makes of the {name} is broken: {error}") from error
+    _require(
+        artifact_bytes(first.artifact) == artifact_bytes(second.artifact),
+        f"two runs on the {name} with one seed give different files. Draw random numbers from "
+        "context.generator() alone, and iterate over nothing whose order may change",
+    )
+    model = reload_artifact(first.artifact, card, plugins)
+    original = Model(_build(card, plugins), plugins.layers)
+    _check_touched(first.report.last.touched, original, model)
+    _check_effects(technique, original, model)
+    _check_stored_alike(model, card, folder / "again", plugins)
+    if MASKS not in technique.effects().destroys:
+        _check_keeps_masks(technique, card, folder / "masked", plugins)
+
+
+def check_refusals(technique: Technique[Any], folder: Path, plugins: Plugins) -> None:
+    """Check that what cannot be compressed is refused in words, not with a traceback."""
+    labelled = _learns_from_labels(technique)
+    card = tiny_card("cnn", folder / "nan", _poison, labelled)
+    _expect(
+        SourceError,
+        lambda: run_chain([technique], card, folder / "nan" / "out", plugins),
+        "a model with NaN weights",
+    )
+    bare = write_card("without_matrices", _IMAGES, folder / "bare", labelled=labelled)
+    try:
+        run_chain([technique], bare, folder / "bare" / "out", plugins)
+    except StageError:
+        pass
+    except GateError as error:
+        # Coding works on any tensor; that so few bytes do not shrink is for the gate to say.
+        _require(
+            "something_touched" not in str(error),
+            "on a model without any matrix it does nothing in silence. Raise StageError, as "
+            "WeightSelection.select does",
+        )
+
+
+def tiny_card(
+    name: str,
+    folder: Path,
+    change: Callable[[dict[str, Tensor]], None] = lambda tensors: None,
+    labelled: bool = False,
+) -> Card:
+    """Write a tiny model of seeded weights into a folder.
+
+    Args:
+        name: one of `TINY_MODELS`.
+        folder: made if it is missing.
+        change: may change the state dict before it is written.
+        labelled: whether inputs have labels; only a model of images can.
+
+    Returns:
+        The model's card, with random inputs.
+    """
+    return write_card(name, TINY_MODELS[name], folder, change, labelled)
+
+
+def write_card(
+    function: str,
+    inputs: Mapping[str, Any],
+    folder: Path,
+    change: Callable[[dict[str, Tensor]], None] = lambda tensors: None,
+    labelled: bool = False,
+) -> Card:
+    """Write the model that a function of `zoopress.testing.models` builds, and return its card."""
+    folder.mkdir(parents=True, exist_ok=True)
+    module = seeded(getattr(testing_models, function))
+    tensors = {key: tensor.clone() for key, tensor in module.state_dict().items()}
+    change(tensors)
+    file = folder.resolve() / f"{function}.safetensors"
+    save_file(tensors, file)
+    return Card.model_validate(
+        {
+            "name": f"tiny-{function.replace('_', '-')}",
+            "source": f"path:{file}",
+            "factory": f"zoopress.testing.models:{function}",
+            "task": "image-classification" if labelled else "fidelity",
+            "data": {
+                **(_labelled_images(module, folder) if labelled else {"random": dict(inputs)}),
+                "calibration_samples": 16,
+                "evaluation_samples": 24,
+                "batch_size": 8,
+            },
+        }
+    )
+
+
+def _learns_from_labels(technique: Technique[Any]) -> bool:
+    return "training" in technique.needs and "teacher" not in technique.needs
+
+
+def _labelled_images(module: nn.Module, folder: Path) -> dict[str, Any]:
+    """Write images of random pixels and classes, and return a card's data with them."""
+    with torch.inference_mode():
+        classes = module(torch.zeros(1, *_IMAGES["0"]["shape"])).shape[1]
+    generator = torch.Generator().manual_seed(0)
+    channels, *size = _IMAGES["0"]["shape"]
+    pixels = torch.randint(0, 256, (160, *size, channels), generator=generator)
+    labels = torch.randint(0, classes, (160,), generator=generator)
+    file = folder.resolve() / "images.npz"
+    np.savez(file, image=pixels.to(torch.uint8).numpy(), label=labels.numpy())
+    return {"dataset": f"file:{file}", "validation_samples": 24}
+
+
+def seeded(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
+    """Build a module with random weights that follow from the seed.
+
+    The running statistics and the affine weights of batch normalization are random too: at their
+    defaults they would hide a channel that was dropped in one place alone.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = build().eval()
+        for layer in module.modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                for tensor in (layer.weight, layer.running_var):
+                    if tensor is not None:
+                        nn.init.uniform_(tensor, 0.5, 1.5)
+                for tensor in (layer.bias, layer.running_mean):
+                    if tensor is not None:
+                        nn.init.normal_(tensor, std=0.3)
+    return module
+
+
+def run_chain(
+    techniques: Sequence[Technique[Any]],
+    card: Card,
+    folder: Path,
+    plugins: Plugins | None = None,
+    seed: int = 0,
+) -> Result:
+    """Compress a card's model by techniques in order, with a store of its own in the folder."""
+    recipe = Recipe("test", tuple(map(Stage, techniques)), seed=seed)
+    return compress(card, recipe, folder, Store(folder / "store"), plugins or load_plugins())
+
+
+def reload_artifact(folder: Path, card: Card, plugins: Plugins | None = None) -> Model:
+    """Load an artifact of a card's model, with masks and all."""
+    plugins = plugins or load_plugins()
+    factory = getattr(_architecture(card, plugins), "factory", None)
+    model, _, _ = load_artifact(folder, plugins, factory)
+    return model
+
+
+def artifact_bytes(folder: Path) -> dict[str, bytes]:
+    """Return the content of an artifact's files by name."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def context_for(card: Card, folder: Path, plugins: Plugins | None = None, seed: int = 0) -> Context:
+    """Return what a stage on a card's model would get, to call `apply` without a chain."""
+    plugins = plugins or load_plugins()
+    folder.mkdir(parents=True, exist_ok=True)
+    task: Task = plugins.resolve("tasks", card.task)(card, pull(card, plugins).folder)
+    return Context(
+        seed=seed,
+        device=torch.device("cpu"),
+        batches=lambda: task.batches("calibration"),
+        call=lambda module, batch: call(task, module, batch),
+        progress=lambda item, fraction=None: None,
+        checkpoint=folder,
+        task=task,
+        teacher=lambda _: _build(card, plugins),
+    )
+
+
+def _architecture(card: Card, plugins: Plugins) -> Architecture:
+    return detect_architecture(card, pull(card, plugins), plugins)
+
+
+def _build(card: Card, plugins: Plugins) -> nn.Module:
+    files = pull(card, plugins)
+    return detect_architecture(card, files, plugins).load(files).eval()
+
+
+def _check_touched(touched: Sequence[str], original: Model, model: Model) -> None:
+    known: set[str] = set()
+    for each in (original, model):
+        known |= {*each.tensors(), *dict(each.module.named_modules(remove_duplicate=False))}
+    unknown = [name for name in touched if name not in known]
+    _require(
+        not unknown,
+        f"Outcome.touched names what is neither a tensor nor a module of the model: {unknown[:4]}",
+    )
+
+
+def _check_effects(technique: Technique[Any], original: Model, model: Model) -> None:
+    effects = technique.effects()
+    if model.masks:
+        _require(
+            MASKS in effects.adds,
+            "it pruned weights by Model.mask, but effects().adds lacks zoopress.techniques.MASKS, "
+            "so a later stage could undo it",
+        )
+    else:
+        _require(MASKS not in effects.adds, "effects().adds promises masks, but it made none")
+    include = getattr(technique.config, "include", ("*",))
+    for kind in KINDS if include == ("*",) else ():
+        if any(original.weights((kind,))) and not any(model.weights((kind,))):
+            _require(
+                float_weights_of(kind) in effects.destroys,
+                f"it leaves no {float_weights_of(kind)!r}, but effects().destroys does not say so, "
+                "and a later stage that needs them would fail late",
+            )
+
+
+def _check_stored_alike(model: Model, card: Card, folder: Path, plugins: Plugins) -> None:
+    """Check that a model, loaded and saved again in either container, is still the same."""
+    before = model.tensors()
+    for storage in ("safetensors", "zpz"):
+        model.storage = storage
+        again = _through_disk(model, card, folder / storage, plugins)
+        after = again.tensors()
+        _require(
+            before.keys() == after.keys()
+            and all(_same(tensor, after[name]) for name, tensor in before.items()),
+            f"saved as {storage} and loaded, the model has other tensors",
+        )
+
+
+def _check_keeps_masks(
+    technique: Technique[Any], card: Card, folder: Path, plugins: Plugins
+) -> None:
+    """Check that weights pruned by an earlier stage are still zero after this one."""
+    model = Model(_build(card, plugins), plugins.layers)
+    for weight in model.weights():
+        size = weight.parameter.detach().abs()
+        model.mask(weight, size > size.median())
+    try:
+        technique.apply(model, context_for(card, folder / "checkpoint", plugins))
+        again = _through_disk(model, card, folder / "artifact", plugins)
+    except StageError as error:
+        raise ConformanceError(
+            f"it fails on a pruned model: {error} Change weights through the "
+            "methods of zoopress.Model, or let effects().destroys name zoopress.techniques.MASKS."
+        ) from error
+    _require(
+        bool(again.masks) and all(torch.equal(m, again.masks[n]) for n, m in model.masks.items()),
+        "the masks of an earlier stage are lost after it",
+    )
+
+
+def _through_disk(model: Model, card: Card, folder: Path, plugins: Plugins) -> Model:
+    folder.mkdir(parents=True)
+    architecture = _architecture(card, plugins)
+    base = Base(name=card.name, source=card.source, revision="", size_bytes=0, task=card.task)
+    save_artifact(folder, model, architecture, base, {})
+    return reload_artifact(folder, card, plugins)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a, b)
+
+
+def _poison(tensors: dict[str, Tensor]) -> None:
+    first = next(tensor for tensor in tensors.values() if tensor.ndim > 1)
+    first.view(-1)[0] = torch.nan
+
+
+def _expect(error: type[Exception], run: Callable[[], object], what: str) -> None:
+    try:
+        run()
+    except error:
+        return
+    raise ConformanceError(f"{what} is not refused with {error.__name__}")
+
+
+def _require(condition: bool, rule: str) -> None:
+    if not condition:
+        raise ConformanceError(rule if rule.endswith(".") else f"{rule}.")

@@ -1,0 +1,109 @@
+"""Every registered technique keeps the rules that third parties are held to as well."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from zoopress.evaluation.latency import measure_latency
+from zoopress.plugins import load_plugins
+from zoopress.testing import check_technique
+
+EXAMPLES: dict[str, list[dict[str, Any]]] = {
+    "batch_norm_folding": [{}],
+    "codebook_quantization": [
+        {"bits": 3},
+        {"bits": 4, "weighting": "fisher", "entropy_weight": 0.01, "kind_bits": {"linear": 6}},
+        {"bits": 5, "scope": "global", "kinds": ("linear", "conv", "parameter")},
+    ],
+    "distillation": [{"steps": 3, "hints": False}, {"steps": 3, "response": "regression"}],
+    "entropy_coding": [{}, {"coder": "huffman"}],
+    "fine_tuning": [{"steps": 3}, {"steps": 3, "mode": "feature_extraction"}],
+    "float_precision": [{}, {"dtype": "float16"}],
+    "gradual_pruning": [
+        {"sparsity": 0.6, "training": {"steps": 4}, "interval": 2},
+        {
+            "sparsity": 0.6,
+            "training": {"steps": 4},
+            "score": "magnitude",
+            "scope": "layer",
+            "per_bit": True,
+        },
+    ],
+    "incremental_quantization": [
+        {"bits": 3, "training": {"steps": 6}, "interval": 2},
+        {
+            "bits": 4,
+            "weighting": "fisher",
+            "entropy_weight": 0.05,
+            "training": {"steps": 4},
+            "end": 1.0,
+        },
+    ],
+    "lattice_quantization": [
+        {"bits_per_weight": 4},
+        {"step": 0.3, "lattice": "Z", "steps": "row", "dither": False},
+    ],
+    "layer_removal": [{"layers": 1}, {"keep": [1]}],
+    "magnitude_pruning": [
+        {"sparsity": 0.5},
+        {"pattern": "2:4"},
+        {"sparsity": 0.6, "scope": "global", "kinds": ("linear", "embedding")},
+    ],
+    "neuron_pruning": [{"sparsity": 0.25}, {"sparsity": 0.25, "scope": "global", "norm": "l1"}],
+    "rate_distortion_quantization": [
+        {"slope": 1e-6, "kinds": ("conv", "embedding", "vector")},
+        {"target": {"cosine": 0.8}},
+        {"target": {"bits_per_weight": 4}, "sensitivity": "none", "steps": "row"},
+        {"target": {"ratio": 4}, "sensitivity": "synthetic", "steps": "tensor"},
+    ],
+    "truncated_svd": [{"parameters": 0.5}, {"rank": 4}, {"energy": 0.5}],
+    "weight_quantization": [
+        {"bits": 8},
+        {"bits": 4, "group_size": 32, "symmetric": False},
+        {"bits": 3, "clipping": "none", "kinds": ("linear", "conv", "parameter")},
+    ],
+}
+"""Configs of every technique; a list, since one config rarely reaches all of a file."""
+
+PLUGINS = load_plugins()
+CASES = [
+    pytest.param(name, config, id=f"{name}-{i}", marks=(pytest.mark.slow,) if i else ())
+    for name in sorted(PLUGINS.techniques)
+    for i, config in enumerate(EXAMPLES.get(name, [None]))
+]
+
+
+def test_every_plugin_loads() -> None:
+    PLUGINS.check()
+    assert [str(broken) for broken in PLUGINS.broken] == []
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """On busy machines, threads that wait for each other take tiny models ten times as long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def brief_latency(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Latency is measured elsewhere; here it would take most of the time."""
+    monkeypatch.setattr(
+        "zoopress.pipeline.workbench.measure_latency", partial(measure_latency, seconds=0.01)
+    )
+
+
+@pytest.mark.parametrize(("name", "config"), CASES)
+def test_technique_conforms(name: str, config: dict[str, Any] | None) -> None:
+    if config is None:
+        pytest.fail(
+            f"Technique {name!r} is registered but has no example config. Add one to EXAMPLES in "
+            f"{__file__}."
+        )
+    technique = PLUGINS.technique(name)
+    check_technique(technique(technique.config_type(**config)), PLUGINS)

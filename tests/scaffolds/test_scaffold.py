@@ -1,0 +1,74 @@
+"""`zoopress plugin new` writes a plugin that installs, passes its own test and can be run."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from zoopress.errors import InputError
+from zoopress.scaffolds.plugin import write_plugin
+
+
+def python(*arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run this Python with what is in `path` installed, too."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if path is not None:
+        environment["PYTHONPATH"] = str(path)
+    done = subprocess.run(
+        [sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def install(folder: Path, target: Path) -> None:
+    """Install a plugin for real, with the setuptools that torch brings, and without a network."""
+    options = ("--no-index", "--no-deps", "--no-build-isolation", "--quiet")
+    python("-m", "pip", "install", *options, "--target", str(target), str(folder))
+
+
+def test_the_written_plugin_installs_and_passes_its_own_test(tmp_path: Path) -> None:
+    folder = write_plugin("row_rounding", tmp_path / "row-rounding")
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "pyproject.toml",
+        "row_rounding.py",
+        "test_row_rounding.py",
+    ]
+    install(folder, tmp_path / "site")
+    listed = python("-m", "zoopress", "techniques", path=tmp_path / "site")
+    assert "row_rounding" in listed.stdout
+    done = python(
+        *("-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"),
+        str(folder / "test_row_rounding.py"),
+        path=tmp_path / "site",
+    )
+    assert "1 passed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "name", ["", "RowPruning", "row-pruning", "1st", "row__pruning", "_row", "class", "test_row"]
+)
+def test_a_name_that_is_no_snake_case_noun_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot name a technique.*row_pruning"):
+        write_plugin(name, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_name_that_would_hide_another_module_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="exists already"):
+        write_plugin("json", tmp_path / "new")
+
+
+def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="not an empty folder"):
+        write_plugin("row_pruning", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(InputError, match="not an empty folder"):
+        write_plugin("row_pruning", tmp_path / "taken")
