@@ -29,11 +29,11 @@ from zoopress.cells.cell import Cell, Original, open_original
 from zoopress.cells.plan import make_plan
 from zoopress.evaluation.fidelity import Run, compare_outputs, run_all
 from zoopress.pipeline.compress import run_stages
-from zoopress.pipeline.gates import Fidelity
 from zoopress.pipeline.workbench import Workbench
 from zoopress.plugins import Plugins
 from zoopress.progress import Reporter
 from zoopress.recipes import Recipe, Stage, load_recipe
+from zoopress.results import Fidelity
 from zoopress.store import Store
 
 HERE = Path(__file__).parent

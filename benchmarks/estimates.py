@@ -130,7 +130,8 @@ def planned(cells: list[tuple[Path | str, str]], folder: Path) -> list[dict[str,
     code = (
         "import json, sys; from pathlib import Path; from zoopress.cells.selection import "
         "select_cells; from zoopress.plugins import load_plugins; from zoopress.progress import "
-        "terminal; from zoopress.store import Store; from zoopress.estimates.zoo_planner import ZooPlanner\n"
+        "terminal; from zoopress.store import Store\n"
+        "from zoopress.estimates.zoo_planner import ZooPlanner\n"
         "plugins = load_plugins()\n"
         "for card, recipe in json.load(sys.stdin):\n"
         "    planner = ZooPlanner(Store(sys.argv[1]), plugins, terminal(), clock='cpu')\n"

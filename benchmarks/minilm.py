@@ -28,7 +28,7 @@ from zoopress.pipeline.compress import compress
 from zoopress.plugins import load_plugins
 from zoopress.progress import terminal
 from zoopress.recipes import load_recipe
-from zoopress.reports.report import Report
+from zoopress.results import Report
 from zoopress.sources import detect_architecture, pull
 from zoopress.store import Store
 

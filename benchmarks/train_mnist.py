@@ -25,7 +25,7 @@ from zoopress.pipeline.compress import compress
 from zoopress.plugins import load_plugins
 from zoopress.progress import terminal
 from zoopress.recipes import load_recipe
-from zoopress.reports.report import Report
+from zoopress.results import Report
 from zoopress.store import Store
 
 HERE = Path(__file__).parent / "mnist"

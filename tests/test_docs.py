@@ -28,8 +28,8 @@ from zoopress.artifacts.manifest import ArchitectureRecord, Base, FileRecord, Ma
 from zoopress.cards import Card, Data, RandomInput
 from zoopress.commands.cli import app
 from zoopress.errors import RecipeError
+from zoopress.gates import BUILT_IN
 from zoopress.models.edits import Keep, Pack, Replace, Resize
-from zoopress.pipeline.gates import BUILT_IN
 from zoopress.plugins import HookSpecs, load_plugins
 from zoopress.recipes import Targets, _RecipeFile, parse_recipe
 from zoopress.scaffolds.zoo_files import TEMPLATES

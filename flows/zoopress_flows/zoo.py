@@ -32,7 +32,9 @@ from zoopress.orchestration.zoo_run import Submit
 from zoopress.plugins import Plugins, load_plugins
 from zoopress.reports.leaderboard import Leaderboard
 from zoopress.reports.leaderboard_charts import pareto_svg
-from zoopress.reports.report import Report, markdown
+from zoopress.reports.leaderboard_table import leaderboard_markdown
+from zoopress.reports.report import markdown
+from zoopress.results import Report
 from zoopress_flows.runners import make_runner
 from zoopress_flows.watching import ProgressArtifact, artifact_key, or_without_prefect
 
@@ -128,7 +130,7 @@ def _show(board: Leaderboard) -> None:
             for cell in board.cells
         ]
         create_table_artifact(rows, key="leaderboard", description=board.summary)
-        create_markdown_artifact(board.markdown(), key="leaderboard-page")
+        create_markdown_artifact(leaderboard_markdown(board), key="leaderboard-page")
         picture = base64.b64encode(pareto_svg(board).encode()).decode()
         create_image_artifact(f"data:image/svg+xml;base64,{picture}", key="pareto-front")
 

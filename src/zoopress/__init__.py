@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from zoopress.moved import keep_old_names
+
 if TYPE_CHECKING:
     from zoopress.errors import ZoopressError as ZoopressError
     from zoopress.loading import load as load
@@ -33,6 +35,8 @@ _WHERE = {
     ),
 }
 __all__ = sorted(_WHERE)
+
+keep_old_names()
 
 
 def __getattr__(name: str) -> Any:

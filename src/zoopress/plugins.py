@@ -21,7 +21,7 @@ import pluggy
 from zoopress.errors import PluginError, nearest
 
 if TYPE_CHECKING:
-    from zoopress.pipeline.gates import GateInput
+    from zoopress.results import GateInput
     from zoopress.techniques import Technique
 
 GROUP = "zoopress"
@@ -313,11 +313,10 @@ def import_reference(reference: str) -> Any:
 
 def _technique_classes(answer: Any) -> list[type[Technique[Any]]]:
     """Check what a plugin answers to `zoopress_techniques`."""
-    from zoopress.techniques import Technique
-
+    technique_type = import_reference("zoopress.techniques:Technique")
     classes = list(answer)
     for item in classes:
-        if not (isinstance(item, type) and issubclass(item, Technique)):
+        if not (isinstance(item, type) and issubclass(item, technique_type)):
             raise TypeError(f"{item!r} is not a subclass of zoopress.Technique")
         missing = [n for n in ("name", "family", "config_type") if not hasattr(item, n)]
         if missing:

@@ -319,7 +319,8 @@ def test_memory_is_claimed_without_torch(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1])\n"
         "from zoopress.cards import load_card; from zoopress.cells.cell import open_cell\n"
-        "from zoopress.estimates.estimate import memory_bytes; from zoopress.plugins import load_plugins\n"
+        "from zoopress.estimates.estimate import memory_bytes\n"
+        "from zoopress.plugins import load_plugins\n"
         "from zoopress.recipes import load_recipe; from zoopress.store import Store\n"
         "p = load_plugins(); card = load_card('card.yaml', p); r = load_recipe('recipe.yaml', p)\n"
         "print(memory_bytes(open_cell(card, r, Store('store'), p)))\n"

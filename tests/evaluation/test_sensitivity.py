@@ -24,7 +24,7 @@ from zoopress.models.model import Model
 from zoopress.models.packing import unpack
 from zoopress.pipeline.compress import compress
 from zoopress.plugins import Plugins
-from zoopress.reports.report import LayerResult, Report
+from zoopress.results import LayerResult, Report
 from zoopress.store import Store
 from zoopress.tasks import Batch, Samples, Split, Task
 from zoopress.techniques import Context

@@ -19,7 +19,8 @@ from held_data import HeldTask, compare
 from zoopress.cards import Card
 from zoopress.evaluation import changes
 from zoopress.evaluation.changes import classification_changes, confusion, label_changes
-from zoopress.evaluation.comparison import Comparison, evaluate
+from zoopress.evaluation.comparison import Comparison
+from zoopress.evaluation.evaluate import evaluate
 from zoopress.evaluation.fidelity import Run
 from zoopress.evaluation.metrics import mean_absolute_error, r_squared
 from zoopress.evaluation.task_metrics import better, measure_task

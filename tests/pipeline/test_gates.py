@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zoopress.errors import GateError, PluginError
-from zoopress.pipeline import gates
-from zoopress.pipeline.gates import Fidelity, GateInput, StageResult, check_sound, check_targets
+from zoopress.gates import check_sound, check_targets, gates
 from zoopress.plugins import Plugins, hookimpl, load_plugins
 from zoopress.recipes import Targets
+from zoopress.results import Fidelity, GateInput, StageResult
 from zoopress.techniques import Claim
 
 SOUND = StageResult(

@@ -28,7 +28,8 @@ from zoopress.publishing.card_template import DEFAULT_TEMPLATE, environment_for
 from zoopress.publishing.model_card import render_model_card
 from zoopress.recipes import parse_recipe
 from zoopress.reports.markdown import one_line
-from zoopress.reports.report import Report, comparison_rows
+from zoopress.reports.report import comparison_rows
+from zoopress.results import Report
 from zoopress.store import Store
 from zoopress.yaml_source import parse_yaml
 

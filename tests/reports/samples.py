@@ -7,8 +7,7 @@ import struct
 import zlib
 from typing import Any
 
-from zoopress.pipeline.gates import Fidelity, StageResult
-from zoopress.reports.report import LayerResult, Report
+from zoopress.results import Fidelity, LayerResult, Report, StageResult
 from zoopress.techniques import Claim
 
 HOSTILE = [

@@ -12,6 +12,7 @@ from reports.samples import hostile, labelled, unlabelled
 from reports.test_page import several
 from zoopress.reports.comparison import compare
 from zoopress.reports.leaderboard import CellOutcome, Leaderboard
+from zoopress.reports.leaderboard_page import leaderboard_page
 from zoopress.reports.page import report_page
 
 pytestmark = [
@@ -95,7 +96,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "hostile": report_page([hostile()]),
         "several": report_page([f.report for f in found if f.report], compare(found)),
         "compare": report_page([], compare(found)),
-        "leaderboard": board.html(folder),
+        "leaderboard": leaderboard_page(board, folder),
     }
     for name, content in contents.items():
         (folder / f"{name}.html").write_text(content, encoding="utf-8")

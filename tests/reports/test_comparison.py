@@ -15,9 +15,9 @@ from rich.console import Console
 from reports.samples import HOSTILE, MACHINE, hostile, labelled, unlabelled
 from zoopress.errors import InputError, ZoopressError
 from zoopress.pipeline.compress import Result
+from zoopress.publishing.reading import Found, find_reports
 from zoopress.reports.comparison import Comparison, compare
-from zoopress.reports.reading import Found, find_reports
-from zoopress.reports.report import Report, read_report
+from zoopress.results import Report, read_report
 
 
 def side_by_side(*reports: Report) -> Comparison:

@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reports.samples import labelled, stage, unlabelled
-from zoopress.pipeline.gates import Fidelity
-from zoopress.reports.figures import (
+from zoopress.reports.headline import headline
+from zoopress.reports.report import comparison_rows, markdown
+from zoopress.results import Fidelity
+from zoopress.results.figures import (
     TaskMetric,
     flips,
-    headline,
     metric_of_figures,
     number,
     primary_metric,
@@ -22,7 +23,6 @@ from zoopress.reports.figures import (
     task_figures,
     task_metrics,
 )
-from zoopress.reports.report import comparison_rows, markdown
 
 NUMBER = st.floats(-1e6, 1e6)
 

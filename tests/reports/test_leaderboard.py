@@ -26,11 +26,13 @@ from zoopress.errors import InputError
 from zoopress.pipeline.compress import Result, compress
 from zoopress.plugins import Plugins
 from zoopress.recipes import load_recipe
-from zoopress.reports.figures import TaskMetric
 from zoopress.reports.leaderboard import CellOutcome, Leaderboard
 from zoopress.reports.leaderboard_charts import pareto_png, pareto_svg
+from zoopress.reports.leaderboard_page import leaderboard_page
+from zoopress.reports.leaderboard_table import LeaderboardTable, leaderboard_markdown
 from zoopress.reports.pareto import pareto_front
 from zoopress.reports.standing import Figures, Latency, StageGain, Standing
+from zoopress.results.figures import TaskMetric
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -308,13 +310,13 @@ def test_the_page_links_to_reports_wherever_it_lies(finished: Result, tmp_path: 
     )
     for folder in (tmp_path / "out", tmp_path, tmp_path / "elsewhere" / "deep"):
         folder.mkdir(parents=True, exist_ok=True)
-        (address,) = Page(board.html(folder)).addresses
+        (address,) = Page(leaderboard_page(board, folder)).addresses
         assert (folder / unquote(address)).samefile(finished.folder / "report.md")
 
 
 def test_every_cell_is_in_the_page_with_its_figures_or_its_reason() -> None:
     board = Leaderboard([cell("net", f"r{i}", 1.5 + i) for i in range(12)] + [FAILED])
-    page = Page(board.html())
+    page = Page(leaderboard_page(board))
     assert len([a for a in page.all("tr") if "data-place" in a]) == 12
     assert "Traceback: deep inside" in "".join(page.texts)
     labels = [
@@ -326,7 +328,7 @@ def test_every_cell_is_in_the_page_with_its_figures_or_its_reason() -> None:
 
 def test_the_same_leaderboard_gives_the_same_page() -> None:
     board = Leaderboard([cell(), FAILED])
-    assert board.html() == board.html()
+    assert leaderboard_page(board) == leaderboard_page(board)
 
 
 def test_without_what_draws_charts_the_page_says_what_to_install(
@@ -342,8 +344,8 @@ def test_without_what_draws_charts_the_page_says_what_to_install(
 @pytest.mark.parametrize("cells", [[], [FAILED], [cell()], [cell(cosine=None, speed_up=None)]])
 def test_a_page_of_few_cells_is_whole(cells: list[Standing]) -> None:
     board = Leaderboard(cells)
-    assert "</html>" in board.html()
-    assert board.summary in board.markdown()
+    assert "</html>" in leaderboard_page(board)
+    assert board.summary in leaderboard_markdown(board)
 
 
 def test_charts_are_well_formed_whatever_the_names_are() -> None:
@@ -371,15 +373,15 @@ def test_nothing_done_cannot_be_drawn(draw: object) -> None:
 @given(st.integers(36, 220), st.lists(STANDINGS, max_size=5))
 def test_the_table_fits_any_terminal(width: int, cells: list[Standing]) -> None:
     stream = StringIO()
-    Console(file=stream, width=width).print(Leaderboard(cells).table())
+    Console(file=stream, width=width).print(LeaderboardTable(Leaderboard(cells)))
     assert all(cell_len(line) <= width for line in stream.getvalue().splitlines())
 
 
 def test_a_narrow_terminal_still_shows_ratio_and_fidelity_and_a_wide_one_all() -> None:
     board = Leaderboard([cell(), FAILED])
     narrow, wide = StringIO(), StringIO()
-    Console(file=narrow, width=40).print(board.table())
-    Console(file=wide, width=200).print(board.table())
+    Console(file=narrow, width=40).print(LeaderboardTable(board))
+    Console(file=wide, width=200).print(LeaderboardTable(board))
     assert "4.00×" in narrow.getvalue()
     assert "0.9900" in narrow.getvalue()
     assert "prob." not in narrow.getvalue()

@@ -28,14 +28,13 @@ from reports.samples import (
     unlabelled,
 )
 from zoopress.pipeline.compress import Result
-from zoopress.pipeline.gates import Fidelity
+from zoopress.publishing.reading import Found
 from zoopress.reports import byte_charts, chain_charts, change_charts, measure_charts
 from zoopress.reports.comparison import compare
 from zoopress.reports.drawing import draw_svg
 from zoopress.reports.facts import facts
 from zoopress.reports.page import report_page, tiles
-from zoopress.reports.reading import Found
-from zoopress.reports.report import LayerResult, Report
+from zoopress.results import Fidelity, LayerResult, Report
 
 
 class Page(HTMLParser):

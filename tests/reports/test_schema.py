@@ -10,8 +10,8 @@ from jsonschema import Draft202012Validator, ValidationError
 
 from reports.samples import hostile, labelled, unlabelled
 from zoopress.pipeline.compress import Result
-from zoopress.reports.report import Report
 from zoopress.reports.schema import report_schema, schema_text
+from zoopress.results import Report
 
 FILE = Path(__file__).parent.parent.parent / "docs" / "report.schema.json"
 SCHEMA = report_schema()

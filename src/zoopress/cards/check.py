@@ -18,7 +18,7 @@ from zoopress.cards.maker import (
 )
 from zoopress.errors import ZoopressError
 from zoopress.sources import build_on_meta, detect_architecture, pull
-from zoopress.tasks import Task
+from zoopress.tasks import Task, open_task
 
 if TYPE_CHECKING:
     from torch import nn
@@ -168,7 +168,7 @@ class CardCheck:
 
     def _data(self, card: Card, listing: Listing | None) -> tuple[State, str, Task]:
         assert listing is not None
-        task: Task = self.plugins.resolve("tasks", card.task)(card, listing.files.folder)
+        task = open_task(card, listing.files.folder, self.plugins)
         try:
             batches = [len(task.batches(split)) for split in ("test", "calibration")]
         except ZoopressError:

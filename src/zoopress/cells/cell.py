@@ -19,7 +19,7 @@ from zoopress.plugins import Plugins
 from zoopress.recipes import Recipe
 from zoopress.sources import Architecture, SourceFiles, detect_architecture, pull
 from zoopress.store import Store, digest, file_digest
-from zoopress.tasks import Task
+from zoopress.tasks import Task, open_task
 
 SCHEMA = 6
 """Raise it when stored results of older versions can no longer be used."""
@@ -47,7 +47,7 @@ def open_original(card: Card, plugins: Plugins) -> Original:
     """
     files = pull(card, plugins)
     architecture = detect_architecture(card, files, plugins)
-    task: Task = plugins.resolve("tasks", card.task)(card, files.folder)
+    task = open_task(card, files.folder, plugins)
     return Original(card, files, architecture, task)
 
 

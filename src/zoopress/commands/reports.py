@@ -135,8 +135,8 @@ def compare(
 
         zoopress compare out/minilm/hybrid my-org/minilm-small@v1 --markdown
     """
+    from zoopress.publishing.reading import find_reports
     from zoopress.reports.comparison import compare as put_side_by_side
-    from zoopress.reports.reading import find_reports
 
     found = find_reports(places)
     if len(found) < 2:
@@ -204,7 +204,7 @@ def report(
 
         zoopress report out/minilm/hybrid --format md
     """
-    from zoopress.reports.reading import find_reports
+    from zoopress.publishing.reading import find_reports
 
     found = find_reports(places)
     without = [item.place for item in found if item.report is None]
@@ -266,7 +266,7 @@ def _print_figures(figures: dict[str, Any]) -> None:
     from rich.table import Table
 
     from zoopress.reports.facts import facts, show
-    from zoopress.reports.figures import flips, task_metrics
+    from zoopress.results.figures import flips, task_metrics
 
     console = Console()
     evaluation = figures["evaluation"]

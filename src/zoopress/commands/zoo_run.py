@@ -76,8 +76,10 @@ def run(
     elif not quiet:
         from rich.console import Console
 
+        from zoopress.reports.leaderboard_table import LeaderboardTable
+
         console = Console()
-        console.print(board.table())
+        console.print(LeaderboardTable(board))
         console.print(f"leaderboard  {out / 'leaderboard.html'}", highlight=False, soft_wrap=True)
     states = {cell.state for cell in board.cells}
     if "stopped" in states:

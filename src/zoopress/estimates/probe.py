@@ -26,7 +26,8 @@ from zoopress.cards import Card
 from zoopress.coding.layout import PackedCodes, StoredTensor
 from zoopress.coding.zpz import ZpzReader, write_zpz
 from zoopress.estimates.measurements import LARGE_WEIGHT, Clock, MachineSpeed, StageSpeed
-from zoopress.estimates.probe_models import matrix_product_seconds, measure_model, peak_bytes
+from zoopress.estimates.probe_models import matrix_product_seconds, measure_model
+from zoopress.evaluation.peak_memory import peak_bytes
 from zoopress.models.model import Model
 from zoopress.models.weights import find_weights
 from zoopress.plugins import Plugins, load_plugins

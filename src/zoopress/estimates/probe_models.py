@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,12 +14,13 @@ from zoopress.errors import ZoopressError
 from zoopress.estimates.measurements import ModelProfile, WeightShape
 from zoopress.evaluation.batches import first_samples
 from zoopress.evaluation.fidelity import MAX_OUTPUT_ELEMENTS
+from zoopress.evaluation.peak_memory import forget_peak, peak_bytes
 from zoopress.evaluation.sensitivity import affordable
 from zoopress.models.model import Model
 from zoopress.models.weights import find_weights
 from zoopress.plugins import Plugins
 from zoopress.sources import build_on_meta, detect_architecture
-from zoopress.tasks import Split, Task
+from zoopress.tasks import Split, Task, open_task
 
 _LARGEST_LOADED = 2_000_000_000
 """Bytes of files; a model of more is not loaded in order to be timed."""
@@ -49,7 +46,7 @@ def measure_model(card: Card, now: Callable[[], float], plugins: Plugins) -> Mod
     files = listing.files
     begin = now()
     architecture = detect_architecture(card, files, plugins)
-    task: Task = plugins.resolve("tasks", card.task)(card, files.folder)
+    task = open_task(card, files.folder, plugins)
     here = not listing.absent and files.size_bytes() <= _LARGEST_LOADED
     module = architecture.load(files).eval() if here else build_on_meta(architecture)
     batches = task.batches("test")
@@ -141,7 +138,7 @@ def _training(
 
     Whose weights are packed, or whose code keeps gradients away, is not trained as a whole.
     """
-    before = _forget_peak()
+    before = forget_peak()
     start = now()
     try:
         task.forward(module, batch).float().square().mean().backward()
@@ -158,16 +155,9 @@ def _size(task: Task, split: Split) -> int:
         return 0
 
 
-def _forget_peak() -> int:
-    """Forget how much memory this process once had, and return how much it has."""
-    with suppress(OSError):  # Linux alone can
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    return peak_bytes()
-
-
 def _run_bytes(task: Task, module: nn.Module, batch: Any) -> tuple[int, int]:
     """Return the memory that a first batch takes, and how many numbers come out."""
-    before = _forget_peak()
+    before = forget_peak()
     elements = task.call(module, batch).numel()
     return max(0, peak_bytes() - before), elements
 
@@ -201,18 +191,6 @@ def matrix_product_seconds(now: Callable[[], float], size: int = 1024) -> float:
         torch.mm(a, b)
         times.append(now() - start)
     return min(times) / (2 * size**3)
-
-
-def peak_bytes() -> int:
-    """Return the most memory that this process had."""
-    with suppress(OSError):
-        found = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text(encoding="ascii"))
-        if found:
-            return int(found[1]) << 10
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak << 10
 
 
 def _tensors(batch: Any) -> Iterator[Tensor]:

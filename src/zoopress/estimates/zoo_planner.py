@@ -35,12 +35,11 @@ from zoopress.estimates.zoo_plan import (
     ZooPlan,
     add_up,
 )
-from zoopress.pipeline.gates import StageResult
 from zoopress.plugins import Plugins
 from zoopress.progress import Reporter
 from zoopress.publishing.published import last_published
 from zoopress.recipes import Recipe, Stage
-from zoopress.reports.report import Report
+from zoopress.results import Report, StageResult
 from zoopress.store import Entry, Store, digest
 
 if TYPE_CHECKING:

@@ -1,22 +1,19 @@
-"""A compressed model beside its original, and all that a report measures of the two."""
+"""A compressed model beside its original."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
-from zoopress.errors import PluginError, nearest
 from zoopress.evaluation.fidelity import Run
 from zoopress.tasks import Task
 
 if TYPE_CHECKING:
     from zoopress.models.model import Model
     from zoopress.plugins import Plugins
-    from zoopress.progress import Reporter
 
 
 @dataclass(frozen=True)
@@ -47,37 +44,3 @@ class Comparison:
     def compressed(self) -> nn.Module:
         """The compressed network, as users get it."""
         return self.model.module
-
-
-def evaluate(comparison: Comparison, measures: Sequence[str], reporter: Reporter) -> dict[str, Any]:
-    """Measure the task's metrics and changed labels, if it has any, and what else is asked for.
-
-    Args:
-        comparison: of what.
-        measures: registered names, such as "computation".
-        reporter: where progress goes.
-
-    Returns:
-        Plain data: "task", if it has labels or its outputs carry some, and each measure by name. A
-        measure that does not apply to the task says so under "skipped".
-
-    Raises:
-        PluginError: if a measure is not registered.
-        ZoopressError: if one fails.
-    """
-    from zoopress.evaluation.task_metrics import measure_task
-
-    plugins = comparison.plugins
-    for name in measures:
-        if name not in plugins.references["measures"]:
-            raise PluginError(
-                f"There is no measure {name!r}.{nearest(name, plugins.references['measures'])}"
-            )
-    found: dict[str, Any] = {}
-    with reporter.step("comparing predictions"):
-        if figures := measure_task(comparison):
-            found["task"] = figures
-    for name in measures:
-        with reporter.step(f"measuring {name}") as progress:
-            found[name] = plugins.resolve("measures", name)(comparison, progress)
-    return found

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from zoopress.errors import StageError, ZoopressError
-from zoopress.pipeline.gates import Fidelity
+from zoopress.results import Fidelity
 from zoopress.tasks import Task
 
 if TYPE_CHECKING:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import json
 import sys
 from contextlib import suppress
@@ -17,8 +15,8 @@ from torch import Tensor, nn
 from zoopress.cards import Card
 from zoopress.cells.cell import open_original
 from zoopress.errors import SourceError
-from zoopress.estimates.probe_models import peak_bytes
 from zoopress.evaluation.batches import first_samples
+from zoopress.evaluation.peak_memory import forget_peak, peak_bytes
 from zoopress.loading import load
 from zoopress.plugins import load_plugins
 from zoopress.sources import build_on_meta
@@ -35,7 +33,7 @@ def main() -> None:
         build_on_meta(opened.architecture)
     _warm_up()
 
-    start = _forget_peak()
+    start = forget_peak()
     if request["artifact"] is None:
         module = opened.architecture.load(opened.files).eval()
     else:
@@ -45,7 +43,7 @@ def main() -> None:
     loading = peak_bytes()
     peaks = {"loading": loading - start}
     for name, batch in (("single", first_samples(inputs, 1)), ("batch", inputs)):
-        _forget_peak()
+        forget_peak()
         for _ in range(2):
             opened.task.call(module, batch)
         peaks[name] = peak_bytes() - start
@@ -59,19 +57,6 @@ def _warm_up() -> None:
         nn.functional.scaled_dot_product_attention(x, x, x)
         nn.Sequential(nn.Linear(64, 64), nn.LayerNorm(64), nn.GELU(), nn.Softmax(-1))(x)
         nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8)).eval()(x[None])
-
-
-def _forget_peak() -> int:
-    """Give free memory back, forget the peak so far, and return what is taken now.
-
-    Linux alone can forget; elsewhere it is the peak so far.
-    """
-    gc.collect()
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    return peak_bytes()
 
 
 def _rebuilt(structure: Any, tensors: dict[str, Tensor]) -> Any:

@@ -24,7 +24,7 @@ from zoopress.models.edits import Replace, submodule
 from zoopress.models.model import Model
 from zoopress.models.weights import Weight, as_matrix, find_weights
 from zoopress.progress import Progress
-from zoopress.reports.report import LayerResult
+from zoopress.results import LayerResult
 from zoopress.tasks import Task
 
 MAX_SAMPLES = 8

@@ -25,9 +25,12 @@ from zoopress.orchestration.jobs import Job, Kind
 from zoopress.orchestration.prefixes import Shared, shared_prefixes
 from zoopress.progress import Listener
 from zoopress.provenance import git_state
+from zoopress.reports.headline import times_smaller
 from zoopress.reports.leaderboard import CellOutcome, Leaderboard
-from zoopress.reports.report import Report, times_smaller
+from zoopress.reports.leaderboard_page import leaderboard_page
+from zoopress.reports.leaderboard_table import leaderboard_markdown
 from zoopress.reports.standing import State
+from zoopress.results import Report
 from zoopress.store import Store, write_atomic
 
 _OPENING_BYTES = 300_000_000
@@ -290,8 +293,8 @@ def write_leaderboard(board: Leaderboard, out: Path) -> None:
     """
     with _writing(out):
         write_atomic(out / "leaderboard.json", json.dumps(board.as_dict(), indent=2) + "\n")
-        write_atomic(out / "leaderboard.md", board.markdown())
-        write_atomic(out / "leaderboard.html", board.html(out))
+        write_atomic(out / "leaderboard.md", leaderboard_markdown(board))
+        write_atomic(out / "leaderboard.html", leaderboard_page(board, out))
 
 
 @contextmanager

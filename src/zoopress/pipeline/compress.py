@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from zoopress.cards import Card
 from zoopress.cells.cell import Cell, open_cell
-from zoopress.pipeline.gates import GateInput, StageResult, check_targets
+from zoopress.gates import check_targets
+from zoopress.pipeline.delivery import write_results
 from zoopress.plugins import Plugins, load_plugins
 from zoopress.progress import Reporter
 from zoopress.provenance import git_state
 from zoopress.recipes import Recipe, Targets
-from zoopress.reports.report import Report, stage_line, write_results
+from zoopress.reports.report import stage_line
+from zoopress.results import GateInput, Report, StageResult
 from zoopress.store import Entry, Store
 
 if TYPE_CHECKING:

@@ -20,18 +20,19 @@ from zoopress.artifacts.tensor_files import plain_bytes
 from zoopress.cards import Card, load_card
 from zoopress.cells.cell import LIBRARIES, Cell, installed_version, open_original
 from zoopress.errors import SourceError, StageError
-from zoopress.evaluation.comparison import Comparison, evaluate
+from zoopress.evaluation.comparison import Comparison
+from zoopress.evaluation.evaluate import evaluate
 from zoopress.evaluation.fidelity import Run, call, compare_outputs, relative_difference, run_all
 from zoopress.evaluation.latency import measure_latency
 from zoopress.evaluation.machine import describe_machine
 from zoopress.evaluation.sensitivity import measure_layers, stored_bytes
+from zoopress.gates import check_sound
 from zoopress.models.model import Model
 from zoopress.models.packing import unpack
-from zoopress.pipeline.gates import GateInput, StageResult, check_sound
 from zoopress.plugins import Plugins
 from zoopress.progress import Progress, Reporter
 from zoopress.recipes import Stage
-from zoopress.reports.report import Report
+from zoopress.results import GateInput, Report, StageResult
 from zoopress.sources import Architecture
 from zoopress.store import Entry, file_digest
 from zoopress.techniques import Context, Outcome
@@ -397,7 +398,7 @@ def evaluate_artifact(
         reporter: where progress goes; nowhere by default.
 
     Returns:
-        Flat figures, and under "evaluation" what `zoopress.evaluation.comparison.evaluate` returns.
+        Flat figures, and under "evaluation" what `zoopress.evaluation.evaluate.evaluate` returns.
 
     Raises:
         ZoopressError: if either cannot be loaded, or they do not fit the card's data.

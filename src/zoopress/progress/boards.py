@@ -1,4 +1,4 @@
-"""Displays of many cells at once; which there is where, `zoopress.progress.reporter.zoo_board` decides."""
+"""Displays of many cells at once; `zoopress.progress.zoo_board` decides which."""
 
 from __future__ import annotations
 

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 from zoopress.errors import InputError
 from zoopress.hub.address import parse_address
 from zoopress.provenance import shared_address
-from zoopress.reports.figures import task_metrics
 from zoopress.reports.markdown import one_line
+from zoopress.reports.run_words import evaluation_data
+from zoopress.results.figures import task_metrics
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
 
-    from zoopress.pipeline.gates import StageResult
-    from zoopress.reports.report import Report
+    from zoopress.results import Report, StageResult
 
 LIBRARIES = {
     "transformers": "transformers",
@@ -185,25 +185,6 @@ def pipeline_tag(report: Report) -> str | None:
         suffix = _suffix(name)
         return _AUTO[suffix][1] if suffix is not None else None
     return None
-
-
-def evaluation_data(report: Report) -> tuple[str, str]:
-    """Return what the model was evaluated on: a word for it, and what to call it."""
-    data = report.card.get("data") or {}
-    if data.get("dataset"):
-        scheme, _, place = one_line(data["dataset"]).partition(":")
-        return scheme, f"the test split of {place if scheme == 'hub' else f'{scheme}:{place}'}"
-    if data.get("text") == "python-docstrings":
-        return "python-docstrings", "sentences from the docstrings of Python's standard library"
-    if data.get("text"):
-        return "text", f"lines of {one_line(data['text'])}"
-    if data.get("file"):
-        return "file", f"inputs in {one_line(data['file'])}"
-    if data.get("inputs"):
-        return "function", f"inputs from {one_line(data['inputs'])}"
-    if data.get("random"):
-        return "random", "random inputs"
-    return "own", "inputs of the card's own"
 
 
 def _suffix(name: str) -> str | None:

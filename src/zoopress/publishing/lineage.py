@@ -21,7 +21,7 @@ from zoopress.hub.address import Address, looks_like_address, parse_address
 from zoopress.plugins import Plugins, load_plugins
 from zoopress.provenance import LOCK, lock_names, versioned_state
 from zoopress.publishing.published import read_published
-from zoopress.reports.report import Report
+from zoopress.results import Report
 from zoopress.store import file_digest
 
 _RAN_WITH = frozenset({"technique", "distribution", "version", "seed", "claims", "touched"})

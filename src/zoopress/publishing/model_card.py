@@ -14,13 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoopress.provenance import shared_address
-from zoopress.publishing.card_metadata import (
-    auto_class,
-    base_model,
-    evaluation_data,
-    library_name,
-    metadata,
-)
+from zoopress.publishing.card_metadata import auto_class, base_model, library_name, metadata
 from zoopress.publishing.card_template import render
 from zoopress.publishing.licenses import (
     LEGAL_FILE,
@@ -29,7 +23,7 @@ from zoopress.publishing.licenses import (
     license_link,
     obligations,
 )
-from zoopress.reports.figures import primary_metric, task_metrics
+from zoopress.reports.headline import times_smaller
 from zoopress.reports.local_paths import without_local_paths
 from zoopress.reports.markdown import (
     code,
@@ -41,7 +35,10 @@ from zoopress.reports.markdown import (
     web_address,
     yaml_block,
 )
-from zoopress.reports.report import Report, comparison_rows, times_smaller
+from zoopress.reports.report import comparison_rows
+from zoopress.reports.run_words import evaluation_data, settings_text, shown_recipe
+from zoopress.results import Report
+from zoopress.results.figures import primary_metric, task_metrics
 from zoopress.units import show_bytes
 
 if TYPE_CHECKING:
@@ -261,19 +258,6 @@ def _chain(report: Report) -> str:
     return table([*header, *(["label loyalty"] if labelled else [])], rows)
 
 
-def settings_text(config: Mapping[str, Any]) -> str:
-    """Return what sets a stage apart; the recipe has all of it."""
-    said = {k: v for k, v in config.items() if v is not None and v != [] and v != ["*"]}
-    return ", ".join(
-        f"{key.replace('_', ' ')} {'/'.join(map(str, v)) if isinstance(v, list) else _plain(v)}"
-        for key, v in said.items()
-    )
-
-
-def _plain(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def _made_from(report: Report, published: bool) -> str:
     made = report.made_with
     versions = [
@@ -303,12 +287,6 @@ def _repository(address: str | None) -> str | None:
     if web_address(shown or ""):
         return link(re.sub(r"^https?://", "", shown or ""), shown)
     return code(shown) if shown else None
-
-
-def shown_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recipe without what is empty; everything else, defaults too, stays as it ran."""
-    stages = [{k: v for k, v in s.items() if k != "targets" or v} for s in recipe["stages"]]
-    return {k: v for k, v in {**recipe, "stages": stages}.items() if v or v == 0}
 
 
 def _card_notes(card: Mapping[str, Any], hidden: Sequence[str]) -> list[str]:

@@ -24,7 +24,7 @@ from zoopress.publishing.licenses import LEGAL_FILE, BaseInfo, check_license
 from zoopress.publishing.model_card import render_model_card
 from zoopress.publishing.published import PUBLISHED, PublishedRecord, add_published, last_published
 from zoopress.publishing.release import Release
-from zoopress.reports.report import Report
+from zoopress.results import Report
 
 README = "README.md"
 _MOST_CONFLICTS = 5

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from zoopress.artifacts.manifest import MANIFEST, Manifest, read_manifest
 from zoopress.errors import ArtifactError
-from zoopress.pipeline.gates import GateInput, check_sound, check_targets
+from zoopress.gates import check_sound, check_targets
 from zoopress.plugins import Plugins
 from zoopress.recipes import Targets
-from zoopress.reports.report import Report
+from zoopress.results import GateInput, Report
 from zoopress.store import file_digest
 
 

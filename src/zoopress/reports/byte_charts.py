@@ -11,7 +11,7 @@ from zoopress.reports.markdown import one_line
 from zoopress.units import show_bytes
 
 if TYPE_CHECKING:
-    from zoopress.reports.report import Report
+    from zoopress.results import Report
 
 TOP = 12
 """So many layers get a bar of their own."""

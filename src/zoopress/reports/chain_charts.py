@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoopress.reports.byte_charts import BYTE_AXIS
 from zoopress.reports.drawing import INHERITED, Spec
-from zoopress.reports.figures import is_share, mapping, number, primary_metric, show_metric
 from zoopress.reports.markdown import one_line
+from zoopress.results.figures import is_share, mapping, number, primary_metric, show_metric
 from zoopress.units import show_bytes
 
 if TYPE_CHECKING:
-    from zoopress.reports.report import Report
+    from zoopress.results import Report
 
 MAX_CURVES = 4
 """So many stages that trained are drawn."""

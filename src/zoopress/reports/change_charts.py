@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from zoopress.reports.drawing import INHERITED, Spec
-from zoopress.reports.figures import mapping
 from zoopress.reports.markdown import one_line
+from zoopress.results.figures import mapping
 
 if TYPE_CHECKING:
-    from zoopress.reports.report import Report
+    from zoopress.results import Report
 
 MAX_CLASSES = 30
 """A chart of more classes cannot be read."""

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 from zoopress.errors import InputError
 from zoopress.reports.drawing import Chart
-from zoopress.reports.figures import mapping, metric_of_figures, number
 from zoopress.reports.leaderboard import Leaderboard
 from zoopress.reports.leaderboard_table import Column, columns_of
 from zoopress.reports.markdown import one_line, table, text
 from zoopress.reports.standing import Figures, Latency, Standing, figures_of
+from zoopress.results.figures import mapping, metric_of_figures, number
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from zoopress.publishing.lineage import Lineage
-    from zoopress.reports.reading import Found
+    from zoopress.publishing.reading import Found
 
 _NAME_WIDTH, _MODEL_WIDTH = 18, 22
 """Of columns on a terminal."""

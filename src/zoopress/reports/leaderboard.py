@@ -11,15 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zoopress.errors import InputError
 from zoopress.reports.pareto import pareto_front
 from zoopress.reports.standing import CellOutcome, Figures, Standing, standing
-
-if TYPE_CHECKING:
-    from zoopress.reports.leaderboard_table import LeaderboardTable
 
 __all__ = ["CellOutcome", "Leaderboard", "Standing"]
 
@@ -91,28 +87,6 @@ class Leaderboard:
                 "computed again."
             )
         return cls(Standing.from_dict(cell) for cell in data["cells"])
-
-    def table(self) -> LeaderboardTable:
-        """Return what rich prints, with as many columns as the terminal has room for."""
-        from zoopress.reports.leaderboard_table import LeaderboardTable
-
-        return LeaderboardTable(self)
-
-    def markdown(self) -> str:
-        """Return the leaderboard as Markdown, for Prefect's artifacts and GitHub's summaries."""
-        from zoopress.reports.leaderboard_table import markdown
-
-        return markdown(self)
-
-    def html(self, folder: Path | None = None) -> str:
-        """Return the leaderboard as one HTML page that needs no other file and no network.
-
-        Args:
-            folder: where the page will lie, so that it can link to reports; here by default.
-        """
-        from zoopress.reports.leaderboard_page import page
-
-        return page(self, folder or Path())
 
 
 def _place(cell: Standing) -> tuple[Any, ...]:

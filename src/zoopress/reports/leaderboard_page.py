@@ -20,7 +20,7 @@ from zoopress.units import show_seconds
 TEMPLATE = Path(__file__).with_name("leaderboard.html.j2")
 
 
-def page(leaderboard: Leaderboard, folder: Path) -> str:
+def leaderboard_page(leaderboard: Leaderboard, folder: Path = Path()) -> str:
     """Return the page.
 
     Args:

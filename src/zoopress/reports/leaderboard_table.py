@@ -237,7 +237,7 @@ class LeaderboardTable:
         return shown
 
 
-def markdown(leaderboard: Leaderboard) -> str:
+def leaderboard_markdown(leaderboard: Leaderboard) -> str:
     """Return a leaderboard as Markdown; all that others wrote in it is plain text."""
     parts = ["# Leaderboard", text(leaderboard.summary) + "."]
     if leaderboard.done:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from zoopress.reports.report import Report
+from zoopress.results import Report
 
 _LOCAL = re.compile(
     r"(?P<scheme>[a-z]{2,}:)?"

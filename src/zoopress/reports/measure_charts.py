@@ -7,8 +7,8 @@ from statistics import mean
 from typing import Any
 
 from zoopress.reports.drawing import INHERITED, Spec
-from zoopress.reports.figures import is_share, mapping, number, show_metric
 from zoopress.reports.markdown import one_line
+from zoopress.results.figures import is_share, mapping, number, show_metric
 
 _ATTACKS = {"clean": "undisturbed", "fgsm": "FGSM attack", "pgd": "PGD attack"}
 

@@ -8,31 +8,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoopress.provenance import COMMIT_KEYS
-from zoopress.publishing.card_metadata import evaluation_data
-from zoopress.publishing.model_card import settings_text, shown_recipe
 from zoopress.reports import byte_charts, chain_charts, change_charts, measure_charts
 from zoopress.reports.drawing import Chart, ChartsMissingError, Spec, draw_svg, require_renderer
 from zoopress.reports.facts import facts
-from zoopress.reports.figures import (
+from zoopress.reports.headline import headline, times_fewer, times_smaller
+from zoopress.reports.html import render
+from zoopress.reports.local_paths import without_local_paths
+from zoopress.reports.markdown import one_line, yaml_text
+from zoopress.reports.report import comparison_rows
+from zoopress.reports.run_words import evaluation_data, settings_text, shown_recipe
+from zoopress.reports.words import TERMS
+from zoopress.results.figures import (
     flips,
-    headline,
     macs_reduction,
     mapping,
     number,
     primary_metric,
     task_metrics,
-    times_fewer,
 )
-from zoopress.reports.html import render
-from zoopress.reports.local_paths import without_local_paths
-from zoopress.reports.markdown import one_line, yaml_text
-from zoopress.reports.report import comparison_rows, times_smaller
-from zoopress.reports.words import TERMS
 from zoopress.units import show_bytes, show_seconds
 
 if TYPE_CHECKING:
     from zoopress.reports.comparison import Comparison
-    from zoopress.reports.report import Report
+    from zoopress.results import Report
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from zoopress.errors import InputError, StoreError
-from zoopress.reports.report import Report, read_report
+from zoopress.results import Report, read_report
 from zoopress.store import write_atomic
 
 Rows = list[dict[str, Any]]

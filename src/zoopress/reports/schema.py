@@ -12,8 +12,7 @@ import re
 from dataclasses import fields
 from typing import Any
 
-from zoopress.pipeline.gates import Fidelity, StageResult
-from zoopress.reports.report import LayerResult, Report
+from zoopress.results import Fidelity, LayerResult, Report, StageResult
 from zoopress.techniques import Claim
 
 _NUMBER = {"type": ["number", "null"]}

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from zoopress.reports.figures import TaskMetric, macs_reduction, primary_metric
-from zoopress.reports.report import Report
+from zoopress.results import Report
+from zoopress.results.figures import TaskMetric, macs_reduction, primary_metric
 
 State = Literal["done", "failed", "stopped"]
 

@@ -32,3 +32,4 @@ from zoopress.tasks.task import (
 from zoopress.tasks.task import (
     Task as Task,
 )
+from zoopress.tasks.task import open_task as open_task

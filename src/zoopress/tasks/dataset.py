@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from zoopress.errors import CardError
+from zoopress.plugins import Plugins, load_plugins
 
 if TYPE_CHECKING:
     from zoopress.cards import Card
@@ -103,17 +104,19 @@ def _feed(state: Any, value: Any) -> None:
     state.update(content)
 
 
-def open_dataset(card: Card) -> Dataset:
+def open_dataset(card: Card, plugins: Plugins | None = None) -> Dataset:
     """Open the dataset that a card names, by the function that a plugin registers for its scheme.
+
+    Args:
+        card: which names it.
+        plugins: what is registered; everything installed by default.
 
     Raises:
         CardError: if the card names none, or it is not there.
         PluginError: if no plugin registers the scheme.
     """
-    from zoopress.plugins import load_plugins
-
     if card.data is None or card.data.dataset is None:
         raise CardError(f"Card {card.name!r} has no 'data.dataset'.")
     scheme = card.data.dataset.partition(":")[0]
-    dataset: Dataset = load_plugins().resolve("datasets", scheme)(card)
+    dataset: Dataset = (plugins or load_plugins()).resolve("datasets", scheme)(card)
     return dataset

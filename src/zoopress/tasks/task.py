@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from zoopress.cards import Card
+    from zoopress.plugins import Plugins
 
 Split = Literal["calibration", "training", "validation", "test"]
 """What data is for. No two splits share a sample.
@@ -69,10 +70,16 @@ class Task(ABC):
             None if it has no labels.
         higher_is_better: whether a larger `metric` is a better one.
 
+    Attributes:
+        plugins: those of the run, which know the card's dataset; everything installed if None. Set
+            by `open_task` once the task is made.
+
     Args:
         card: what to run.
         folder: the model's files, tokenizer and the like.
     """
+
+    plugins: Plugins | None = None
 
     name: ClassVar[str]
     metric: ClassVar[str | None] = None
@@ -229,3 +236,15 @@ class Task(ABC):
             moved = output if output.ndim <= 3 else output.movedim(1, -1)
             scores.append(moved.reshape(-1, moved.shape[-1]))
         return torch.cat(scores) if len({s.shape[1] for s in scores}) == 1 else None
+
+
+def open_task(card: Card, folder: Path, plugins: Plugins) -> Task:
+    """Make a card's task, which sees the plugins of the run.
+
+    Raises:
+        CardError: if the card's data does not fit the task.
+        PluginError: if no plugin registers it.
+    """
+    task: Task = plugins.resolve("tasks", card.task)(card, folder)
+    task.plugins = plugins
+    return task

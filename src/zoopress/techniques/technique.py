@@ -9,8 +9,9 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from zoopress.config import Config as Config
 from zoopress.errors import StageError
 
 if TYPE_CHECKING:
@@ -44,12 +45,6 @@ def float_weights(kind: str) -> str:
 
 INITIAL_PROPERTIES = frozenset(float_weights(kind) for kind in KINDS)
 """What every model that comes from a card has."""
-
-
-class Config(BaseModel):
-    """Base of every technique's config: unknown keys are errors, values are never changed."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)

@@ -35,7 +35,7 @@ from zoopress.plugins import Plugins, load_plugins
 from zoopress.recipes import Recipe, Stage
 from zoopress.sources import Architecture, detect_architecture, pull
 from zoopress.store import Store
-from zoopress.tasks import Task
+from zoopress.tasks import open_task
 from zoopress.techniques import KINDS, MASKS, Config, Context, Effects, Family, Technique
 from zoopress.techniques import float_weights as float_weights_of
 from zoopress.testing import models as testing_models
@@ -345,7 +345,7 @@ def context_for(card: Card, folder: Path, plugins: Plugins | None = None, seed: 
     """Return what a stage on a card's model would get, to call `apply` without a chain."""
     plugins = plugins or load_plugins()
     folder.mkdir(parents=True, exist_ok=True)
-    task: Task = plugins.resolve("tasks", card.task)(card, pull(card, plugins).folder)
+    task = open_task(card, pull(card, plugins).folder, plugins)
     return Context(
         seed=seed,
         device=torch.device("cpu"),

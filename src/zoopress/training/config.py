@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from zoopress.techniques import Config
+from zoopress.config import Config
 
 
 class LoraConfig(Config):

@@ -141,7 +141,7 @@ class DatasetTask(Task):
     @cached_property
     def dataset(self) -> Dataset:
         """The card's dataset."""
-        return open_dataset(self.card)
+        return open_dataset(self.card, self.plugins)
 
     @cached_property
     def tables(self) -> Mapping[str, Table]:

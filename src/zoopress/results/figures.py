@@ -8,11 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from zoopress.units import show_bytes
-
 if TYPE_CHECKING:
-    from zoopress.pipeline.gates import StageResult
-    from zoopress.reports.report import Report
+    from zoopress.results import Report, StageResult
 
 Interval = tuple[float, float]
 
@@ -170,13 +167,6 @@ def macs_reduction(report: Report) -> float | None:
     return found if found and found > 0 else None
 
 
-def times_fewer(reduction: float) -> tuple[str, str]:
-    """Return a reduction as a multiple and a word: ("2.00×", "fewer")."""
-    if reduction >= 1:
-        return f"{reduction:.2f}×", "fewer"
-    return f"{1 / reduction:.2f}×", "more"
-
-
 def task_figures(report: Report) -> dict[str, float]:
     """Return the primary metric, the original's, the drop, and the MACs reduction, flat."""
     figures: dict[str, float] = {}
@@ -209,34 +199,6 @@ def flips(evaluation: Mapping[str, Any]) -> tuple[int, int] | None:
     changes = mapping(mapping(evaluation.get("task")).get("changes"))
     count, samples = number(changes.get("flipped")), number(changes.get("samples"))
     return None if count is None or samples is None else (int(count), int(samples))
-
-
-def headline(report: Report) -> list[str]:
-    """Return what came out in plain words, the parts of one sentence."""
-    from zoopress.reports.report import times_smaller  # which imports this module
-
-    parts = [times_smaller(report.compression_ratio)]
-    sizes = f"{show_bytes(report.original_size_bytes)} → {show_bytes(report.last.size_bytes)}"
-    parts[0] += f" ({sizes})"
-    if report.latency:
-        row = report.latency[0]
-        batch = int(row["batch_size"])
-        for_what = "" if batch == 1 else f" in batches of {batch}"
-        parts.append(f"{row['speed_up']:.2f}× as fast{for_what}")
-    metric = primary_metric(report)
-    if metric is not None:
-        before, after = metric.show(metric.original), metric.show(metric.compressed)
-        parts.append(f"{metric.title} {before} → {after} ({metric.difference_text})")
-    else:
-        parts.append(f"outputs {report.last.fidelity.cosine:.4f} similar to the original's")
-    changed = flips(report.evaluation)
-    loyalty = report.last.fidelity.label_loyalty
-    if changed is not None:
-        what = "inputs" if changed[1] == report.last.fidelity.samples else "labels"
-        parts.append(f"{changed[0]:,} of {changed[1]:,} {what} flipped")
-    elif loyalty is not None:
-        parts.append(f"{100 * loyalty:.1f} % of labels kept")
-    return parts
 
 
 def mapping(value: Any) -> Mapping[str, Any]:

@@ -9,7 +9,7 @@ from zoopress.artifacts.manifest import MANIFEST, read_manifest, size_bytes
 from zoopress.errors import InputError
 from zoopress.hub.address import looks_like_address
 from zoopress.publishing.lineage import Lineage, find_lineage
-from zoopress.reports.report import Report, read_report
+from zoopress.results import Report, read_report
 
 REPORT = "report.json"
 

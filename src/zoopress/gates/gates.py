@@ -8,103 +8,13 @@ targets is kept, so that a run with looser targets need not compute it again.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from zoopress.errors import GateError, PluginError
-from zoopress.recipes import Targets
-from zoopress.techniques import Claim
+from zoopress.results import GateInput
 
 if TYPE_CHECKING:
     from zoopress.plugins import Plugins
-
-
-@dataclass(frozen=True)
-class Fidelity:
-    """How close a model's outputs are to the original's on the same inputs.
-
-    Attributes:
-        samples: how many inputs were compared.
-        cosine: mean over samples of the cosine similarity of the outputs.
-        label_loyalty: share of samples with the same label, None without labels.
-        probability_loyalty: mean of 1 − √(Jensen–Shannon divergence, base 2), None without labels.
-    """
-
-    samples: int
-    cosine: float
-    label_loyalty: float | None = None
-    probability_loyalty: float | None = None
-
-
-@dataclass(frozen=True)
-class StageResult:
-    """What was measured of one stage.
-
-    Attributes:
-        technique: its name.
-        config: its config, defaults included.
-        touched: names of what it changed.
-        shrinks: whether it promised fewer bytes.
-        claims: what it was asked for and what it reached.
-        weight_bytes_before: bytes of the tensor files before; of the plain tensors for stage 1.
-        weight_bytes: bytes of the tensor files after.
-        size_bytes: bytes of the whole artifact after.
-        parameters: numbers that the network computes with, zeros included.
-        pruned: how many of them are zero under a mask.
-        finite: whether all outputs are finite.
-        reload_difference: largest difference of outputs after saving and loading, relative to the
-            largest output.
-        fidelity: against the original.
-        notes: what else the technique had to say.
-        seconds: wall time of the technique alone.
-        recovery: the technique that trained the model in this stage, and its config.
-        metrics: the task's, on the whole test split; empty without labels.
-        metric: name of the one that the task is judged by.
-        metric_drop: how much worse that one is than the original's; negative if it is better.
-        lower_is_better: whether a smaller value of it is a better one.
-    """
-
-    technique: str
-    config: dict[str, Any]
-    touched: list[str]
-    shrinks: bool
-    claims: list[Claim]
-    weight_bytes_before: int
-    weight_bytes: int
-    size_bytes: int
-    parameters: int
-    pruned: int
-    finite: bool
-    reload_difference: float
-    fidelity: Fidelity
-    notes: dict[str, Any] = field(default_factory=dict)
-    seconds: float = 0.0
-    recovery: dict[str, Any] | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
-    metric: str | None = None
-    metric_drop: float | None = None
-    lower_is_better: bool = False
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain data."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> StageResult:
-        """Rebuild from `as_dict`."""
-        values = dict(data)
-        values["claims"] = [Claim(**claim) for claim in values["claims"]]
-        values["fidelity"] = Fidelity(**values["fidelity"])
-        return cls(**values)
-
-
-@dataclass(frozen=True)
-class GateInput:
-    """What a gate judges: a stage's result, and the targets it is held to."""
-
-    result: StageResult
-    targets: Targets
-    original_size_bytes: int
 
 
 Gate = Callable[[GateInput], str | None]

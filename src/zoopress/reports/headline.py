@@ -1,0 +1,45 @@
+"""What came out of a run, in one sentence."""
+
+from __future__ import annotations
+
+from zoopress.results import Report
+from zoopress.results.figures import flips, primary_metric
+from zoopress.units import show_bytes
+
+
+def times_smaller(ratio: float) -> str:
+    """Say a compression ratio in words; an original that was packed already may be smaller."""
+    return f"{ratio:.2f}× smaller" if ratio >= 1 else f"{1 / ratio:.2f}× larger"
+
+
+def times_fewer(reduction: float) -> tuple[str, str]:
+    """Return a reduction as a multiple and a word: ("2.00×", "fewer")."""
+    if reduction >= 1:
+        return f"{reduction:.2f}×", "fewer"
+    return f"{1 / reduction:.2f}×", "more"
+
+
+def headline(report: Report) -> list[str]:
+    """Return what came out in plain words, the parts of one sentence."""
+    parts = [times_smaller(report.compression_ratio)]
+    sizes = f"{show_bytes(report.original_size_bytes)} → {show_bytes(report.last.size_bytes)}"
+    parts[0] += f" ({sizes})"
+    if report.latency:
+        row = report.latency[0]
+        batch = int(row["batch_size"])
+        for_what = "" if batch == 1 else f" in batches of {batch}"
+        parts.append(f"{row['speed_up']:.2f}× as fast{for_what}")
+    metric = primary_metric(report)
+    if metric is not None:
+        before, after = metric.show(metric.original), metric.show(metric.compressed)
+        parts.append(f"{metric.title} {before} → {after} ({metric.difference_text})")
+    else:
+        parts.append(f"outputs {report.last.fidelity.cosine:.4f} similar to the original's")
+    changed = flips(report.evaluation)
+    loyalty = report.last.fidelity.label_loyalty
+    if changed is not None:
+        what = "inputs" if changed[1] == report.last.fidelity.samples else "labels"
+        parts.append(f"{changed[0]:,} of {changed[1]:,} {what} flipped")
+    elif loyalty is not None:
+        parts.append(f"{100 * loyalty:.1f} % of labels kept")
+    return parts
