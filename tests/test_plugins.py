@@ -1,16 +1,18 @@
-"""Plugins: broken ones are named and left out, clashes are refused, any can be blocked."""
+"""Plugins: broken ones are named and left out, who clashes goes without, any can be blocked."""
 
+import re
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 
 from zoopress.errors import PluginError
-from zoopress.plugins import Plugins, hookimpl, load_plugins
+from zoopress.plugins import Plugins, Registry, hookimpl, load_plugins
 
 Install = Callable[..., None]
 TECHNIQUE = """
@@ -63,7 +65,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
 
 def names(plugins: Plugins) -> set[str]:
     plugins.check()
-    return {item.name for item in plugins.broken}
+    return {item.name for item in plugins.broken} | {item.plugin for item in plugins.clashes}
 
 
 def assert_rest_works(plugins: Plugins) -> None:
@@ -148,11 +150,16 @@ def test_a_distribution_without_metadata_does_not_take_the_others_down(install: 
     assert "bare_technique" in plugins.techniques
 
 
-def test_two_plugins_of_one_name_are_refused_with_both_distributions(install: Install) -> None:
+def test_of_two_plugins_of_one_name_the_second_is_left_out_alone(install: Install) -> None:
     install("dist-one", "same", TECHNIQUE.format(name="one"))
     install("dist-two", "same", TECHNIQUE.format(name="two"))
-    with pytest.raises(PluginError, match=r"Two plugins are called 'same'.*dist-\w+.*dist-\w+"):
-        load_plugins()
+    plugins = load_plugins()
+    (left_out,) = plugins.broken
+    assert left_out.distribution == "dist-two"
+    assert re.search(r"dist-one is called 'same' too.*rename", str(left_out))
+    assert "one" in plugins.techniques
+    assert "two" not in plugins.techniques
+    assert_rest_works(plugins)
 
 
 def test_one_distribution_found_twice_counts_once(
@@ -176,39 +183,70 @@ def mapping_hook(kind: str) -> SimpleNamespace:
     )
 
 
-@pytest.mark.parametrize("kind", ["layers", "sources", "architectures", "tasks", "gates"])
-def test_a_name_that_two_plugins_register_is_refused(kind: str) -> None:
-    plugins = load_plugins(extra={"first": mapping_hook(kind), "second": mapping_hook(kind)})
+@pytest.mark.parametrize("kind", get_args(Registry))
+def test_a_name_that_two_plugins_register_goes_to_the_first(kind: Registry) -> None:
+    both = {"first": mapping_hook(kind), "second": mapping_hook(kind)}
+    plugins = load_plugins(extra=both)
     for _ in range(2):  # the second time must not be taken for a plugin's clash with itself
-        with pytest.raises(
-            PluginError, match=rf"the {kind[:-1]} 'taken'.*'first'.*'second'.*BLOCK"
-        ):
-            plugins.check()
-    remedied = load_plugins(["second"], {"first": mapping_hook(kind), "second": mapping_hook(kind)})
-    remedied.check()
+        plugins.check()
+        (clash,) = plugins.clashes
+        assert (clash.plugin, clash.name) == ("second", "taken")
+        assert re.search(r"'taken' was left out, since 'first'.*BLOCK_PLUGINS=first", str(clash))
+    assert "taken" in plugins.references[kind]
+    assert_rest_works(plugins)
+    for blocked in ("first", "second"):
+        remedied = load_plugins([blocked], both)
+        remedied.check()
+        assert not remedied.clashes
+        assert "taken" in remedied.references[kind]
 
 
 @pytest.mark.parametrize("kind", ["cards", "recipes"])
-def test_a_file_name_that_two_plugins_bring_is_refused(kind: str, tmp_path: Path) -> None:
+def test_a_file_name_that_two_plugins_bring_goes_to_the_first(kind: str, tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "taken.yaml").touch()
     both = {name: folder_hook(kind, tmp_path / name) for name in ("one", "two")}
-    with pytest.raises(PluginError, match=rf"the {kind[:-1]} 'taken'.*'one'.*'two'"):
-        load_plugins(extra=both).check()
+    plugins = load_plugins(extra=both)
+    plugins.check()
+    assert getattr(plugins, kind)["taken"] == tmp_path / "one" / "taken.yaml"
+    assert [clash.plugin for clash in plugins.clashes] == ["two"]
 
 
-def test_a_technique_name_that_is_taken_is_refused(install: Install) -> None:
-    install("copy-cat", "copycat", TECHNIQUE.format(name="magnitude_pruning"))
-    with pytest.raises(PluginError, match=r"the technique 'magnitude_pruning'.*copy-cat"):
-        _ = load_plugins().techniques
+def test_who_takes_a_technique_name_of_zoopress_goes_without(install: Install) -> None:
+    install("a-copy-cat", "a_copycat", TECHNIQUE.format(name="magnitude_pruning"))
+    plugins = load_plugins()
+    assert plugins.techniques["magnitude_pruning"].__module__.startswith("zoopress_plugins.")
+    (clash,) = plugins.clashes
+    assert (clash.distribution, clash.name) == ("a-copy-cat", "magnitude_pruning")
+    assert_rest_works(plugins)
 
 
-def test_a_plugin_that_registers_a_technique_twice_is_refused(install: Install) -> None:
+def test_a_plugin_that_registers_a_technique_twice_is_told(install: Install) -> None:
     code = TECHNIQUE.format(name="double").replace("[Mine]", "[Mine, Mine]")
     install("double-dist", "double", code)
-    with pytest.raises(PluginError, match=r"'double' of double-dist .* 'double' twice"):
-        load_plugins().check()
+    plugins = load_plugins()
+    assert "double" in plugins.techniques
+    (clash,) = plugins.clashes
+    assert re.search(r"'double' of double-dist: .* 'double' twice", str(clash))
+
+
+@pytest.mark.parametrize(
+    ("kind", "reference", "expected"),
+    [
+        ("layers", "json:JSONDecoder", "torch.nn.Module"),
+        ("tasks", "json:loads", "zoopress.tasks.Task"),
+        ("architectures", "json:JSONDecoder", "zoopress.sources.Architecture"),
+        ("gates", "json:__name__", "a function"),
+    ],
+)
+def test_what_is_not_of_its_hooks_type_is_refused(
+    kind: Registry, reference: str, expected: str
+) -> None:
+    hook = hookimpl(lambda: {"mine": reference}, specname=f"zoopress_{kind}")
+    plugins = load_plugins(extra={"extra": SimpleNamespace(hook=hook)})
+    with pytest.raises(PluginError, match=rf"'mine' of plugin 'extra'.*expected.*{expected}"):
+        plugins.resolve(kind, "mine")
 
 
 def test_any_plugin_can_be_blocked(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:

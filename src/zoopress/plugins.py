@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import pluggy
 
@@ -29,6 +29,14 @@ hookspec = pluggy.HookspecMarker("zoopress")
 hookimpl = pluggy.HookimplMarker("zoopress")
 AnswerT = TypeVar("AnswerT")
 
+HOOK_INTERFACE = (1, 1)
+"""Version of the hooks.
+
+The first number grows when a plugin made for the one before may break; what goes then was told to
+be deprecated for one release at least, by `zoopress plugin check` and in the changelog. The second
+grows when something is added.
+"""
+
 Registry = Literal[
     "layers",
     "sources",
@@ -39,8 +47,19 @@ Registry = Literal[
     "measures",
     "gates",
 ]
-"""What plugins register by name."""
-_MERGED: tuple[Registry, ...] = get_args(Registry)
+"""What plugins register by name, as "module:attribute"."""
+
+_BASES: dict[Registry, str | None] = {
+    "layers": "torch.nn:Module",
+    "sources": None,
+    "card_makers": "zoopress.cards.maker:CardMaker",
+    "architectures": "zoopress.sources:Architecture",
+    "tasks": "zoopress.tasks:Task",
+    "datasets": None,
+    "measures": None,
+    "gates": None,
+}
+"""The class that what is registered must be below; None for functions."""
 
 
 class HookSpecs:
@@ -141,6 +160,20 @@ class BrokenPlugin:
 
 
 @dataclass(frozen=True)
+class Clash:
+    """Something that a plugin registers under a name that another one has."""
+
+    plugin: str
+    distribution: str
+    kind: str
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"plugin {self.plugin!r} of {self.distribution}: {self.reason}."
+
+
+@dataclass(frozen=True)
 class Origin:
     """Where a registered thing comes from; part of every store key it takes part in."""
 
@@ -151,13 +184,15 @@ class Origin:
 
 @dataclass
 class Plugins:
-    """All that the loaded plugins register, merged and checked for clashes."""
+    """All that the loaded plugins register, merged; who clashes with another goes without."""
 
     manager: pluggy.PluginManager
     broken: list[BrokenPlugin] = field(default_factory=list)
     blocked: frozenset[str] = frozenset()
     origins: dict[str, Origin] = field(default_factory=dict)
     """By plugin name."""
+    clashes: list[Clash] = field(default_factory=list)
+    """What was left out, since another plugin had the name first."""
 
     @cached_property
     def techniques(self) -> dict[str, type[Technique[Any]]]:
@@ -165,8 +200,8 @@ class Plugins:
         merged: dict[str, type[Technique[Any]]] = {}
         for plugin, classes in self._answers("zoopress_techniques", _technique_classes):
             for technique in classes:
-                self._claim("technique", technique.name, plugin, merged)
-                merged[technique.name] = technique
+                if self._claim("technique", technique.name, plugin):
+                    merged[technique.name] = technique
         return merged
 
     def technique(self, name: str) -> type[Technique[Any]]:
@@ -185,13 +220,12 @@ class Plugins:
     @cached_property
     def references(self) -> dict[str, dict[str, str]]:
         """What is registered as "module:attribute", by hook ("layers", "tasks", …) and name."""
-        merged: dict[str, dict[str, str]] = {hook: {} for hook in _MERGED}
-        for hook in _MERGED:
+        merged: dict[str, dict[str, str]] = {hook: {} for hook in _BASES}
+        for hook in _BASES:
             for plugin, mapping in self._answers(f"zoopress_{hook}", _references):
                 for name, reference in mapping.items():
-                    kind = hook.removesuffix("s").replace("_", " ")
-                    self._claim(kind, name, plugin, merged[hook])
-                    merged[hook][name] = reference
+                    if self._claim(_kind(hook), name, plugin):
+                        merged[hook][name] = reference
         return merged
 
     def resolve(
@@ -204,10 +238,10 @@ class Plugins:
         Raises:
             PluginError: if nothing is, or it cannot be imported.
         """
-        kind = hook.removesuffix("s").replace("_", " ")
+        kind, base = _kind(hook), _BASES[hook]
         reference = self._get(kind, name, self.references[hook])
         try:
-            return import_reference(reference)
+            return _checked(import_reference(reference), base)
         except Exception as error:  # any import error at all: the plugin is not ours
             plugin = self._owners[kind, name]
             raise PluginError(
@@ -232,22 +266,19 @@ class Plugins:
         return self._files("recipe", "zoopress_recipes")
 
     def check(self) -> None:
-        """Merge everything now, so that clashes show.
-
-        Raises:
-            PluginError: if two plugins claim one name.
-        """
+        """Merge everything now, so that `broken` and `clashes` are complete."""
         _ = self.techniques, self.references, self.cards, self.recipes
 
     _owners: dict[tuple[str, str], str] = field(default_factory=dict)
+    _claimed: set[tuple[str, str]] = field(default_factory=set)
 
     def _files(self, kind: str, hook: str) -> dict[str, Path]:
         merged: dict[str, Path] = {}
         for plugin, folders in self._answers(hook, _folders):
             for folder in folders:
                 for path in sorted(folder.glob("*.yaml")):
-                    self._claim(kind, path.stem, plugin, merged)
-                    merged[path.stem] = path
+                    if self._claim(kind, path.stem, plugin):
+                        merged[path.stem] = path
         return merged
 
     def _answers(
@@ -263,21 +294,23 @@ class Plugins:
                 continue
             yield implementation.plugin_name, answer
 
-    def _claim(self, kind: str, name: str, plugin: str, merged: Mapping[str, Any]) -> None:
-        if name in merged:
-            owner = self._owners[kind, name]
-            if owner == plugin:
-                raise PluginError(
-                    f"Plugin {plugin!r} of {self.origins[plugin].distribution} registers the "
-                    f"{kind} {name!r} twice. Leave it out with ZOOPRESS_BLOCK_PLUGINS={plugin}."
-                )
-            raise PluginError(
-                f"Two plugins register the {kind} {name!r}: {owner!r} of "
-                f"{self.origins[owner].distribution} and {plugin!r} of "
-                f"{self.origins[plugin].distribution}. Uninstall one, or leave one out with "
-                f"ZOOPRESS_BLOCK_PLUGINS={plugin}."
+    def _claim(self, kind: str, name: str, plugin: str) -> bool:
+        """Give a name to the plugin that asks first; who comes later is told, and goes without."""
+        owner = self._owners.setdefault((kind, name), plugin)
+        if owner == plugin and (kind, name) not in self._claimed:
+            self._claimed.add((kind, name))
+            return True
+        first, second = self.origins[owner].distribution, self.origins[plugin].distribution
+        if owner == plugin:
+            reason = f"it registers the {kind} {name!r} twice; the first counts"
+        else:
+            reason = (
+                f"its {kind} {name!r} was left out, since {owner!r} of {first} has that name. "
+                f"Rename it, uninstall {second}, or block the other with "
+                f"ZOOPRESS_BLOCK_PLUGINS={owner}"
             )
-        self._owners[kind, name] = plugin
+        self.clashes.append(Clash(plugin, second, kind, name, reason))
+        return False
 
     def _get(self, kind: str, name: str, merged: Mapping[str, Any]) -> Any:
         if name in merged:
@@ -303,6 +336,22 @@ class _LazyLayers(Mapping[str, type]):
 
     def __len__(self) -> int:
         return len(self._plugins.references["layers"])
+
+
+def _kind(hook: Registry) -> str:
+    """Return what one of a registry's things is called."""
+    singular = {"criteria": "criterion", "losses": "loss"}.get(hook, hook.removesuffix("s"))
+    return singular.replace("_", " ")
+
+
+def _checked(found: Any, base: str | None) -> Any:
+    """Return what was registered, if it is what its hook asks for."""
+    if base is None:
+        if not callable(found):
+            raise TypeError(f"expected a function, got {found!r}")
+    elif not (isinstance(found, type) and issubclass(found, import_reference(base))):
+        raise TypeError(f"expected a subclass of {base.replace(':', '.')}, got {found!r}")
+    return found
 
 
 def import_reference(reference: str) -> Any:
@@ -348,9 +397,6 @@ def load_plugins(blocked: Iterable[str] = (), extra: Mapping[str, object] | None
     Args:
         blocked: names of plugins to leave out; ZOOPRESS_BLOCK_PLUGINS (comma separated) adds more.
         extra: plugins that are not installed, by name, such as a test's.
-
-    Raises:
-        PluginError: if two plugins have one name.
     """
     from_environment = os.environ.get("ZOOPRESS_BLOCK_PLUGINS", "").split(",")
     names = frozenset({*blocked, *(name.strip() for name in from_environment if name.strip())})
@@ -359,7 +405,8 @@ def load_plugins(blocked: Iterable[str] = (), extra: Mapping[str, object] | None
     plugins = Plugins(manager, blocked=names)
     # One distribution can be found twice (an editable install beside its metadata): same entry.
     found = {(point.name, point.value, _distribution(point)): point for point in _entry_points()}
-    for point in found.values():
+    # Ours first: who brings a name that is there already is the newcomer, wherever it lies on disk.
+    for point in sorted(found.values(), key=_seniority):
         origin = Origin(point.name, *_distribution(point))
         # Not told by its class: importlib_metadata, once imported, finds entry points of its own.
         _register(plugins, origin, point.load)
@@ -381,6 +428,11 @@ def _distribution(point: EntryPoint) -> tuple[str, str]:
     return name or "(unknown)", version or "0"
 
 
+def _seniority(point: EntryPoint) -> tuple[bool, str, str]:
+    distribution, _ = _distribution(point)
+    return distribution != "zoopress", distribution, point.name
+
+
 def _itself(module: object) -> object:
     return module
 
@@ -390,10 +442,12 @@ def _register(plugins: Plugins, origin: Origin, load: Callable[[], object]) -> N
         return
     if origin.plugin in plugins.origins:
         other = plugins.origins[origin.plugin].distribution
-        raise PluginError(
-            f"Two plugins are called {origin.plugin!r}: one of {other}, one of "
-            f"{origin.distribution}. Uninstall one, or rename its entry point."
+        reason = (
+            f"a plugin of {other} is called {origin.plugin!r} too. Uninstall one, or rename its "
+            "entry point"
         )
+        plugins.broken.append(BrokenPlugin(origin.plugin, origin.distribution, reason))
+        return
     plugins.origins[origin.plugin] = origin
     try:
         plugins.manager.register(load(), name=origin.plugin)

@@ -22,17 +22,13 @@ def note(text: str) -> None:
 
 
 def loaded_plugins() -> Plugins:
-    """Load and check plugins; those that are broken are told and left out.
-
-    Raises:
-        PluginError: if two plugins claim one name.
-    """
+    """Load and merge plugins; what is broken or clashes is told and left out."""
     from zoopress.plugins import load_plugins
 
     plugins = load_plugins()
     plugins.check()
-    for broken in plugins.broken:
-        note(f"warning: {broken}")
+    for problem in (*plugins.broken, *plugins.clashes):
+        note(f"warning: {problem}")
     return plugins
 
 

@@ -254,10 +254,16 @@ def plugin_list() -> None:
 
     plugins = load_plugins()
     plugins.check()
-    broken = {item.name: item for item in plugins.broken}
+    broken = {(item.name, item.distribution): item.reason for item in plugins.broken}
+    clashes = {(item.plugin, item.distribution): item.reason for item in plugins.clashes}
     for name, origin in plugins.origins.items():
-        state = f"broken: {broken[name].reason}" if name in broken else "loaded"
+        key = (name, origin.distribution)
+        state = f"broken: {broken.pop(key)}" if key in broken else "loaded"
+        if key in clashes:
+            state += f"; {clashes[key]}"
         print(f"{name:<24} {origin.distribution} {origin.version:<12} {state}")
+    for (name, distribution), reason in broken.items():
+        print(f"{name:<24} {distribution:<24} left out: {reason}")
     for name in sorted(plugins.blocked):
         print(f"{name:<24} blocked")
 
