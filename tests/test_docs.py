@@ -31,7 +31,8 @@ from zoopress.errors import RecipeError
 from zoopress.gates import BUILT_IN
 from zoopress.models.edits import Keep, Pack, Replace, Resize
 from zoopress.plugins import HookSpecs, load_plugins
-from zoopress.recipes import Targets, _RecipeFile, parse_recipe
+from zoopress.recipes import Targets, parse_recipe
+from zoopress.recipes.recipe import _RecipeFile
 from zoopress.scaffolds.zoo_files import TEMPLATES
 from zoopress.yaml_source import parse_yaml
 

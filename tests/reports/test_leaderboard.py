@@ -138,16 +138,16 @@ def test_json_gives_the_task_metric_again(metric: TaskMetric) -> None:
 
 def test_columns_that_no_cell_has_are_left_out() -> None:
     with_labels = Leaderboard([labelled_cell("small", 0.8), cell(recipe="bare")])
-    assert "task metric" in with_labels.markdown()
-    assert "accuracy 80.0 % (−10.0 points)" in with_labels.html()
-    assert "2.00×" in with_labels.html()
-    assert "task metric" not in Leaderboard([cell()]).markdown()
+    assert "task metric" in leaderboard_markdown(with_labels)
+    assert "accuracy 80.0 % (−10.0 points)" in leaderboard_page(with_labels)
+    assert "2.00×" in leaderboard_page(with_labels)
+    assert "task metric" not in leaderboard_markdown(Leaderboard([cell()]))
 
 
 def test_the_task_metric_is_drawn_where_one_card_is_judged_by_it() -> None:
     one = Leaderboard([labelled_cell("a", 0.8), labelled_cell("b", 0.7)])
-    assert "Accuracy against compression ratio" in one.html()
-    assert "Accuracy against" not in Leaderboard([cell()]).html()
+    assert "Accuracy against compression ratio" in leaderboard_page(one)
+    assert "Accuracy against" not in leaderboard_page(Leaderboard([cell()]))
 
 
 @given(st.lists(STANDINGS, max_size=8))
@@ -272,7 +272,7 @@ def hostile_board() -> Leaderboard:
 
 
 def test_what_others_wrote_is_only_text_in_the_page() -> None:
-    text = hostile_board().html()
+    text = leaderboard_page(hostile_board())
     page = Page(text)
     assert len(page.scripts) == 1
     assert not list(page.all("img"))
@@ -285,7 +285,7 @@ def test_what_others_wrote_is_only_text_in_the_page() -> None:
 
 
 def test_the_page_allows_its_own_script_alone_and_no_network() -> None:
-    page = Page(hostile_board().html())
+    page = Page(leaderboard_page(hostile_board()))
     policy = next(a["content"] for a in page.all("meta") if "http-equiv" in a)
     digest = base64.b64encode(hashlib.sha256(page.scripts[0].encode()).digest()).decode()
     assert policy is not None
@@ -296,7 +296,7 @@ def test_the_page_allows_its_own_script_alone_and_no_network() -> None:
 
 
 def test_what_others_wrote_is_only_text_in_markdown() -> None:
-    text = hostile_board().markdown()
+    text = leaderboard_markdown(hostile_board())
     assert "<script>" not in text
     assert "<img" not in text
     assert re.search(r"(?<!\\)\]\(", text) is None
@@ -335,7 +335,7 @@ def test_without_what_draws_charts_the_page_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "vl_convert", None)
-    text = Leaderboard([cell(), FAILED]).html()
+    text = leaderboard_page(Leaderboard([cell(), FAILED]))
     assert "pip install &#39;zoopress[reports]&#39;" in text
     assert "<svg" not in text
     assert "4.00×" in text
