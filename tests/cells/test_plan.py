@@ -13,6 +13,7 @@ from zoopress.errors import PlanError
 from zoopress.plugins import Plugins
 from zoopress.recipes import Recipe, Stage
 from zoopress.techniques import (
+    ACTIVATION_RANGES,
     INITIAL_PROPERTIES,
     KINDS,
     MASKS,
@@ -53,6 +54,9 @@ def recipe(plugins: Plugins, *stages: dict[str, Any]) -> Recipe:
         ({**QUANTIZE, "kinds": ["linear"]}, {**QUANTIZE, "kinds": ["embedding"], "bits": 4}),
         ({**QUANTIZE, "kinds": ["embedding"]}, PRUNE_LINEAR),
         ({**QUANTIZE, "include": ["a.*"]}, {**QUANTIZE, "exclude": ["a.*"]}),
+        ({**QUANTIZE, "include": ["a.*"]}, {**PRUNE, "include": ["b.*"]}),
+        ({**PRUNE, "include": ["a.*"]}, {**SVD, "include": ["b.*"]}),
+        ({**PRUNE, "kinds": ["conv"]}, {**SVD, "kinds": ["linear"]}),
     ],
 )
 def test_orders_that_work_are_accepted(stages: tuple[Any, ...], plugins: Plugins) -> None:
@@ -79,9 +83,19 @@ def test_orders_that_work_are_accepted(stages: tuple[Any, ...], plugins: Plugins
             "truncated_svd, weight_quantization",
         ),
         (
+            (QUANTIZE, {**PRUNE_LINEAR, "include": ["a.*"]}),
+            r"works on float linear weights, but stage 1 .* leaves none of .*\['a\.\*'\]",
+            "magnitude_pruning, weight_quantization",
+        ),
+        (
+            ({**QUANTIZE, "include": ["a.*"]}, {**PRUNE, "include": ["a.b.*"]}),
+            r"stage 2 \(magnitude_pruning\) works on float",
+            "magnitude_pruning, weight_quantization",
+        ),
+        (
             (CODE, QUANTIZE, PRUNE, SVD),
             "works on float",
-            "entropy_coding, truncated_svd, magnitude_pruning, weight_quantization",
+            "truncated_svd, magnitude_pruning, weight_quantization, entropy_coding",
         ),
     ],
 )
@@ -146,6 +160,14 @@ def test_a_chain_with_one_good_order_is_led_to_it_from_any_other(order: list[int
     else:
         with pytest.raises(PlanError, match="This order works: fake_0, fake_1, fake_2, fake_3"):
             make_plan(CARD, mixed)
+
+
+def test_what_changes_activations_may_not_follow_what_measured_their_ranges() -> None:
+    measured = fake(0, Effects(adds=frozenset({ACTIVATION_RANGES})))
+    changing, keeping = fake(1, Effects()), fake(2, Effects(activations="kept"))
+    assert make_plan(CARD, Recipe("r", (changing, measured, keeping)))
+    with pytest.raises(PlanError, match=r"fake_1.*changes the activations.*fake_0.*This order"):
+        make_plan(CARD, Recipe("r", (measured, changing)))
 
 
 def test_a_technique_that_needs_data_is_refused_on_a_card_without() -> None:

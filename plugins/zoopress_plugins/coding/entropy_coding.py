@@ -44,7 +44,7 @@ class EntropyCoding(Technique[EntropyCodingConfig]):
 
     def effects(self) -> Effects:
         """Touch no property that another stage relies on."""
-        return Effects()
+        return Effects(activations="kept")
 
     def apply(self, model: Model, context: Context) -> Outcome:
         """Choose the container and the coder; tensors are coded whenever the model is saved."""

@@ -9,6 +9,7 @@ Zhang et al. 2015, arXiv:1411.4229, section 3.1 (convolutions).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
@@ -87,7 +88,17 @@ class TruncatedSvd(Technique[TruncatedSvdConfig]):
 
     def effects(self) -> Effects:
         """Require float weights; a product of factors has no mask any more."""
-        return Effects(requires=self.config.properties(), destroys=frozenset({MASKS}))
+        return Effects(
+            requires=self.config.properties(), destroys=frozenset({MASKS}), restructures=True
+        )
+
+    def refusal(self, model: Model) -> str | None:
+        """Refuse a model of which no selected layer can be replaced."""
+        reason = super().refusal(model)
+        if reason is not None:
+            return reason
+        skipped = {weight.name: _unfit(weight) for weight in self.config.select(model)}
+        return None if None in skipped.values() else self._none_factored(skipped)
 
     def apply(self, model: Model, context: Context) -> Outcome:
         """Replace each selected layer that gets smaller by two."""
@@ -112,17 +123,20 @@ class TruncatedSvd(Technique[TruncatedSvdConfig]):
             before += matrix.numel()
             after += size
         if not touched:
-            reasons = "; ".join(f"{name}: {why}" for name, why in list(skipped.items())[:4])
-            raise StageError(
-                f"None of the {len(weights)} selected layers was factored ({reasons}). Use a lower "
-                "rank, share of parameters or energy, or select other layers."
-            )
+            raise StageError(self._none_factored(skipped))
         claims = []
         if self.config.parameters is not None:
             claims = [
                 Claim("share of parameters removed", 1 - self.config.parameters, 1 - after / before)
             ]
         return Outcome(touched, claims, notes={"skipped": skipped})
+
+    def _none_factored(self, skipped: Mapping[str, str | None]) -> str:
+        reasons = "; ".join(f"{name}: {why}" for name, why in list(skipped.items())[:4])
+        return (
+            f"None of the {len(skipped)} selected layers can be factored ({reasons}). Use a lower "
+            "rank, share of parameters or energy, or select other layers."
+        )
 
     def work(self, rows: int, columns: int) -> float:
         """Return what a decomposition takes."""

@@ -86,7 +86,17 @@ class LayerRemoval(Technique[LayerRemovalConfig]):
 
     def effects(self) -> Effects:
         """Neither require nor destroy anything: what is left stays as it was."""
-        return Effects()
+        return Effects(activations="resized", restructures=True)
+
+    def refusal(self, model: Model) -> str | None:
+        """Refuse a model without lists of layers."""
+        from zoopress.models.stacks import find_stacks
+
+        try:
+            self._selected({stack: {} for stack in find_stacks(model.module)})
+        except StageError as error:
+            return str(error)
+        return None
 
     def apply(self, model: Model, context: Context) -> Outcome:
         """Find the stacks, check that their layers can go, and remove them."""

@@ -16,7 +16,15 @@ from pydantic import Field
 
 from zoopress.errors import StageError
 from zoopress.plugins import hookimpl
-from zoopress.techniques import Claim, Config, Effects, Outcome, Technique, float_weights
+from zoopress.techniques import (
+    Claim,
+    Config,
+    Effects,
+    Outcome,
+    Technique,
+    float_weights,
+    weights_below,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,6 +32,9 @@ if TYPE_CHECKING:
     from zoopress.dependencies import Dependencies, NeuronGroup
     from zoopress.models.model import Model
     from zoopress.techniques import Context
+
+
+_KINDS = ("linear", "conv", "recurrent")
 
 
 class NeuronPruningConfig(Config):
@@ -116,10 +127,23 @@ class NeuronPruning(Technique[NeuronPruningConfig]):
     needs = frozenset({"calibration"})
 
     def effects(self) -> Effects:
-        """Require float weights where neurons are looked for everywhere."""
-        if self.config.include != ("*",):
-            return Effects()
-        return Effects(requires=frozenset(map(float_weights, ("linear", "conv", "recurrent"))))
+        """Require float weights, and leave fewer neurons."""
+        return Effects(
+            requires=frozenset(map(float_weights, _KINDS)),
+            scope=weights_below(self.config.include, self.config.exclude),
+            activations="resized",
+        )
+
+    def refusal(self, model: Model) -> str | None:
+        """Refuse a model without layers of neurons that are still floating point."""
+        scope = self.scope()
+        if any(scope.has(weight.kind, weight.name) for weight in model.weights(_KINDS)):
+            return None
+        there = [weight.path for weight in model.weights(_KINDS)]
+        return (
+            f"No layer with float weights matches include {list(self.config.include)}, exclude "
+            f"{list(self.config.exclude)}. Such layers of this model: {there[:8] or 'none'}."
+        )
 
     def apply(self, model: Model, context: Context) -> Outcome:
         """Find the neurons with one calibration batch, rank, check and remove them."""

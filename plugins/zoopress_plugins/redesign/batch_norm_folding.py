@@ -18,7 +18,7 @@ from pydantic import Field
 
 from zoopress.errors import StageError
 from zoopress.plugins import hookimpl
-from zoopress.techniques import Config, Effects, Outcome, Technique, float_weights
+from zoopress.techniques import Config, Effects, Outcome, Technique, float_weights, weights_below
 
 if TYPE_CHECKING:
     from torch import Size, Tensor, nn
@@ -89,8 +89,18 @@ class BatchNormFolding(Technique[BatchNormFoldingConfig]):
 
     def effects(self) -> Effects:
         """Require float weights: a scale that is folded in would leave a quantization's grid."""
-        kinds = ("linear", "conv", "vector") if self.config.include == ("*",) else ()
-        return Effects(requires=frozenset(map(float_weights, kinds)))
+        kinds = ("linear", "conv", "vector")
+        return Effects(
+            requires=frozenset(map(float_weights, kinds)),
+            scope=weights_below(self.config.include, self.config.exclude),
+        )
+
+    def refusal(self, model: Model) -> str | None:
+        """Refuse a model without batch normalization, or with none that can be folded."""
+        kept = {path: _unfit(norm) for path, norm in self._norms(model).items()}
+        if None in kept.values():
+            return None
+        return self._nothing({path: why for path, why in kept.items() if why is not None})
 
     def apply(self, model: Model, context: Context) -> Outcome:
         """Find with one calibration batch which normalizations can be folded, and fold them."""
@@ -126,16 +136,9 @@ class BatchNormFolding(Technique[BatchNormFoldingConfig]):
         self, model: Model, run: Callable[[], Tensor]
     ) -> tuple[dict[str, str], dict[str, str]]:
         """Return the layer of each normalization that can be folded, and why others cannot."""
-        from torch.nn.modules.batchnorm import _BatchNorm
-
         from zoopress.dependencies.readers import ELSEWHERE, find_readers
 
-        modules = dict(model.module.named_modules())
-        norms = {
-            path: module
-            for path, module in modules.items()
-            if isinstance(module, _BatchNorm) and self.config.selects(path)
-        }
+        modules, norms = dict(model.module.named_modules()), self._norms(model)
         kept = {path: problem for path, norm in norms.items() if (problem := _unfit(norm))}
         users = Counter(
             id(parameter)
@@ -173,6 +176,16 @@ class BatchNormFolding(Technique[BatchNormFoldingConfig]):
             kept[norm] = f"{layer!r} computes more with its weight than a linear layer does"
             del pairs[norm]
         return pairs, kept
+
+    def _norms(self, model: Model) -> dict[str, _BatchNorm]:
+        """Return the batch normalizations that are selected, by path."""
+        from torch.nn.modules.batchnorm import _BatchNorm
+
+        return {
+            path: module
+            for path, module in model.module.named_modules()
+            if isinstance(module, _BatchNorm) and self.config.selects(path)
+        }
 
     def _nothing(self, kept: Mapping[str, str]) -> str:
         if not kept:

@@ -113,6 +113,11 @@ class Cell:
         }
 
     @property
+    def advice(self) -> tuple[str, ...]:
+        """Which order of the stages would be better, and why; empty if this one is good."""
+        return make_plan(self.original.card, self.recipe).advice
+
+    @property
     def report_key(self) -> str:
         """The key of the final comparison with the original."""
         return digest([self.keys[-1], "report", 3, self.original.card.measures])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import permutations
+from typing import NamedTuple
 
 from zoopress.cards import Card
+from zoopress.cells.preferences import preferences_against
 from zoopress.errors import PlanError
 from zoopress.recipes import Recipe, Stage
-from zoopress.techniques import INITIAL_PROPERTIES
+from zoopress.techniques import ACTIVATION_RANGES, INITIAL_PROPERTIES, Scope
 
 _MOST_STAGES_TO_REORDER = 7
 
@@ -19,6 +21,8 @@ class Plan:
 
     card: Card
     recipe: Recipe
+    advice: tuple[str, ...] = ()
+    """What another order would do better, each with its reason."""
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -50,40 +54,65 @@ def make_plan(card: Card, recipe: Recipe) -> Plan:
             "'kinds', 'include' and 'exclude'."
         )
         raise PlanError(f"Recipe {recipe.name!r}: {problem} {advice}")
-    return Plan(card, recipe)
+    return Plan(card, recipe, _advice(recipe.stages))
+
+
+class _Act(NamedTuple):
+    """Who did something to a property, and of which weights."""
+
+    who: str
+    scope: Scope
 
 
 def _order_problem(stages: tuple[Stage, ...]) -> str | None:
-    """Say why stages cannot run in this order, or None."""
-    present = set(INITIAL_PROPERTIES)
-    removed: dict[str, str] = {}  # property -> the stage that took it away
-    added: dict[str, str] = {}  # property -> the stage that brought it
-    steps = [
-        (position, technique)
-        for position, stage in enumerate(stages, start=1)
-        for technique in stage.techniques
-    ]
-    for position, technique in steps:
-        effects = technique.effects()
-        here = f"stage {position} ({technique.name})"
-        missing = sorted(effects.requires - present)
-        if missing:
-            culprit = removed.get(missing[0])
-            why = f"{culprit} leaves none" if culprit else "no earlier stage makes any"
-            return f"{here} works on {missing[0]}, but {why}."
-        undone = sorted(effects.destroys & added.keys())
-        if undone:
-            return f"{here} would discard the {undone[0]} that {added[undone[0]]} made."
-        for item in effects.destroys & present:
-            removed[item] = here
-        present -= effects.destroys
-        present |= effects.adds
-        added.update(dict.fromkeys(effects.adds, here))
+    """Say why stages cannot run in this order, or None.
+
+    A requirement is refused only where patterns tell that it surely is not met; the model itself
+    decides the rest, see `zoopress.cells.feasibility`. What may be undone is refused in any case.
+    """
+    known = set(INITIAL_PROPERTIES)
+    removed: dict[str, list[_Act]] = {}
+    added: dict[str, list[_Act]] = {}
+    for position, stage in enumerate(stages, start=1):
+        for technique in stage.techniques:
+            effects, scope = technique.effects(), technique.scope()
+            here = f"stage {position} ({technique.name})"
+            for item in sorted(effects.requires):
+                if item not in known and item not in removed:
+                    return f"{here} works on {item}, but no earlier stage makes any."
+                for culprit in removed.get(item, ()):
+                    if culprit.scope.surely_covers(scope):
+                        return f"{here} works on {item}, but {culprit.who} leaves none{_of(scope)}."
+            for item in sorted(effects.destroys):
+                for maker in added.get(item, ()):
+                    if not maker.scope.surely_misses(scope):
+                        return f"{here} would discard the {item} that {maker.who} made."
+            if effects.activations != "kept" and (ranges := added.get(ACTIVATION_RANGES)):
+                return (
+                    f"{here} changes the activations whose ranges {ranges[0].who} holds, so that "
+                    "these would no longer be right."
+                )
+            for item in effects.destroys:
+                removed.setdefault(item, []).append(_Act(here, scope))
+            for item in effects.adds:
+                removed.pop(item, None)
+                added.setdefault(item, []).append(_Act(here, scope))
+                known.add(item)
     return None
 
 
+def _of(scope: Scope) -> str:
+    return "" if scope.include == ("*",) else f" of those that match {list(scope.include)}"
+
+
 def _working_order(stages: tuple[Stage, ...]) -> list[str] | None:
-    """Name the stages in the closest order in which they can run, if there is one."""
+    """Name the stages in the best order in which they can run, if there is one."""
+    best = _best_order(stages)
+    return None if best is None else _named(stages, best)
+
+
+def _best_order(stages: tuple[Stage, ...]) -> tuple[int, ...] | None:
+    """Return the possible order that goes against fewest preferences, the closest of those."""
     if len(stages) > _MOST_STAGES_TO_REORDER:
         return None
     possible = [
@@ -91,13 +120,33 @@ def _working_order(stages: tuple[Stage, ...]) -> list[str] | None:
         for order in permutations(range(len(stages)))
         if _order_problem(tuple(stages[i] for i in order)) is None
     ]
-    if not possible:
-        return None
-    best = min(possible, key=lambda order: (_inversions(order), order))
+
+    def cost(order: tuple[int, ...]) -> tuple[int, int, tuple[int, ...]]:
+        against = preferences_against([stages[i] for i in order])
+        return len(against), _inversions(order), order
+
+    return min(possible, key=cost, default=None)
+
+
+def _advice(stages: tuple[Stage, ...]) -> tuple[str, ...]:
+    """Say which order would be better than this one, which works, and why."""
+    against = preferences_against(stages)
+    best = _best_order(stages) if against else None
+    if best is None:
+        return ()
+    left = set(preferences_against([stages[i] for i in best]))
+    reasons = [reason for reason in against if reason not in left]
+    if not reasons:
+        return ()
+    names = ", ".join(_named(stages, best))
+    return (f"This order works; better is: {names}. {' '.join(dict.fromkeys(reasons))}",)
+
+
+def _named(stages: tuple[Stage, ...], order: tuple[int, ...]) -> list[str]:
     names = [stage.name for stage in stages]
     # A technique that stands there twice is told apart by its present position.
     return [
-        f"{names[i]} (now stage {i + 1})" if names.count(names[i]) > 1 else names[i] for i in best
+        f"{names[i]} (now stage {i + 1})" if names.count(names[i]) > 1 else names[i] for i in order
     ]
 
 

@@ -127,6 +127,9 @@ def _print_plan(made: ZooPlan) -> None:
         console.print(_cell_table(sound))
     for what, text in _summary(made) if sound else ():
         say(f"  {what:<9} {text}")
+    for cell in sound:
+        for text in cell.advice:
+            note(f"! {cell.title}: {text}")
     for text in made.notes:
         note(f"! {text}")
 

@@ -63,6 +63,7 @@ class PlannedCell:
         result_bytes: of the artifact, at most.
         fetch_bytes: of files that are not here; None if their sizes are not known.
         publication: where it would be published.
+        advice: which order of the stages would be better, and why.
     """
 
     card: str
@@ -79,6 +80,7 @@ class PlannedCell:
     result_bytes: int = 0
     fetch_bytes: int | None = 0
     publication: PlannedPublication | None = None
+    advice: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:

@@ -43,6 +43,8 @@ from zoopress.results import Report, StageResult
 from zoopress.store import Entry, Store, digest
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from zoopress.orchestration.publishing import PublishSection
 
 
@@ -58,6 +60,8 @@ class _Opened:
     plugins: Plugins
     find: Callable[[str], Entry | None]
     """Looks a key up in the store."""
+    advice: tuple[str, ...]
+    """On the order of the stages."""
 
     @cached_property
     def keys(self) -> tuple[str, ...]:
@@ -138,6 +142,7 @@ class ZooPlanner:
         folder = self.store.root / "calibration"
         self.calibration = Calibration(folder, self.plugins, self.clock)
         self._cards: dict[str, tuple[Listing, Original | None] | ZoopressError] = {}
+        self._outlines: dict[str, nn.Module] = {}
         self._find = cache(self.store.find)
         self._seen: set[str] = set()
         self._notes: list[str] = []
@@ -166,11 +171,15 @@ class ZooPlanner:
         if card is None or recipe is None:
             return given.problem or steps.problem or "it could not be read"
         try:
-            make_plan(card, recipe)
+            plan = make_plan(card, recipe)
             listing, original = self._open(card)
             cell = Cell(original, recipe, self.plugins, self.store) if original else None
-            opened = _Opened(card, recipe, listing, cell, self.plugins, self._find)
+            opened = _Opened(card, recipe, listing, cell, self.plugins, self._find, plan.advice)
             _ = opened.keys, opened.tensors  # what is wrong with files or data shows here
+            if self.probe and cell is not None and any(opened.missing):
+                from zoopress.cells.feasibility import check_feasible
+
+                check_feasible(self._outline(cell.original), recipe, self.plugins)
         except ZoopressError as error:
             return str(error)
         return opened
@@ -189,6 +198,16 @@ class ZooPlanner:
         if isinstance(found, ZoopressError):
             raise found
         return found
+
+    def _outline(self, original: Original) -> nn.Module:
+        """Return a card's model without values, once for all its recipes."""
+        # Only where something is to be computed is torch imported.
+        from zoopress.sources import build_on_meta
+
+        key = digest([original.card.as_dict(), str(original.card.root)])
+        if key not in self._outlines:
+            self._outlines[key] = build_on_meta(original.architecture)
+        return self._outlines[key]
 
     def _measure(self, opened: list[_Opened]) -> None:
         """Measure this machine, models and techniques as far as there is anything to compute."""
@@ -251,6 +270,7 @@ class ZooPlanner:
             result_bytes=self._result_bytes(item, expected.stage_bytes[-1] + others),
             fetch_bytes=item.bytes_of(tuple(absent)) if known else None,
             publication=self._publication(item),
+            advice=item.advice,
         )
 
     def _estimate(self, item: _Opened) -> Estimate:

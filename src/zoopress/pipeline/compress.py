@@ -82,6 +82,8 @@ def compress(
             reporter.line(f"nothing to compute: {card.name} × {recipe.name} is in the store")
             return deliver(cell, *finished, folder)
 
+        for text in cell.advice:
+            reporter.line(text)
         # Only from here on is torch imported.
         from zoopress.pipeline.workbench import Workbench
 

@@ -19,6 +19,7 @@ from zoopress.artifacts.manifest import MANIFEST, Base, Manifest, size_bytes
 from zoopress.artifacts.tensor_files import plain_bytes
 from zoopress.cards import Card, load_card
 from zoopress.cells.cell import LIBRARIES, Cell, installed_version, open_original
+from zoopress.cells.feasibility import check_feasible
 from zoopress.errors import SourceError, StageError
 from zoopress.evaluation.comparison import Comparison
 from zoopress.evaluation.evaluate import evaluate
@@ -33,7 +34,7 @@ from zoopress.plugins import Plugins
 from zoopress.progress import Progress, Reporter
 from zoopress.recipes import Stage
 from zoopress.results import GateInput, Report, StageResult
-from zoopress.sources import Architecture
+from zoopress.sources import Architecture, build_on_meta
 from zoopress.store import Entry, file_digest
 from zoopress.techniques import Context, Outcome
 
@@ -69,6 +70,17 @@ class Workbench:
         self.reporter = reporter
         self._teachers: dict[str, nn.Module] = {}
 
+    @cached_property
+    def feasible(self) -> bool:
+        """Whether every stage finds something to do in the model.
+
+        Raises:
+            StageError: naming the first stage that would not.
+            SourceError: if the model cannot be built.
+        """
+        check_feasible(build_on_meta(self.architecture), self.recipe, self.plugins)
+        return True
+
     def run_stage(self, position: int, previous: Entry | None) -> Entry:
         """Apply a technique to the previous result and store what comes out.
 
@@ -81,6 +93,7 @@ class Workbench:
             GateError: if the result is not sound; it is not stored then.
         """
         stage, key = self.recipe.stages[position - 1], self.cell.keys[position - 1]
+        _ = self.feasible  # said before hours of work, not by the stage itself
         waiting = f"{stage.name}: another run is computing this stage; waiting for it"
         with self.store.claim(key, lambda: self.reporter.line(waiting)) as claim:
             if claim.entry is not None:

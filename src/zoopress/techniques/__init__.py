@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from zoopress.techniques.scope import EVERYTHING as EVERYTHING
+from zoopress.techniques.scope import Scope as Scope
+from zoopress.techniques.scope import weights_below as weights_below
+from zoopress.techniques.technique import (
+    ACTIVATION_RANGES as ACTIVATION_RANGES,
+)
 from zoopress.techniques.technique import (
     INITIAL_PROPERTIES as INITIAL_PROPERTIES,
 )

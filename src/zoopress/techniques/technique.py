@@ -13,6 +13,7 @@ from pydantic import Field
 
 from zoopress.config import Config as Config
 from zoopress.errors import StageError
+from zoopress.techniques.scope import EVERYTHING, Scope
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +51,12 @@ INITIAL_PROPERTIES = frozenset(float_weights(kind) for kind in KINDS)
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 
+ACTIVATION_RANGES = "activation ranges"
+"""The property of holding figures on activations, such as a static quantizer's ranges."""
+
+Activations = Literal["kept", "changed", "resized"]
+
+
 @dataclass(frozen=True)
 class Effects:
     """What a stage does to the properties that other stages rely on.
@@ -59,11 +66,21 @@ class Effects:
         adds: properties its output has.
         destroys: properties its output no longer has. Destroying what an earlier stage added, such
             as its masks, is refused by the plan, since that stage would have been in vain.
+        scope: which weights all this is about; those that a `WeightSelection` selects by default,
+            else all.
+        activations: what becomes of what flows between layers. "kept": nothing; "changed": other
+            values, which outdates `ACTIVATION_RANGES` of earlier stages; "resized": other sizes
+            too, so that there is less for later stages to do.
+        restructures: whether modules go or others take their places, so that names of weights are
+            others afterwards.
     """
 
     requires: frozenset[str] = frozenset()
     adds: frozenset[str] = frozenset()
     destroys: frozenset[str] = frozenset()
+    scope: Scope | None = None
+    activations: Activations = "changed"
+    restructures: bool = False
 
 
 @dataclass(frozen=True)
@@ -225,6 +242,29 @@ class Technique(ABC, Generic[ConfigT]):
                 act on.
         """
 
+    def scope(self) -> Scope:
+        """Return which weights its effects are about."""
+        told = self.effects().scope
+        if told is not None:
+            return told
+        return self.config.selection() if isinstance(self.config, WeightSelection) else EVERYTHING
+
+    def refusal(self, model: Model) -> str | None:
+        """Return why it can do nothing with a model of this structure, None if it may.
+
+        Asked before anything is computed. The default looks whether a `WeightSelection` selects
+        any weight.
+
+        Args:
+            model: has shapes and names; its tensors are on the meta device, without values.
+        """
+        if isinstance(self.config, WeightSelection):
+            try:
+                self.config.select(model)
+            except StageError as error:
+                return str(error)
+        return None
+
     def cards(self) -> Sequence[str]:
         """Return the names of other cards whose models it learns from."""
         return ()
@@ -300,12 +340,13 @@ class WeightSelection(Config):
             )
         return weights
 
-    def properties(self) -> frozenset[str]:
-        """Return the float-weight properties of all that is selected.
+    def selection(self) -> Scope:
+        """Return which weights may be selected."""
+        return Scope(self.kinds, self.include, self.exclude)
 
-        Empty when `include` narrows the selection: which weights are left then is known only when
-        the stage meets the model, and it works on float weights alone.
+    def properties(self) -> frozenset[str]:
+        """Return the float-weight properties of all kinds that are selected.
+
+        `Technique.scope` narrows them to the weights that `include` and `exclude` leave.
         """
-        if self.include != ("*",):
-            return frozenset()
         return frozenset(float_weights(kind) for kind in self.kinds)

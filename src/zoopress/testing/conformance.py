@@ -205,7 +205,7 @@ def check_on_model(technique: Technique[Any], name: str, folder: Path, plugins: 
 def check_refusals(technique: Technique[Any], folder: Path, plugins: Plugins) -> None:
     """Check that what cannot be compressed is refused in words, not with a traceback."""
     labelled = _learns_from_labels(technique)
-    card = tiny_card("cnn", folder / "nan", _poison, labelled)
+    card = tiny_card(_workable(technique, folder, plugins), folder / "nan", _poison, labelled)
     _expect(
         SourceError,
         lambda: run_chain([technique], card, folder / "nan" / "out", plugins),
@@ -223,6 +223,16 @@ def check_refusals(technique: Technique[Any], folder: Path, plugins: Plugins) ->
             "on a model without any matrix it does nothing in silence. Raise StageError, as "
             "WeightSelection.select does",
         )
+
+
+def _workable(technique: Technique[Any], folder: Path, plugins: Plugins) -> str:
+    """Return the name of a tiny model that a technique does not refuse."""
+    names = ["cnn"] if _learns_from_labels(technique) else list(TINY_MODELS)
+    for name in names:
+        module = _build(tiny_card(name, folder / "refusing" / name), plugins)
+        if technique.refusal(Model(module.to("meta"), plugins.layers)) is None:
+            return name
+    raise ConformanceError(f"its `refusal` refuses all tiny models: {', '.join(names)}")
 
 
 def tiny_card(
@@ -388,6 +398,13 @@ def _check_effects(technique: Technique[Any], original: Model, model: Model) -> 
         )
     else:
         _require(MASKS not in effects.adds, "effects().adds promises masks, but it made none")
+    if effects.activations == "kept":
+        _require(
+            all(
+                _same(tensor, model.tensors()[name]) for name, tensor in original.tensors().items()
+            ),
+            'effects().activations is "kept", but it changed tensors of the model',
+        )
     include = getattr(technique.config, "include", ("*",))
     for kind in KINDS if include == ("*",) else ():
         if any(original.weights((kind,))) and not any(model.weights((kind,))):

@@ -302,8 +302,11 @@ def test_rounding_that_leaves_nothing_to_remove_is_an_error(tmp_path: Path) -> N
         prune(Model(mlp()), torch.randn(2, 8), tmp_path, sparsity=0.1, min_neurons=20)
 
 
-def test_float_weights_are_required_unless_include_narrows() -> None:
-    everywhere = NeuronPruning(NeuronPruningConfig(sparsity=0.5)).effects()
-    assert float_weights("recurrent") in everywhere.requires
-    narrowed = NeuronPruningConfig(sparsity=0.5, include=("encoder.*",))
-    assert not NeuronPruning(narrowed).effects().requires
+def test_float_weights_are_required_of_the_layers_that_include_names() -> None:
+    everywhere = NeuronPruning(NeuronPruningConfig(sparsity=0.5))
+    assert float_weights("recurrent") in everywhere.effects().requires
+    assert everywhere.scope().has("linear", "head.weight")
+    narrowed = NeuronPruning(NeuronPruningConfig(sparsity=0.5, include=("encoder.*",)))
+    assert float_weights("recurrent") in narrowed.effects().requires
+    assert narrowed.scope().has("linear", "encoder.0.weight")
+    assert not narrowed.scope().has("linear", "head.weight")
