@@ -163,8 +163,8 @@ def test_layer_is_specified(name: str) -> None:
 # The command line.
 
 
-def _generator() -> Any:
-    spec = importlib.util.spec_from_file_location("generate_cli", DOCS / "generate_cli.py")
+def _generator(name: str = "generate_cli") -> Any:
+    spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -175,6 +175,14 @@ def _generator() -> Any:
 def test_command_line_reference_is_up_to_date() -> None:
     written = (DOCS / "cli.md").read_text(encoding="utf-8")
     assert written == _generator().page(), "run `python docs/generate_cli.py`"
+
+
+def test_the_picture_and_the_table_of_rooms_are_up_to_date() -> None:
+    rooms = _generator("generate_rooms")
+    house = rooms.floors()
+    told = "run `python docs/generate_rooms.py`"
+    assert rooms.PICTURE.read_text(encoding="utf-8") == rooms.picture(house), told
+    assert rooms.PAGE.read_text(encoding="utf-8") == rooms.page(house), told
 
 
 @pytest.mark.parametrize("path", [path for path, _ in _generator().commands(app)])
