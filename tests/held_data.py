@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from zoopress.cards import Card
-from zoopress.evaluation.batches import batch_length
 from zoopress.evaluation.comparison import Comparison
 from zoopress.evaluation.fidelity import run_all
 from zoopress.models.model import Model
 from zoopress.plugins import Plugins
 from zoopress.tasks import Batch, Samples, Split, Task
+from zoopress.tasks.batches import batch_length
 
 
 def _rows(inputs: Any, rows: Sequence[int]) -> Any:

@@ -24,6 +24,7 @@ MOVED = {
     "zoopress.data": "zoopress.tasks",
     "zoopress.edits": "zoopress.models.edits",
     "zoopress.encoding": "zoopress.artifacts.encoding",
+    "zoopress.evaluation.batches": "zoopress.tasks.batches",
     "zoopress.hub.licenses": "zoopress.publishing.licenses",
     "zoopress.hub.model_card": "zoopress.publishing.model_card",
     "zoopress.hub.publish": "zoopress.publishing.publish",

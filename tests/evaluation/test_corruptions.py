@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Generator, Tensor
 
 from zoopress.evaluation import corruptions
-from zoopress.evaluation.batches import named_tensors
 from zoopress.evaluation.corruptions import CORRUPTIONS, SEVERITIES, TOKEN_NOISE, TYPOS, Corruptions
+from zoopress.tasks.batches import named_tensors
 
 
 def generator(seed: int = 0) -> Generator:

@@ -118,6 +118,21 @@ class Cell:
         return make_plan(self.original.card, self.recipe).advice
 
     @property
+    def measured_on(self) -> dict[str, Any]:
+        """What a statistic of calibration data depends on besides the model's tensors."""
+        card, task, architecture = (
+            self.original.card,
+            self.original.task,
+            self.original.architecture,
+        )
+        return {
+            "versions": {name: installed_version(name) for name in LIBRARIES},
+            "architecture": [architecture.name, architecture.arguments, architecture.code()],
+            "task": [card.task, package_digest(type(task).__module__.partition(".")[0])],
+            "data": [card.data and card.data.model_dump(mode="json"), task.fingerprint()],
+        }
+
+    @property
     def report_key(self) -> str:
         """The key of the final comparison with the original."""
         return digest([self.keys[-1], "report", 3, self.original.card.measures])

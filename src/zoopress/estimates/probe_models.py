@@ -12,7 +12,6 @@ from zoopress.cards import Card
 from zoopress.cards.maker import list_files
 from zoopress.errors import ZoopressError
 from zoopress.estimates.measurements import ModelProfile, WeightShape
-from zoopress.evaluation.batches import first_samples
 from zoopress.evaluation.fidelity import MAX_OUTPUT_ELEMENTS
 from zoopress.evaluation.peak_memory import forget_peak, peak_bytes
 from zoopress.evaluation.sensitivity import affordable
@@ -21,6 +20,7 @@ from zoopress.models.weights import find_weights
 from zoopress.plugins import Plugins
 from zoopress.sources import build_on_meta, detect_architecture
 from zoopress.tasks import Split, Task, open_task
+from zoopress.tasks.batches import first_samples
 
 _LARGEST_LOADED = 2_000_000_000
 """Bytes of files; a model of more is not loaded in order to be timed."""

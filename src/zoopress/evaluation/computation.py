@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from zoopress.evaluation.batches import first_samples, map_tensors, typical_batch
 from zoopress.evaluation.macs import Macs, count_macs
+from zoopress.tasks.batches import first_samples, map_tensors, typical_batch
 
 if TYPE_CHECKING:
     from zoopress.evaluation.comparison import Comparison

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from zoopress.evaluation.batches import map_tensors, named_tensors
+from zoopress.tasks.batches import map_tensors, named_tensors
 
 SEVERITIES = (1, 2, 3, 4, 5)
 Kind = Literal["image", "sound", "numbers", "tokens"]

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from zoopress.evaluation.batches import batch_length, first_samples, typical_batch
 from zoopress.evaluation.macs import count_macs
 from zoopress.models.packing import packed_weights
+from zoopress.tasks.batches import batch_length, first_samples, typical_batch
 
 if TYPE_CHECKING:
     from zoopress.evaluation.comparison import Comparison

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from zoopress.evaluation.batches import batch_length, first_samples, typical_batch
 from zoopress.tasks import Task
+from zoopress.tasks.batches import batch_length, first_samples, typical_batch
 
 if TYPE_CHECKING:
     from zoopress.progress import Progress

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import save_file
 
 from zoopress.errors import StageError
-from zoopress.evaluation.batches import batch_length, map_tensors, named_tensors
+from zoopress.tasks.batches import batch_length, map_tensors, named_tensors
 
 if TYPE_CHECKING:
     from zoopress.cards import Card

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from zoopress.cards import Card
 from zoopress.cells.cell import open_original
 from zoopress.errors import SourceError
-from zoopress.evaluation.batches import first_samples
 from zoopress.evaluation.peak_memory import forget_peak, peak_bytes
 from zoopress.loading import load
 from zoopress.plugins import load_plugins
 from zoopress.sources import build_on_meta
+from zoopress.tasks.batches import first_samples
 
 
 def main() -> None:

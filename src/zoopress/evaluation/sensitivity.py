@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from zoopress.artifacts.encoding import KEPT, MASK
 from zoopress.artifacts.manifest import Manifest
 from zoopress.artifacts.tensor_files import open_tensors
-from zoopress.evaluation.batches import first_samples
 from zoopress.evaluation.fidelity import call, sample_cosines
 from zoopress.models.edits import Replace, submodule
 from zoopress.models.model import Model
@@ -26,6 +25,7 @@ from zoopress.models.weights import Weight, as_matrix, find_weights
 from zoopress.progress import Progress
 from zoopress.results import LayerResult
 from zoopress.tasks import Task
+from zoopress.tasks.batches import first_samples
 
 MAX_SAMPLES = 8
 """Sensitivity is measured on so many evaluation samples at most."""

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from zoopress.evaluation.attacks import Values
-from zoopress.evaluation.batches import batch_length, map_tensors, named_tensors
 from zoopress.tasks import Task
+from zoopress.tasks.batches import batch_length, map_tensors, named_tensors
 
 
 @dataclass(frozen=True)

@@ -35,9 +35,11 @@ from zoopress.progress import Progress, Reporter
 from zoopress.recipes import Stage
 from zoopress.results import GateInput, Report, StageResult
 from zoopress.sources import Architecture, build_on_meta
-from zoopress.store import Entry, file_digest
+from zoopress.statistics import Shelf
+from zoopress.store import Entry, digest, file_digest
 from zoopress.techniques import Context, Outcome
 
+_WAITING = "another run is measuring {}; waiting for it"
 _OF_THE_ORIGINAL = frozenset({"original", "reference"})
 
 
@@ -275,6 +277,7 @@ class Workbench:
             teacher=self.teacher,
             stored_bytes=stored_bytes,
             original_bytes=self.files.size_bytes(),
+            shelf=self.shelf,
         )
         recovery = stage.recovery
         if recovery is None:
@@ -301,6 +304,12 @@ class Workbench:
             other = open_original(load_card(card, self.plugins), self.plugins)
             self._teachers[card] = other.architecture.load(other.files).eval()
         return self._teachers[card]
+
+    @cached_property
+    def shelf(self) -> Shelf:
+        """Where what calibration data shows is kept, for all stages and runs."""
+        identity = digest(self.cell.measured_on)
+        return Shelf(identity, self.store, lambda name: self.reporter.line(_WAITING.format(name)))
 
     def _metric_drop(self, metrics: Mapping[str, float]) -> float | None:
         """Return how much worse the task's metric is than the original's."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from zoopress.models.model import Model
     from zoopress.models.weights import Weight
     from zoopress.progress import Progress
+    from zoopress.statistics import Shelf, Statistics
     from zoopress.tasks import Task
     from zoopress.training.config import TrainingConfig
     from zoopress.training.constraints import Constraint
@@ -138,6 +139,7 @@ class Context:
             what the technique would report of it; the model is left as it is. None where there is
             no artifact.
         original_bytes: of the original's files.
+        shelf: keeps what `statistics` has measured; without it everything is measured again.
     """
 
     seed: int
@@ -152,7 +154,15 @@ class Context:
     constrain: Callable[[int], Constraint] | None = None
     stored_bytes: Callable[[Model, Outcome], int] | None = None
     original_bytes: int = 0
+    shelf: Shelf | None = None
     _trainings: Iterator[int] = field(default_factory=count, repr=False)
+
+    @property
+    def statistics(self) -> Statistics:
+        """What calibration data shows of a model, measured once; see `zoopress.statistics`."""
+        from zoopress.statistics import Statistics
+
+        return Statistics(self.call, self.batches, self.task, self.progress, self.seed, self.shelf)
 
     def train(
         self,

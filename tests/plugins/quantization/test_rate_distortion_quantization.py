@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from zoopress.cards import Card
 from zoopress.errors import StageError
-from zoopress.evaluation.batches import batch_length
 from zoopress.evaluation.latency import measure_latency
 from zoopress.models.model import Model
 from zoopress.models.packing import packed_weights
 from zoopress.models.weights import as_matrix
 from zoopress.pipeline.compress import Result
 from zoopress.plugins import load_plugins
+from zoopress.tasks.batches import batch_length
 from zoopress.techniques import Context, Outcome
 from zoopress.testing import context_for, reload_artifact, run_chain, tiny_card
 from zoopress_plugins.quantization.forms.grid import GridWeight

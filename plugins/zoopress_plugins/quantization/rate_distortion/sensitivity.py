@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from zoopress.errors import StageError
-from zoopress.evaluation.batches import batch_length
 from zoopress.models.packing import differentiable
 from zoopress.models.weights import Weight, as_matrix
+from zoopress.statistics.differentiation import gradients_of
+from zoopress.statistics.probes import probe, sliced
+from zoopress.tasks.batches import batch_length
 from zoopress.techniques import Context
-from zoopress_plugins.quantization.rate_distortion.probes import made_up, probe, sliced
+from zoopress_plugins.quantization.rate_distortion.probes import made_up
 
 MAX_COLUMNS = 4096
 """Of wider matrices only the diagonal of the columns' side is measured."""
@@ -47,7 +48,7 @@ class Sensitivity:
     """A second derivative of the outputs' distance: rows ⊗ columns.
 
     An error e [out, in] of a weight's matrix costs Σ_r rows[r] · e[r] · columns · e[r]ᵀ, where the
-    distance is as `probes.probe` says.
+    distance is as `zoopress.statistics.probes.probe` says.
 
     Attributes:
         columns: [in, in] or its diagonal [in]; None: the identity.
@@ -117,7 +118,7 @@ def measure_sensitivities(
     probes = min(_MOST_PROBES, max(1, passes // len(slices)))
     moments = [_Moments(weight, both_sides=not noise) for weight in weights]
     parameters = [weight.parameter for weight in weights]
-    with _gradients_of(module, parameters), differentiable(module):
+    with gradients_of(module, parameters), differentiable(module):
         for done, batch in enumerate(slices, start=1):
             output = context.task.forward(module, batch)
             if not output.requires_grad:
@@ -250,22 +251,3 @@ def _compared(moments: Sequence[_Moments], samples: int) -> dict[str, Sensitivit
 def _columns(sensitivity: Sensitivity) -> int:
     """Return over how many columns the rows' side is spread: measured columns have a trace of 1."""
     return 1 if sensitivity.columns is None else len(sensitivity.columns)
-
-
-@contextmanager
-def _gradients_of(module: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Let gradients flow to some parameters alone, in evaluation mode."""
-    flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
-    modes = [(owner, owner.training) for owner in module.modules()]
-    module.eval()
-    module.requires_grad_(False)
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-        for owner, mode in modes:
-            owner.training = mode

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from zoopress.errors import StageError
-from zoopress.evaluation.batches import batch_length
 from zoopress.models.model import Model
 from zoopress.models.weights import Weight
 from zoopress.store.files import write_atomic
+from zoopress.tasks.batches import batch_length
 from zoopress.techniques import Claim, Context, Outcome
 from zoopress_plugins.quantization.rate_distortion.packing import (
     Packing,

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from zoopress.artifacts.encoding import encode
 from zoopress.coding.zpz import write_zpz
 from zoopress.errors import StageError
-from zoopress.evaluation.batches import batch_length, map_tensors
 from zoopress.evaluation.fidelity import probability_loyalties, sample_cosines
 from zoopress.evaluation.statistics import bootstrap
 from zoopress.models.model import Model
 from zoopress.tasks import Task
+from zoopress.tasks.batches import batch_length, map_tensors
 from zoopress.techniques import Context, Outcome
 
 HELD_OUT = 4

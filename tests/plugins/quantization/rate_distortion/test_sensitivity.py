@@ -17,11 +17,12 @@ from zoopress.cards import Card
 from zoopress.errors import StageError
 from zoopress.models.weights import WEIGHT_KINDS, find_weights
 from zoopress.plugins import load_plugins
+from zoopress.statistics.probes import probe, sliced
 from zoopress.tasks import Task
 from zoopress.techniques import Context
 from zoopress.testing import context_for, tiny_card
 from zoopress_plugins.quantization.rate_distortion import sensitivity as module_under_test
-from zoopress_plugins.quantization.rate_distortion.probes import made_up, probe, sliced
+from zoopress_plugins.quantization.rate_distortion.probes import made_up
 from zoopress_plugins.quantization.rate_distortion.sensitivity import _Sums, measure_sensitivities
 
 ALL_KINDS = (*WEIGHT_KINDS, "vector")

@@ -1,0 +1,1 @@
+"""The statistics, a family in a file."""

@@ -1,0 +1,72 @@
+"""What to differentiate, to learn how errors in weights change a model's outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoopress.tasks import Task
+from zoopress.tasks.batches import batch_length, map_tensors
+
+UNIFORM_SHARE = 0.1
+"""How many labels are drawn evenly from all: a classifier that is sure of itself tells little."""
+
+
+def probe(task: Task, output: Tensor, generator: torch.Generator) -> Tensor:
+    """Return a random scalar of a batch's output, whose gradient measures a distance of outputs.
+
+    The mean of the squared gradient is, along each direction, the second derivative of: for scores
+    of classes the Kullback–Leibler divergence; for all else twice 1 − the cosine of each sample's
+    output with what it was. Samples do not mix: the mean product of two samples' gradients is 0.
+
+    Args:
+        task: tells whether outputs are scores of classes.
+        output: [samples, …], with gradients.
+        generator: on the CPU.
+
+    Source: Martens 2014, arXiv:1412.1193, section 9.2 (labels drawn from the model's own
+        distribution); Hutchinson 1990, doi:10.1080/03610919008812866 (random probes).
+    """
+    scores = _class_scores(task, output)
+    if scores is not None:
+        likelihood: Tensor = (scores * _drawn_labels(scores.detach(), generator)).sum()
+        return likelihood
+    rows = output.flatten(1).float()
+    values = rows.detach()
+    length = values.norm(dim=1, keepdim=True)
+    length = length.clamp(min=1e-3 * float(length.max()) or 1.0)
+    unit = values / length
+    directions = torch.randn(values.shape, generator=generator).to(values.device)
+    directions -= (directions * unit).sum(1, keepdim=True) * unit  # what scales changes no cosine
+    scalar: Tensor = (rows * (directions / length)).sum()
+    return scalar
+
+
+def sliced(batches: Sequence[Any], samples: int) -> Iterator[Any]:
+    """Yield the samples of batches, so many at a time at most."""
+    for batch in batches:
+        for start in range(0, batch_length(batch), samples):
+            some = slice(start, start + samples)
+            yield map_tensors(batch, lambda _, tensor, some=some: tensor[some])  # type: ignore[misc]
+
+
+def _class_scores(task: Task, output: Tensor) -> Tensor | None:
+    """Return outputs as scores [rows, classes], None if the task takes no labels from them so."""
+    if output.ndim < 2 or not output.is_floating_point():
+        return None
+    moved = output if output.ndim <= 3 else output.movedim(1, -1)
+    rows = moved.reshape(-1, moved.shape[-1])
+    scores = task.similarity([output.detach()])
+    same = scores is not None and scores.shape == rows.shape and torch.equal(scores, rows.detach())
+    return rows.float() if same else None
+
+
+def _drawn_labels(scores: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw a label for each row; return one-hot rows less their mean, [rows, classes]."""
+    shares = scores.float().softmax(1).nan_to_num(0.0)
+    shares = (1 - UNIFORM_SHARE) * shares + UNIFORM_SHARE / shares.shape[1]
+    drawn = torch.multinomial(shares.cpu(), 1, generator=generator).to(scores.device)
+    return torch.zeros_like(shares).scatter_(1, drawn, 1.0) - shares
