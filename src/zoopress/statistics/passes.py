@@ -43,7 +43,7 @@ def watch_values(
 ) -> None:
     """Run a model on all batches, without gradients, and let accounts take inputs and outputs."""
     watch = Watch(module, _watched(targets), lambda use: accounts[use.weight.name].take(use))
-    with watch:
+    with watch.watching():
         for done, batch in enumerate(batches, start=1):
             call(module, batch)
             watch.end_pass()
@@ -82,7 +82,7 @@ def watch_gradients(
         work = _Gradients(module, targets, accounts, task)
         stack.enter_context(gradients_of(module, list(work.parameters.values())))
         stack.enter_context(differentiable(module))
-        stack.enter_context(work.watch)
+        stack.enter_context(work.watch.watching())
         for done, sample in enumerate(samples, start=1):
             generator = torch.Generator().manual_seed((seed * 1_000_003 + done) % (1 << 63))
             work.take(sample, generator)

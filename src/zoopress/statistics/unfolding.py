@@ -56,7 +56,7 @@ def unfold(
             # What a transposed convolution adds to its output with `output_padding` is here, too.
             length = (sizes[axis] - 1) * step_size + reach + 1
             high = length - low - some.shape[2 + axis]
-            pads = [0] * (2 * (axes - 1 - axis)) + [low, high]
+            pads = [0] * (2 * (some.ndim - 3 - axis)) + [low, high]
             some = F.pad(some, pads).unfold(2 + axis, reach + 1, step_size)
             some = some[..., :: dilation[axis]]
             if transposed:

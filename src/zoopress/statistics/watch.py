@@ -10,7 +10,7 @@ meanwhile, and packed weights compute as the dense weights that they stand for.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -27,7 +27,7 @@ Report = Callable[[Use], None]
 
 
 class Watch(TorchDispatchMode):
-    """Reports each product of data with a watched weight; enter it and run the module.
+    """Reports each product of data with a watched weight that a module computes.
 
     Args:
         module: the model.
@@ -54,7 +54,6 @@ class Watch(TorchDispatchMode):
         self.readers: dict[str, set[str]] = {}
         self._module, self._report, self._leaves = module, report, leaves
         self._layouts = Layouts()
-        self._open = ExitStack()
         self._settling: list[Callable[[], None]] = []
         by_codes: dict[int, Watched] = {}
         for watched, held in weights.values():
@@ -68,15 +67,12 @@ class Watch(TorchDispatchMode):
         self._by_codes = by_codes
         self._paused = False
 
-    def __enter__(self) -> Watch:
-        self._open.enter_context(nothing_fused(self._module))
-        self._open.enter_context(self._dense_products())
-        super().__enter__()  # type: ignore[no-untyped-call]
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        super().__exit__(*exception)  # type: ignore[no-untyped-call]
-        self._open.close()
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch whatever runs meanwhile."""
+        # Not by entering the mode alone: what it decomposes it runs within itself once more.
+        with nothing_fused(self._module), self._dense_products(), self:
+            yield
 
     @contextmanager
     def paused(self) -> Iterator[None]:
