@@ -233,6 +233,8 @@ def _title(one: Stored) -> str:
     record = one.record
     if "technique" in record:
         return str(record["technique"])
+    if "statistic" in record:
+        return f"statistic {record['statistic']}"
     try:
         return f"report of {record['card']['name']} × {record['recipe']['name']}"
     except (LookupError, TypeError):

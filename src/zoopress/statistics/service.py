@@ -214,8 +214,8 @@ class Statistics:
         if needed:
             raise StageError(
                 f"{', '.join(needed)} with labels='true' needs calibration samples with labels, "
-                f"and the task {self.task.name!r} of card {self.task.card.name!r} has none. Use "
-                "labels='own', which needs none."
+                f"and the task {self.task.name!r} has none here. Use labels='own', which needs "
+                "none."
             )
         return [Sample(inputs, None) for inputs in sliced(self._batches(), 1)]
 

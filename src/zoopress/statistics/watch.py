@@ -153,7 +153,9 @@ class Watch(TorchDispatchMode):
             self._report(use)
 
     def _reader(self, name: str, func: Any) -> None:
-        self.readers.setdefault(name, set()).add(func.name().removeprefix("aten::"))
+        self.readers.setdefault(name, set()).add(
+            func.name().removeprefix("aten::").partition(".")[0]
+        )
 
     def _note_constants(self, func: Any, given: list[Tensor], made: list[Tensor]) -> None:
         """Follow weights through what is made of constants alone, such as a copy or a cast."""

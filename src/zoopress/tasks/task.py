@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 Split = Literal["calibration", "training", "validation", "test"]
 """What data is for. No two splits share a sample.
 
-calibration: techniques look at its inputs, never at labels. training: the loop learns from it.
+calibration: techniques look at its inputs, and of its labels, where there are some, only at the
+gradients of the loss, in `context.statistics`. training: the loop learns from it.
 validation: stops training early and keeps the best weights. test: every figure that is reported.
 """
 

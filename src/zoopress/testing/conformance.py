@@ -34,6 +34,7 @@ from zoopress.pipeline.compress import Result, compress
 from zoopress.plugins import Plugins, load_plugins
 from zoopress.recipes import Recipe, Stage
 from zoopress.sources import Architecture, detect_architecture, pull
+from zoopress.statistics import Shelf
 from zoopress.store import Store
 from zoopress.tasks import open_task
 from zoopress.techniques import KINDS, MASKS, Config, Context, Effects, Family, Technique
@@ -356,7 +357,10 @@ def context_for(card: Card, folder: Path, plugins: Plugins | None = None, seed: 
     plugins = plugins or load_plugins()
     folder.mkdir(parents=True, exist_ok=True)
     task = open_task(card, pull(card, plugins).folder, plugins)
+    # What a workbench gives: nothing is measured twice, but here nothing outlives the context.
+    shelf = Shelf(task.fingerprint())
     return Context(
+        shelf=shelf,
         seed=seed,
         device=torch.device("cpu"),
         batches=lambda: task.batches("calibration"),
