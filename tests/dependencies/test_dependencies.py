@@ -228,6 +228,25 @@ def test_removal_is_exact_and_replays_on_a_fresh_copy(name: str) -> None:
     assert [str(module) for module in fresh.modules()] == described
 
 
+class Behind(nn.Module):
+    def __init__(self, cell: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.embed, self.rnn, self.head = nn.Linear(6, 8), cell(8, 10), nn.Linear(10, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.rnn(self.embed(x))[0])
+
+
+@pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_units_behind_another_layer_are_found_in_inference_mode_too(
+    cell: type[nn.RNNBase],
+) -> None:
+    network, batch = Behind(cell).eval(), torch.randn(4, 2, 6)
+    with torch.inference_mode():  # operators come whole then, and are taken apart on the way
+        found = find_dependencies(network, lambda: network(batch))
+    assert {group.name for group in found.groups} == {"embed", "rnn"}
+
+
 def test_removing_neurons_equals_zeroing_the_columns_that_read_them() -> None:
     torch.manual_seed(0)
     network, batch = mlp().eval(), vectors()

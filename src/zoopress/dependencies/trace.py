@@ -12,7 +12,8 @@ list of layers, and a custom module's bare parameters are followed as well as a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +96,15 @@ class Trace(TorchDispatchMode):
         for hook in self._hooks:
             hook.remove()
 
+    @contextmanager
+    def _again(self) -> Iterator[None]:
+        """Follow what a composite operation is made of, without setting up anything anew."""
+        super().__enter__()  # type: ignore[no-untyped-call]
+        try:
+            yield
+        finally:
+            super().__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
@@ -102,7 +112,7 @@ class Trace(TorchDispatchMode):
         if not self._paused and torch._C._dispatch_has_kernel_for_dispatch_key(
             func.name(), "CompositeImplicitAutograd"
         ):
-            with self:
+            with self._again():
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
