@@ -19,6 +19,17 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import pluggy
 
 from zoopress.errors import PluginError, nearest
+from zoopress.interface import HOOK_INTERFACE as HOOK_INTERFACE
+from zoopress.interface import (
+    Version,
+    expected,
+    misfit,
+    shown,
+    stated_version,
+    unknown_hook,
+    version_in_source,
+    wrong_answer,
+)
 
 if TYPE_CHECKING:
     from zoopress.results import GateInput
@@ -28,14 +39,6 @@ GROUP = "zoopress"
 hookspec = pluggy.HookspecMarker("zoopress")
 hookimpl = pluggy.HookimplMarker("zoopress")
 AnswerT = TypeVar("AnswerT")
-
-HOOK_INTERFACE = (1, 1)
-"""Version of the hooks.
-
-The first number grows when a plugin made for the one before may break; what goes then was told to
-be deprecated for one release at least, by `zoopress plugin check` and in the changelog. The second
-grows when something is added.
-"""
 
 Registry = Literal[
     "layers",
@@ -193,6 +196,8 @@ class Plugins:
     """By plugin name."""
     clashes: list[Clash] = field(default_factory=list)
     """What was left out, since another plugin had the name first."""
+    made_for: dict[str, Version | None] = field(default_factory=dict)
+    """By plugin name, the version of the hooks that it says it was made for."""
 
     @cached_property
     def techniques(self) -> dict[str, type[Technique[Any]]]:
@@ -250,6 +255,30 @@ class Plugins:
                 f"distribution, or leave its plugin out with ZOOPRESS_BLOCK_PLUGINS={plugin}."
             ) from error
 
+    def ask(self, hook: Registry, name: str, *arguments: Any) -> Any:
+        """Call the function that is registered under a name, and check what it returns.
+
+        Raises:
+            PluginError: if nothing is registered so, it cannot be imported, or it returns something
+                else than its hook asks for.
+        """
+        answer = self.resolve(hook, name)(*arguments)
+        wrong = wrong_answer(hook, answer)
+        if wrong is not None:
+            kind = _kind(hook)
+            plugin = self._owners[kind, name]
+            raise PluginError(
+                f"The {kind} {name!r} of plugin {plugin!r} of {self.origins[plugin].distribution} "
+                f"(hook zoopress_{hook}) must return {expected(hook)}; it returned {wrong}. Repair "
+                f"that distribution, or leave its plugin out with ZOOPRESS_BLOCK_PLUGINS={plugin}."
+            )
+        return answer
+
+    def registered_by(self, plugin: str) -> list[tuple[str, str]]:
+        """Return the kind ("technique", "source", …) and name of all that a plugin registers."""
+        self.check()
+        return sorted(key for key, owner in self._owners.items() if owner == plugin)
+
     @cached_property
     def layers(self) -> Mapping[str, type]:
         """Inference layers and packed weights by name; each is imported when first used."""
@@ -284,7 +313,12 @@ class Plugins:
     def _answers(
         self, hook: str, checked: Callable[[Any], AnswerT]
     ) -> Iterator[tuple[str, AnswerT]]:
-        for implementation in getattr(self.manager.hook, hook).get_hookimpls():
+        order = {plugin: position for position, plugin in enumerate(self.origins)}
+        # Not in pluggy's order: who asks to be called first must not take others' names by that.
+        for implementation in sorted(
+            getattr(self.manager.hook, hook).get_hookimpls(),
+            key=lambda implementation: order.get(implementation.plugin_name, len(order)),
+        ):
             try:
                 answer = checked(implementation.function())
             except Exception as error:  # a plugin's bug must not take the others down
@@ -360,10 +394,17 @@ def import_reference(reference: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
+def _several(answer: Any, what: str) -> list[Any]:
+    """Return what a hook answers as a list."""
+    if isinstance(answer, str) or not isinstance(answer, Iterable):
+        raise TypeError(f"expected a list of {what}, got {shown(answer)}")
+    return list(answer)
+
+
 def _technique_classes(answer: Any) -> list[type[Technique[Any]]]:
     """Check what a plugin answers to `zoopress_techniques`."""
     technique_type = import_reference("zoopress.techniques:Technique")
-    classes = list(answer)
+    classes = _several(answer, "technique classes")
     for item in classes:
         if not (isinstance(item, type) and issubclass(item, technique_type)):
             raise TypeError(f"{item!r} is not a subclass of zoopress.Technique")
@@ -375,6 +416,8 @@ def _technique_classes(answer: Any) -> list[type[Technique[Any]]]:
 
 def _references(answer: Any) -> dict[str, str]:
     """Check what a plugin answers to a hook that wants names with "module:attribute"."""
+    if not isinstance(answer, Mapping):
+        raise TypeError(f'expected a dict of names and "module:attribute", got {shown(answer)}')
     references = dict(answer)
     for name, reference in references.items():
         if not isinstance(name, str) or not isinstance(reference, str) or ":" not in reference:
@@ -384,7 +427,11 @@ def _references(answer: Any) -> dict[str, str]:
 
 def _folders(answer: Any) -> list[Path]:
     """Check what a plugin answers to a hook that wants folders."""
-    folders = [Path(folder) for folder in ([answer] if isinstance(answer, str) else answer)]
+    several = [answer] if isinstance(answer, (str, Path)) else _several(answer, "folders")
+    for folder in several:
+        if not isinstance(folder, (str, Path)):
+            raise TypeError(f"expected folders as pathlib.Path, got {shown(folder)}")
+    folders = [Path(folder) for folder in several]
     for folder in folders:
         if not folder.is_dir():
             raise NotADirectoryError(f"there is no folder {folder}")
@@ -409,7 +456,7 @@ def load_plugins(blocked: Iterable[str] = (), extra: Mapping[str, object] | None
     for point in sorted(found.values(), key=_seniority):
         origin = Origin(point.name, *_distribution(point))
         # Not told by its class: importlib_metadata, once imported, finds entry points of its own.
-        _register(plugins, origin, point.load)
+        _register(plugins, origin, point.load, point.module)
     for name, module in (extra or {}).items():
         _register(plugins, Origin(name, "(not installed)", "0"), partial(_itself, module))
     return plugins
@@ -437,7 +484,9 @@ def _itself(module: object) -> object:
     return module
 
 
-def _register(plugins: Plugins, origin: Origin, load: Callable[[], object]) -> None:
+def _register(
+    plugins: Plugins, origin: Origin, load: Callable[[], object], module: str | None = None
+) -> None:
     if origin.plugin in plugins.blocked:
         return
     if origin.plugin in plugins.origins:
@@ -449,15 +498,26 @@ def _register(plugins: Plugins, origin: Origin, load: Callable[[], object]) -> N
         plugins.broken.append(BrokenPlugin(origin.plugin, origin.distribution, reason))
         return
     plugins.origins[origin.plugin] = origin
+    stated = None
     try:
-        plugins.manager.register(load(), name=origin.plugin)
+        plugin = load()
+        stated = plugins.made_for[origin.plugin] = stated_version(plugin)
+        if problem := misfit(stated, origin.distribution):
+            raise PluginError(problem)
+        plugins.manager.register(plugin, name=origin.plugin)
         # pluggy reports a misspelt hook only when asked, and then for all plugins at once.
         plugins.manager.check_pending()
     # Any error at all, be it `sys.exit()` at import: the plugin is not ours.
     except (Exception, SystemExit) as error:
         if plugins.manager.has_plugin(origin.plugin):
             plugins.manager.unregister(name=origin.plugin)
-        plugins.broken.append(_broken(origin.plugin, plugins.origins, error))
+        if stated is None and module is not None and not isinstance(error, PluginError):
+            stated = plugins.made_for[origin.plugin] = version_in_source(module)
+        known = [name for name in vars(HookSpecs) if name.startswith("zoopress_")]
+        reason = unknown_hook(str(error), known) or _reason(error)
+        if not isinstance(error, PluginError):
+            reason = misfit(stated, origin.distribution, _reason(error)) or reason
+        plugins.broken.append(BrokenPlugin(origin.plugin, origin.distribution, reason))
 
 
 def _broken(
@@ -468,4 +528,6 @@ def _broken(
 
 
 def _reason(error: BaseException) -> str:
+    if isinstance(error, PluginError):  # our own words
+        return " ".join(str(error).split())
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]

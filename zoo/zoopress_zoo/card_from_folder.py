@@ -95,7 +95,7 @@ class FolderCards(CardMaker):
         return shapes
 
     def _pull(self, card: Card) -> SourceFiles:
-        files: SourceFiles = self.plugins.resolve("sources", self.scheme)(card)
+        files: SourceFiles = self.plugins.ask("sources", self.scheme, card)
         return files
 
 

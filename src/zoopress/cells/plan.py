@@ -10,7 +10,7 @@ from zoopress.cards import Card
 from zoopress.cells.preferences import preferences_against
 from zoopress.errors import PlanError
 from zoopress.recipes import Recipe, Stage
-from zoopress.techniques import ACTIVATION_RANGES, INITIAL_PROPERTIES, Scope
+from zoopress.techniques import ACTIVATION_RANGES, INITIAL_PROPERTIES, Scope, effects_of
 
 _MOST_STAGES_TO_REORDER = 7
 
@@ -75,7 +75,7 @@ def _order_problem(stages: tuple[Stage, ...]) -> str | None:
     added: dict[str, list[_Act]] = {}
     for position, stage in enumerate(stages, start=1):
         for technique in stage.techniques:
-            effects, scope = technique.effects(), technique.scope()
+            effects, scope = effects_of(technique), technique.scope()
             here = f"stage {position} ({technique.name})"
             for item in sorted(effects.requires):
                 if item not in known and item not in removed:

@@ -24,7 +24,7 @@ def evaluate(comparison: Comparison, measures: Sequence[str], reporter: Reporter
         measure that does not apply to the task says so under "skipped".
 
     Raises:
-        PluginError: if a measure is not registered.
+        PluginError: if a measure is not registered, or returns what is no plain data.
         ZoopressError: if one fails.
     """
     plugins = comparison.plugins
@@ -39,5 +39,5 @@ def evaluate(comparison: Comparison, measures: Sequence[str], reporter: Reporter
             found["task"] = figures
     for name in measures:
         with reporter.step(f"measuring {name}") as progress:
-            found[name] = plugins.resolve("measures", name)(comparison, progress)
+            found[name] = plugins.ask("measures", name, comparison, progress)
     return found

@@ -8,6 +8,7 @@ targets is kept, so that a run with looser targets need not compute it again.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from zoopress.errors import GateError, PluginError
@@ -164,7 +165,7 @@ def check_targets(given: GateInput, position: int, last: bool, plugins: Plugins)
     if last:
         gates["size_reached"] = size_reached
     for name in plugins.references["gates"]:
-        gates[name] = _guarded(name, plugins.resolve("gates", name))
+        gates[name] = _guarded(name, partial(plugins.ask, "gates", name))
     _ask(gates, given, position)
 
 
@@ -174,6 +175,8 @@ def _guarded(name: str, gate: Gate) -> Gate:
     def ask(given: GateInput) -> str | None:
         try:
             return gate(given)
+        except PluginError:
+            raise
         except Exception as error:
             raise PluginError(
                 f"The gate {name!r} of a plugin failed to judge: {type(error).__name__}: {error}. "

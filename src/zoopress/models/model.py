@@ -26,6 +26,7 @@ from zoopress.models.edits import (
 )
 from zoopress.models.packing import CodeLayout, nonzero_codes, packed_weights
 from zoopress.models.precision import accept_float32
+from zoopress.models.values import check_values, settable
 from zoopress.models.weights import WEIGHT_KINDS, Weight, as_matrix, find_weights
 
 if TYPE_CHECKING:
@@ -49,6 +50,9 @@ class Model:
             other codes.
         storage: the container format of the tensors, "safetensors" or "zpz".
         coder: what codes the tensors in zpz: "auto", "static", "adaptive" or "huffman".
+        version: grows with every recorded change, so what was measured at an earlier one is known
+            to be out of date.
+        updated: full names of the tensors whose values were set, first ones of tied tensors.
     """
 
     module: nn.Module
@@ -57,6 +61,8 @@ class Model:
     masks: dict[str, Tensor] = field(default_factory=dict)
     storage: str = "safetensors"
     coder: Coder = "auto"
+    version: int = 0
+    updated: dict[str, None] = field(default_factory=dict)  # in order, each once
 
     def weights(
         self,
@@ -85,6 +91,38 @@ class Model:
             # Not multiplied: the zeros must be +0.0, whatever the sign of what they replace.
             weight.parameter.copy_(torch.where(keep, weight.parameter, 0.0))
         self.masks[weight.name] = keep.clone()
+        self.version += 1
+
+    def set_values(self, target: Weight | str, values: Tensor) -> None:
+        """Give a parameter or a buffer other values, in every place it is tied to.
+
+        Pruned weights stay zero. The tensor keeps its shape and type; the artifact holds the new
+        values.
+
+        Args:
+            target: one of `self.weights()`, or the full name of a float parameter or buffer, such
+                as "encoder.norm.running_mean".
+            values: finite, of the tensor's shape and type, on any device.
+
+        Raises:
+            StageError: if there is no such tensor, it is packed, holds no floats or is no part of
+                the model's state, or the values do not fit it.
+        """
+        name, tensor = settable(self.module, self.tensors(), target)
+        check_values(name, tensor, values)
+        masked = {id(self._tensor(each)): mask for each, mask in self.masks.items()}
+        keep = masked.get(id(tensor))
+        with torch.no_grad():
+            new = values.detach().to(tensor.device)
+            if keep is not None:  # not multiplied: the zeros must be +0.0
+                new = torch.where(keep.to(tensor.device), new, 0.0)
+            tensor.copy_(new)
+        self.updated[name] = None
+        self.values_changed()
+
+    def values_changed(self) -> None:
+        """Record that values are others than before, as after a training."""
+        self.version += 1
 
     def select(
         self, path: str, indices: Mapping[str, tuple[int, Tensor]], attributes: Mapping[str, int]
@@ -227,6 +265,7 @@ class Model:
                 changed[id(old)] = new
             set_tensor(owner, attribute, changed[id(old)])
         accept_float32(self.module)
+        self.version += 1
 
     def code_layouts(self) -> dict[str, CodeLayout | Integers]:
         """Return how buffers hold their codes, by the buffer's full name."""
@@ -283,6 +322,7 @@ class Model:
         except (ValueError, TypeError) as error:
             raise StageError(f"Cannot {edit.edit} module {edit.module!r}: {error}.") from error
         self.edits.append(edit)
+        self.version += 1
 
     def _fill(self, module: nn.Module, path: str, tensors: Mapping[str, Tensor]) -> None:
         expected: dict[str, Tensor] = module.state_dict(keep_vars=True)

@@ -37,7 +37,7 @@ from zoopress.results import GateInput, Report, StageResult
 from zoopress.sources import Architecture, build_on_meta
 from zoopress.statistics import Shelf
 from zoopress.store import Entry, digest, file_digest
-from zoopress.techniques import Context, Outcome
+from zoopress.techniques import Context, Outcome, applied
 
 _WAITING = "another run is measuring {}; waiting for it"
 _OF_THE_ORIGINAL = frozenset({"original", "reference"})
@@ -281,10 +281,10 @@ class Workbench:
         )
         recovery = stage.recovery
         if recovery is None:
-            return stage.technique.apply(model, context)
+            return applied(stage.technique, model, context)
         recovered: list[Outcome] = []
-        context.recover = lambda model: recovered.append(recovery.apply(model, context))
-        outcome = stage.technique.apply(model, context)
+        context.recover = lambda model: recovered.append(applied(recovery, model, context))
+        outcome = applied(stage.technique, model, context)
         context.recover(model)
         return replace(
             outcome,

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from zoopress.errors import CardError, SourceError, ZoopressError
+from zoopress.errors import CardError, PluginError, SourceError, ZoopressError
+from zoopress.interface import shown
 from zoopress.store import file_digest
 
 if TYPE_CHECKING:
@@ -134,9 +135,18 @@ def pull(card: Card, plugins: Plugins) -> SourceFiles:
     """Make a card's files available on disk.
 
     Raises:
-        SourceError: if they cannot be had.
+        SourceError: if they cannot be had, or the source names files that are not there.
+        PluginError: if the source returns something else.
     """
-    files: SourceFiles = plugins.resolve("sources", card.scheme)(card)
+    files: SourceFiles = plugins.ask("sources", card.scheme, card)
+    folder = Path(files.folder)
+    missing = [name for name in files.all if not (folder / name).is_file()]
+    if missing or not files.weights:
+        lacks = f"no file {missing[0]!r}" if missing else "no weights"
+        raise SourceError(
+            f"The source {card.scheme!r} found {lacks} in {folder} for {card.source!r}. Check the "
+            "card's 'source'; if that is right, the plugin of the source is not."
+        )
     return files
 
 
@@ -148,8 +158,14 @@ def detect_architecture(card: Card, files: SourceFiles, plugins: Plugins) -> Arc
     """
     for name in plugins.references["architectures"]:
         found: Architecture | None = plugins.resolve("architectures", name).detect(card, files)
-        if found is not None:
+        if isinstance(found, Architecture):
             return found
+        if found is not None:
+            raise PluginError(
+                f"The architecture {name!r}: detect() must return an instance of "
+                f"zoopress.sources.Architecture, or None; it returned {shown(found)}. Repair the "
+                "plugin that registers it, or leave it out with ZOOPRESS_BLOCK_PLUGINS."
+            )
     raise SourceError(
         f"Card {card.name!r}: nothing here can tell the architecture of {card.source!r}. A "
         "transformers folder has a config.json; for a state dict, give the card a 'factory'. "

@@ -113,10 +113,10 @@ def open_dataset(card: Card, plugins: Plugins | None = None) -> Dataset:
 
     Raises:
         CardError: if the card names none, or it is not there.
-        PluginError: if no plugin registers the scheme.
+        PluginError: if no plugin registers the scheme, or what does returns no `Dataset`.
     """
     if card.data is None or card.data.dataset is None:
         raise CardError(f"Card {card.name!r} has no 'data.dataset'.")
     scheme = card.data.dataset.partition(":")[0]
-    dataset: Dataset = (plugins or load_plugins()).resolve("datasets", scheme)(card)
+    dataset: Dataset = (plugins or load_plugins()).ask("datasets", scheme, card)
     return dataset

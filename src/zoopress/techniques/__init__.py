@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from zoopress.techniques.answers import applied as applied
+from zoopress.techniques.answers import effects_of as effects_of
 from zoopress.techniques.scope import EVERYTHING as EVERYTHING
 from zoopress.techniques.scope import Scope as Scope
 from zoopress.techniques.scope import weights_below as weights_below

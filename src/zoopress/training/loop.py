@@ -75,7 +75,7 @@ def train(
         factors, paths = _chosen(module, config, names, tunable)
         trained = [names[p][0] for p in factors] + [f"{path}.weight" for path in paths]
         if saved is not None and "result" in saved.plain:
-            return _finished(module, saved, time.perf_counter() - start)
+            return _finished(model, saved, time.perf_counter() - start)
         stack.enter_context(own_randomness(derived_seed(seed, "start"), device))
         stack.enter_context(deterministic(device))
         stack.enter_context(as_trained(module))
@@ -115,6 +115,7 @@ def train(
         seconds=time.perf_counter() - start,
     )
     file.save({"result": asdict(result)}, _outcome(module, trained))
+    model.values_changed()
     return result
 
 
@@ -164,10 +165,11 @@ def _outcome(module: nn.Module, trained: Sequence[str]) -> dict[str, Tensor]:
     return {**{name: tensors[name] for name in trained}, **changing_buffers(module)}
 
 
-def _finished(module: nn.Module, saved: Saved, seconds: float) -> TrainingResult:
-    """Put what a training came to into a module."""
+def _finished(model: Model, saved: Saved, seconds: float) -> TrainingResult:
+    """Put what a training came to into a model."""
     result = saved.plain["result"]
-    assign(_outcome(module, result["trained"]), saved.tensors)
+    assign(_outcome(model.module, result["trained"]), saved.tensors)
+    model.values_changed()
     return TrainingResult(
         trained=tuple(result["trained"]),
         steps=result["steps"],

@@ -1,0 +1,177 @@
+"""The contract with plugins: the version of the hooks, and what registered functions return.
+
+A plugin may say which version it was made for, in its module:
+
+    zoopress_hook_interface = "1.1"
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from zoopress.errors import PluginError, nearest
+
+HOOK_INTERFACE = (1, 1)
+"""Version of the hooks.
+
+The first number grows when a plugin made for the one before may break; what goes then was told to
+be deprecated for one release at least, by `zoopress plugin check` and in the changelog. The second
+grows when something is added.
+"""
+
+STATEMENT = "zoopress_hook_interface"
+"""The attribute in which a plugin says what it was made for."""
+
+Version = tuple[int, int]
+
+_PLAIN = "plain data: dicts with text as keys, lists, text, numbers, bools and None"
+_ANSWERS: dict[str, str] = {
+    "sources": "zoopress.sources:SourceFiles",
+    "datasets": "zoopress.tasks:Dataset",
+    "measures": _PLAIN,
+    "gates": "None, or a sentence (str) that says what failed and what to change",
+}
+"""What the functions of a registry return: a class as "module:Class", or in words."""
+
+_CHECKS: dict[str, Callable[[Any], str | None]] = {
+    "measures": lambda answer: not_plain(answer),
+    "gates": lambda answer: None if answer is None or isinstance(answer, str) else shown(answer),
+}
+"""What is wrong with an answer, where its class does not say."""
+
+
+def spelled(version: Version) -> str:
+    """Return a version as people write it."""
+    return f"{version[0]}.{version[1]}"
+
+
+def stated_version(plugin: object) -> Version | None:
+    """Return the version of the hooks that a plugin says it was made for, None if it says none.
+
+    Raises:
+        PluginError: if what it says is no version.
+    """
+    stated = getattr(plugin, STATEMENT, None)
+    return None if stated is None else _version(stated)
+
+
+def version_in_source(module: str) -> Version | None:
+    """Return what a module that cannot be imported says it was made for, read from its source."""
+    try:
+        spec = importlib.util.find_spec(module)
+        if spec is None or not spec.origin or not spec.origin.endswith(".py"):
+            return None
+        with open(spec.origin, "rb") as file:
+            body = ast.parse(file.read()).body
+    except (ImportError, OSError, SyntaxError, ValueError):
+        return None
+    except Exception:  # a package is imported to find a module in it: its errors are its own
+        return None
+    for node in body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+            if STATEMENT in names:
+                try:
+                    return _version(node.value.value)
+                except PluginError:
+                    return None
+    return None
+
+
+def _version(stated: Any) -> Version:
+    match = re.fullmatch(r"(\d+)\.(\d+)", stated) if isinstance(stated, str) else None
+    if match is None:
+        raise PluginError(
+            f"its {STATEMENT} is {shown(stated)}. Write the version of the hooks that it was made "
+            f"for as text, such as {spelled(HOOK_INTERFACE)!r}, or leave it out"
+        )
+    return int(match[1]), int(match[2])
+
+
+def misfit(stated: Version | None, distribution: str, reason: str = "") -> str | None:
+    """Say why a plugin does not fit the hooks that are here, and what to update; None if it does.
+
+    Args:
+        stated: what it was made for.
+        distribution: which it comes from.
+        reason: what went wrong with it. A newer minor version only matters if something did.
+    """
+    if stated is None:
+        return None
+    because = f" ({reason})" if reason else ""
+    made = f"it was made for hook interface {spelled(stated)}, this zoopress has "
+    made += spelled(HOOK_INTERFACE)
+    if stated[0] > HOOK_INTERFACE[0] or (reason and stated > HOOK_INTERFACE):
+        return f"{made}{because}. Update zoopress: pip install --upgrade zoopress"
+    if stated[0] < HOOK_INTERFACE[0]:
+        return f"{made}{because}. Update {distribution}: pip install --upgrade {distribution}"
+    return None
+
+
+def unknown_hook(message: str, hooks: Iterable[str]) -> str | None:
+    """Reword what pluggy says of a hook that does not exist; None if it says something else."""
+    match = re.match(r"unknown hook '(\w+)'", message)
+    if match is None:
+        return None
+    return (
+        f"there is no hook {match[1]!r}.{nearest(match[1], hooks)} If it is one of a newer "
+        "zoopress, update zoopress: pip install --upgrade zoopress"
+    )
+
+
+def expected(hook: str) -> str:
+    """Return what the functions of a registry return, in words."""
+    return _ANSWERS[hook].replace(":", ".", 1) if _is_class(_ANSWERS[hook]) else _ANSWERS[hook]
+
+
+def wrong_answer(hook: str, answer: Any) -> str | None:
+    """Describe what a registered function returned, if it is not what its hook asks for."""
+    if hook in _CHECKS:
+        return _CHECKS[hook](answer)
+    if hook in _ANSWERS:
+        module, _, name = _ANSWERS[hook].partition(":")
+        if not isinstance(answer, getattr(importlib.import_module(module), name)):
+            return shown(answer)
+    return None
+
+
+def _is_class(answer: str) -> bool:
+    return re.fullmatch(r"[\w.]+:\w+", answer) is not None
+
+
+def not_plain(value: Any, at: str = "") -> str | None:
+    """Name the first part of a value that JSON cannot hold, and where it is; None if all can."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return None
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                return f"the key {shown(key)}{_place(at)}"
+            if found := not_plain(item, f"{at}.{key}" if at else key):
+                return found
+        return None
+    if isinstance(value, (list, tuple)):
+        found_in = (not_plain(item, f"{at}[{index}]") for index, item in enumerate(value))
+        return next((found for found in found_in if found), None)
+    return shown(value) + _place(at)
+
+
+def _place(at: str) -> str:
+    return f" at {at}" if at else ""
+
+
+def shown(value: Any) -> str:
+    """Return a value with its type, short enough for a message."""
+    if value is None:
+        return "None"
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # a plugin's own class may fail at this, too
+        text = "…"
+    kind = type(value).__name__
+    return f"{kind} {text if len(text) <= 60 else text[:57] + '…'}"

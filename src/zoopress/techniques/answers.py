@@ -1,0 +1,67 @@
+"""Ask a technique, and check that it answers as its contract says."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from zoopress.errors import PluginError
+from zoopress.interface import not_plain, shown
+from zoopress.techniques.technique import Claim, Context, Effects, Outcome, Technique
+
+if TYPE_CHECKING:
+    from zoopress.models.model import Model
+
+
+def effects_of(technique: Technique[Any]) -> Effects:
+    """Return what a technique says that it requires, adds and destroys.
+
+    Raises:
+        PluginError: if that is something else than `Effects` of frozensets of strings.
+    """
+    effects = technique.effects()
+    if not isinstance(effects, Effects):
+        raise _wrong(technique, "effects()", "zoopress.Effects", shown(effects))
+    for name in ("requires", "adds", "destroys"):
+        properties = getattr(effects, name)
+        if not isinstance(properties, frozenset) or not all(
+            isinstance(each, str) for each in properties
+        ):
+            raise _wrong(
+                technique, "effects()", f"a frozenset of strings as '{name}'", shown(properties)
+            )
+    return effects
+
+
+def applied(technique: Technique[Any], model: Model, context: Context) -> Outcome:
+    """Let a technique change a model; what it set in the model counts as touched.
+
+    Raises:
+        StageError: if the technique cannot do its work on this model.
+        PluginError: if it returns something else than an `Outcome` that can be stored.
+    """
+    before = set(model.updated)
+    outcome = technique.apply(model, context)
+    if not isinstance(outcome, Outcome):
+        raise _wrong(technique, "apply()", "zoopress.Outcome", shown(outcome))
+    touched = outcome.touched
+    if isinstance(touched, str) or not all(isinstance(name, str) for name in touched):
+        raise _wrong(technique, "apply()", "names as 'touched', a list of str", shown(touched))
+    for claim in outcome.claims:
+        figures = (getattr(claim, name, None) for name in ("requested", "reached", "tolerance"))
+        if not isinstance(claim, Claim) or not all(isinstance(x, (int, float)) for x in figures):
+            raise _wrong(technique, "apply()", "zoopress.Claim of plain numbers", shown(claim))
+    if (wrong := not_plain(outcome.notes, "notes")) is not None:
+        raise _wrong(technique, "apply()", "plain data as 'notes', as JSON has it", wrong)
+    said = set(touched)
+    unsaid = [name for name in model.updated if name not in before and name not in said]
+    return replace(outcome, touched=[*touched, *unsaid]) if unsaid else outcome
+
+
+def _wrong(technique: Technique[Any], what: str, expected: str, found: str) -> PluginError:
+    kind = type(technique)
+    return PluginError(
+        f"The technique {getattr(kind, 'name', kind.__name__)!r} ({kind.__module__}."
+        f"{kind.__qualname__}): {what} must return {expected}; it returned {found}. Repair it, or "
+        "leave its plugin out with ZOOPRESS_BLOCK_PLUGINS."
+    )
