@@ -21,7 +21,7 @@ from zoopress.evaluation.latency import measure_latency
 from zoopress.plugins import Plugins, load_plugins
 
 # The Hub's client reads its endpoint when it is imported, so the test server starts before that.
-pytest_plugins = ["hub_server.fixtures"]
+pytest_plugins = ["hub_server.fixtures", "plugin_distributions"]
 
 settings.register_profile("zoopress", deadline=None)
 settings.load_profile("zoopress")

@@ -3,64 +3,15 @@
 import re
 import subprocess
 import sys
-import textwrap
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import get_args
 
 import pytest
 
+from plugin_distributions import TECHNIQUE, Install
 from zoopress.errors import PluginError
 from zoopress.plugins import Plugins, Registry, hookimpl, load_plugins
-
-Install = Callable[..., None]
-TECHNIQUE = """
-from zoopress.plugins import hookimpl
-from zoopress.techniques import Config, Effects, Outcome, Technique
-
-
-class Mine(Technique[Config]):
-    name = "{name}"
-    family = "pruning"
-    config_type = Config
-
-    def effects(self):
-        return Effects()
-
-    def apply(self, model, context):
-        return Outcome(touched=[])
-
-
-@hookimpl
-def zoopress_techniques():
-    return [Mine]
-"""
-
-
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Give a function that installs a distribution with one plugin module."""
-    site = tmp_path / "site"
-    site.mkdir()
-    monkeypatch.syspath_prepend(str(site))
-    modules: list[str] = []
-
-    def write(distribution: str, plugin: str, code: str, metadata: bool = True) -> None:
-        module = distribution.replace("-", "_") + "_module"
-        modules.append(module)
-        (site / f"{module}.py").write_text(textwrap.dedent(code))
-        info = site / f"{distribution.replace('-', '_')}-1.2.dist-info"
-        info.mkdir()
-        if metadata:
-            (info / "METADATA").write_text(
-                f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.2\n"
-            )
-        (info / "entry_points.txt").write_text(f"[zoopress]\n{plugin} = {module}\n")
-
-    yield write
-    for module in modules:
-        sys.modules.pop(module, None)
 
 
 def names(plugins: Plugins) -> set[str]:
@@ -211,6 +162,19 @@ def test_a_file_name_that_two_plugins_bring_goes_to_the_first(kind: str, tmp_pat
     plugins.check()
     assert getattr(plugins, kind)["taken"] == tmp_path / "one" / "taken.yaml"
     assert [clash.plugin for clash in plugins.clashes] == ["two"]
+
+
+@pytest.mark.parametrize("first", ["tryfirst", "trylast"])
+def test_who_asks_to_be_called_first_takes_no_name_by_that(first: str) -> None:
+    def plugin(reference: str, **options: bool) -> SimpleNamespace:
+        return SimpleNamespace(
+            hook=hookimpl(lambda: {"taken": reference}, specname="zoopress_gates", **options)
+        )
+
+    both = {"senior": plugin("json:loads"), "pushy": plugin("json:dumps", **{first: True})}
+    plugins = load_plugins(extra=both)
+    assert plugins.references["gates"]["taken"] == "json:loads"
+    assert [clash.plugin for clash in plugins.clashes] == ["pushy"]
 
 
 def test_who_takes_a_technique_name_of_zoopress_goes_without(install: Install) -> None:

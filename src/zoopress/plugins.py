@@ -198,6 +198,8 @@ class Plugins:
     """What was left out, since another plugin had the name first."""
     made_for: dict[str, Version | None] = field(default_factory=dict)
     """By plugin name, the version of the hooks that it says it was made for."""
+    modules: dict[str, str] = field(default_factory=dict)
+    """By the name of an installed plugin, its module."""
 
     @cached_property
     def techniques(self) -> dict[str, type[Technique[Any]]]:
@@ -372,6 +374,11 @@ class _LazyLayers(Mapping[str, type]):
         return len(self._plugins.references["layers"])
 
 
+def registries() -> dict[str, Registry]:
+    """Return what plugins register by name, by what one of it is called: "source", "task", …"""
+    return {_kind(hook): hook for hook in _BASES}
+
+
 def _kind(hook: Registry) -> str:
     """Return what one of a registry's things is called."""
     singular = {"criteria": "criterion", "losses": "loss"}.get(hook, hook.removesuffix("s"))
@@ -498,6 +505,8 @@ def _register(
         plugins.broken.append(BrokenPlugin(origin.plugin, origin.distribution, reason))
         return
     plugins.origins[origin.plugin] = origin
+    if module is not None:
+        plugins.modules[origin.plugin] = module
     stated = None
     try:
         plugin = load()

@@ -24,6 +24,7 @@ from zoopress.commands.arguments import (
     use_prefect,
 )
 from zoopress.commands.flows import flows_app
+from zoopress.commands.plugin import plugin_app
 from zoopress.commands.store import store_app
 from zoopress.commands.zoo import zoo_app
 from zoopress.errors import ZoopressError
@@ -39,7 +40,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_show_locals=False,
 )
-plugin_app = typer.Typer(help="Write and inspect plugins.", no_args_is_help=True)
 app.add_typer(plugin_app, name="plugin")
 app.add_typer(zoo_app, name="zoo")
 app.add_typer(flows_app, name="flows")
@@ -228,44 +228,6 @@ def technique(
 def recipes() -> None:
     """List the recipes that can be given by name."""
     _print_described(loaded_plugins().recipes)
-
-
-@plugin_app.command("new")
-def plugin_new(
-    name: Annotated[str, typer.Argument(help="The technique's name, in snake_case.")],
-    folder: Annotated[Path | None, typer.Option(help="Where to write; NAME by default.")] = None,
-) -> None:
-    """Write a new technique as a plugin: a package that installs, and a test that passes.
-
-    Example:
-
-        zoopress plugin new weight_rounding
-    """
-    from zoopress.scaffolds.plugin import write_plugin
-
-    made = write_plugin(name, folder or Path(name.replace("_", "-")))
-    print(f"Wrote {made}. Next:\n  pip install -e {made}\n  pytest {made}")
-
-
-@plugin_app.command("list")
-def plugin_list() -> None:
-    """List plugins, and say what is wrong with those that could not be loaded."""
-    from zoopress.plugins import load_plugins
-
-    plugins = load_plugins()
-    plugins.check()
-    broken = {(item.name, item.distribution): item.reason for item in plugins.broken}
-    clashes = {(item.plugin, item.distribution): item.reason for item in plugins.clashes}
-    for name, origin in plugins.origins.items():
-        key = (name, origin.distribution)
-        state = f"broken: {broken.pop(key)}" if key in broken else "loaded"
-        if key in clashes:
-            state += f"; {clashes[key]}"
-        print(f"{name:<24} {origin.distribution} {origin.version:<12} {state}")
-    for (name, distribution), reason in broken.items():
-        print(f"{name:<24} {distribution:<24} left out: {reason}")
-    for name in sorted(plugins.blocked):
-        print(f"{name:<24} blocked")
 
 
 def _print_described(files: dict[str, Path]) -> None:

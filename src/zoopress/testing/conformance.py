@@ -37,7 +37,16 @@ from zoopress.sources import Architecture, detect_architecture, pull
 from zoopress.statistics import Shelf
 from zoopress.store import Store
 from zoopress.tasks import open_task
-from zoopress.techniques import KINDS, MASKS, Config, Context, Effects, Family, Technique
+from zoopress.techniques import (
+    KINDS,
+    MASKS,
+    Config,
+    Context,
+    Effects,
+    Family,
+    Technique,
+    applied,
+)
 from zoopress.techniques import float_weights as float_weights_of
 from zoopress.testing import models as testing_models
 
@@ -182,8 +191,25 @@ def check_on_model(technique: Technique[Any], name: str, folder: Path, plugins: 
         ConformanceError: if it breaks a rule.
     """
     card = tiny_card(name, folder, labelled=_learns_from_labels(technique))
+    check_on_card(technique, card, folder, plugins)
+
+
+def check_on_card(technique: Technique[Any], card: Card, folder: Path, plugins: Plugins) -> None:
+    """Check a technique on a card's model.
+
+    Args:
+        technique: what to check.
+        card: any, with the data that the technique needs.
+        folder: for what the check writes.
+        plugins: what is registered.
+
+    Raises:
+        StageError: if the technique finds nothing to do there, which is no fault of its.
+        ConformanceError: if it breaks a rule.
+    """
+    name = card.name
     alone = Model(_build(card, plugins), plugins.layers)
-    technique.apply(alone, context_for(card, folder / "checkpoint", plugins))
+    applied(technique, alone, context_for(card, folder / "checkpoint", plugins))
     try:
         first = run_chain([technique], card, folder / "first", plugins)
         second = run_chain([technique], card, folder / "second", plugins)
