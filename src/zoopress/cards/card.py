@@ -38,6 +38,10 @@ class RandomInput(_Part):
         return self
 
 
+WAYS = ("dataset", "text", "file", "inputs", "random")
+"""The keys of a card's data of which it has exactly one."""
+
+
 class Data(_Part):
     """Where samples come from; exactly one of the first five.
 
@@ -104,8 +108,7 @@ class Data(_Part):
 
     @model_validator(mode="after")
     def _check(self) -> Data:
-        ways = ("dataset", "text", "file", "inputs", "random")
-        given = [name for name in ways if getattr(self, name) is not None]
+        given = [name for name in WAYS if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(
                 "give exactly one of 'dataset', 'text', 'file', 'inputs' or 'random'"
@@ -169,7 +172,7 @@ class Card(BaseModel):
         description="what reports measure besides size, fidelity, latency and the task's metrics: "
         "computation, memory, robustness, fairness, explanations, energy",
     )
-    description: str = ""
+    description: str = Field(default="", description="for people")
 
     _root: Path = PrivateAttr(default_factory=Path.cwd)
 

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zoopress.commands import coding, hub, init, nightly, plan, reports, zoo_run
+from zoopress.commands import (
+    coding,
+    hub,
+    init,
+    nightly,
+    plan,
+    reports,
+    schema,
+    techniques,
+    zoo_run,
+)
 from zoopress.commands.arguments import (
     CardArgument,
     EngineOption,
@@ -179,49 +189,9 @@ def inspect(
     console.print(table)
 
 
-@app.command()
-def techniques() -> None:
-    """List the techniques that are installed, and where each comes from."""
-    from rich.console import Console
-    from rich.table import Table
-
-    plugins = loaded_plugins()
-    table = Table("technique", "family", "from", "what it does")
-    for name, technique in sorted(plugins.techniques.items()):
-        origin = plugins.technique_origin(name)
-        summary = (technique.__doc__ or "").strip().splitlines()[0]
-        table.add_row(name, technique.family, f"{origin.distribution} {origin.version}", summary)
-    Console().print(table)
-
-
-@app.command()
-def technique(
-    name: Annotated[
-        str, typer.Argument(help="The technique's name.", autocompletion=completion("techniques"))
-    ],
-) -> None:
-    """Show what a technique can be told in a recipe.
-
-    Example:
-
-        zoopress technique magnitude_pruning
-    """
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    chosen = loaded_plugins().technique(name)
-    if not chosen.config_type.model_fields:
-        Console().print(f"{name} has nothing to choose.")
-        return
-    table = Table("key", "type", "default", "meaning")
-    for key, info in chosen.config_type.model_fields.items():
-        default = "(required)" if info.is_required() else repr(info.default)
-        kind = str(info.annotation).replace("typing.", "")
-        if isinstance(info.annotation, type):
-            kind = info.annotation.__name__
-        table.add_row(key, escape(kind), escape(default), escape(info.description or ""))
-    Console().print(table)
+app.command()(techniques.techniques)
+app.command()(techniques.technique)
+app.command()(schema.schema)
 
 
 @app.command()

@@ -48,14 +48,24 @@ class Targets(BaseModel):
     )
 
 
+BESIDES = ("targets", "recovery")
+"""The keys of a stage that are not of its technique's config."""
+
+
 class _RecipeFile(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$")
-    description: str = ""
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    targets: Targets = Targets()
-    stages: list[dict[str, Any]] = Field(min_length=1)
+    name: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$",
+        description="names the output folder; by default the file's or the section's name",
+    )
+    description: str = Field(default="", description="for people")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="equal seeds give equal results")
+    targets: Targets = Field(default=Targets(), description="bounds that the result must meet")
+    stages: list[dict[str, Any]] = Field(
+        min_length=1, description="what the model goes through, in order"
+    )
 
 
 @dataclass(frozen=True)
@@ -161,7 +171,7 @@ def parse_recipe(source: YamlSource, plugins: Plugins, default_name: str) -> Rec
 def _parse_stage(
     options: dict[str, Any], at: tuple[str | int, ...], source: YamlSource, plugins: Plugins
 ) -> Stage:
-    technique = _parse_technique(options, at, source, plugins, besides=("targets", "recovery"))
+    technique = _parse_technique(options, at, source, plugins, besides=BESIDES)
     name = technique.name
     targets = Targets()
     if "targets" in options:
