@@ -1,14 +1,21 @@
 """`zoopress plugin new` writes a plugin that installs, passes its own test and can be run."""
 
+import importlib
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from zoopress.commands.plugin import FamilyName
 from zoopress.errors import InputError
-from zoopress.scaffolds.plugin import write_plugin
+from zoopress.plugins import load_plugins
+from zoopress.scaffolds.plugin import plugin_files, write_plugin
+from zoopress.techniques import Family
 
 
 def python(*arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -45,6 +52,50 @@ def test_the_written_plugin_installs_and_passes_its_own_test(tmp_path: Path) -> 
         path=tmp_path / "site",
     )
     assert "1 passed" in done.stdout
+
+
+@pytest.mark.parametrize("family", get_args(Family))
+def test_what_is_written_for_each_family_does_its_work_and_keeps_the_rules(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, brief_evaluation: None
+) -> None:
+    name = f"my_{family}"
+    folder = write_plugin(name, tmp_path / "plugin", family)
+    modules = {path.stem for path in folder.glob("*.py") if not path.stem.startswith("test_")}
+    project = (folder / "pyproject.toml").read_text()
+    [listed] = re.findall(r"^py-modules = (\[.*\])$", project, re.M)
+    assert set(json.loads(listed)) == modules
+    # As installed as `pip install -e` makes it, without the seconds that pip takes.
+    info = folder / f"{name}-0.1.0.dist-info"
+    info.mkdir()
+    [points] = re.findall(r"^\[project.entry-points.zoopress\]\n(.*?)\n\n", project, re.M | re.S)
+    (info / "entry_points.txt").write_text(f"[zoopress]\n{points}".replace('"', ""))
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.1.0\n")
+    monkeypatch.syspath_prepend(str(folder))
+    try:
+        kind = load_plugins().technique(name)
+        assert kind.family == family
+        kind.config_type()  # so that `zoopress plugin check` needs no recipe
+        importlib.import_module(f"test_{name}").test_it_conforms()
+    finally:
+        for module in (*modules, f"test_{name}"):
+            sys.modules.pop(module, None)
+
+
+@pytest.mark.parametrize("family", get_args(Family))
+def test_what_is_written_is_well_formed(family: str) -> None:
+    for file, text in plugin_files("row_pruning", family).items():
+        assert not re.search(r"@[A-Z]+@", text), file
+        assert all(len(line) <= 100 for line in text.splitlines())
+
+
+def test_the_command_offers_every_family() -> None:
+    assert tuple(family.value for family in FamilyName) == get_args(Family)
+
+
+def test_a_family_that_there_is_not_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no family 'quantisation'.*'quantization'"):
+        write_plugin("row_rounding", tmp_path / "new", "quantisation")
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(

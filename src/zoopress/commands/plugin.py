@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from zoopress.commands.arguments import JsonOption, completion, note
+
+
+class FamilyName(str, Enum):
+    """The families of techniques."""
+
+    pruning = "pruning"
+    quantization = "quantization"
+    low_rank = "low_rank"
+    distillation = "distillation"
+    coding = "coding"
+    redesign = "redesign"
+    transfer = "transfer"
+
 
 plugin_app = typer.Typer(help="Write, list and check plugins.", no_args_is_help=True)
 
@@ -134,15 +148,22 @@ def plugin_check(
 @plugin_app.command("new")
 def plugin_new(
     name: Annotated[str, typer.Argument(help="The technique's name, in snake_case.")],
+    family: Annotated[
+        FamilyName, typer.Option(help="What kind of work it does.")
+    ] = FamilyName.pruning,
     folder: Annotated[Path | None, typer.Option(help="Where to write; NAME by default.")] = None,
 ) -> None:
     """Write a new technique as a plugin: a package that installs, and a test that passes.
 
-    Example:
+    It works as it stands, with what its family needs: a packed weight, a layer or a loss.
+
+    Examples:
 
         zoopress plugin new weight_rounding
+
+        zoopress plugin new weight_rounding --family quantization
     """
     from zoopress.scaffolds.plugin import write_plugin
 
-    made = write_plugin(name, folder or Path(name.replace("_", "-")))
+    made = write_plugin(name, folder or Path(name.replace("_", "-")), family.value)
     print(f"Wrote {made}. Next:\n  pip install -e {made}\n  pytest {made}")

@@ -3,6 +3,9 @@
 FOLDER/
     pyproject.toml      announces the plugin in the entry-point group "zoopress"
     NAME.py             the technique
+    NAME_weight.py      of quantization: the packed weight
+    NAME_layer.py       of low rank and redesign: the layer
+    NAME_loss.py        of distillation: the loss
     test_NAME.py        holds it to the rules of zoopress.testing
 """
 
@@ -13,126 +16,89 @@ import re
 import sys
 from pathlib import Path
 
-from zoopress.errors import InputError
+from zoopress.errors import InputError, nearest
+from zoopress.interface import HOOK_INTERFACE, spelled
+from zoopress.techniques import Family
 
 _SNAKE_CASE = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
-# setuptools, since torch brings it: so the plugin installs without a network, too.
-_PYPROJECT = """\
-[build-system]
-requires = ["setuptools>=77"]
-build-backend = "setuptools.build_meta"
-
-[project]
-name = "@DISTRIBUTION@"
-version = "0.1.0"
-description = "A compression technique for zoopress."
-requires-python = ">=3.10"
-dependencies = ["zoopress"]
-
-[project.entry-points.zoopress]
-@NAME@ = "@NAME@"
-
-[tool.setuptools]
-py-modules = ["@NAME@"]
-"""
-
-_TECHNIQUE = '''\
-"""@TITLE@: rows of weights with the smallest norm become zero."""
-
-from pydantic import Field
-from zoopress import Claim, Effects, Outcome, Technique, WeightSelection, hookimpl
-from zoopress.techniques import MASKS
+TEMPLATES = Path(__file__).parent / "plugin_template"
+_CONFIGS: dict[Family, str] = {
+    "pruning": "sparsity=0.5",
+    "quantization": "bits=4",
+    "low_rank": "parameters=0.5",
+    "distillation": 'training={"steps": 4}',
+    "coding": "mantissa_bits=7",
+    "redesign": "",
+    "transfer": 'training={"steps": 4}',
+}
+"""What the written test gives the technique's config."""
 
 
-class @CLASS@Config(WeightSelection):
-    """Which weights, and how many of their rows."""
-
-    sparsity: float = Field(default=0.5, gt=0, lt=1, description="share of the rows to prune")
-
-
-class @CLASS@(Technique[@CLASS@Config]):
-    """Prune the rows of smallest norm."""
-
-    name = "@NAME@"
-    family = "pruning"
-    config_type = @CLASS@Config
-
-    def effects(self):
-        """Work on float weights; leave masks that later stages keep."""
-        return Effects(requires=self.config.properties(), adds=frozenset({MASKS}))
-
-    def apply(self, model, context):
-        """Mask whole rows of each selected weight."""
-        weights, pruned, rows = self.config.select(model), 0, 0
-        for weight in context.track(weights):
-            norms = weight.matrix().norm(dim=1)  # a matrix is [out, in], whatever the layer
-            count = round(self.config.sparsity * len(norms))
-            keep = norms.argsort().argsort() >= count  # the rank of each row
-            model.mask(weight, weight.from_matrix(keep[:, None].expand_as(weight.matrix())))
-            pruned, rows = pruned + count, rows + len(norms)
-        claim = Claim("rows pruned", self.config.sparsity, pruned / rows, tolerance=0.1)
-        return Outcome([weight.name for weight in weights], [claim])
-
-
-@hookimpl
-def zoopress_techniques():
-    """Register the technique."""
-    return [@CLASS@]
-'''
-
-_TEST = '''\
-"""The technique keeps the rules that every technique of zoopress keeps."""
-
-from @NAME@ import @CLASS@, @CLASS@Config
-from zoopress.testing import check_technique
-
-
-def test_it_conforms():
-    check_technique(@CLASS@(@CLASS@Config(sparsity=0.5)))
-'''
-
-
-def write_plugin(name: str, folder: Path) -> Path:
+def write_plugin(name: str, folder: Path, family: str = "pruning") -> Path:
     """Write a plugin with one technique.
 
     Args:
         name: the technique's, in snake_case; module and entry point are called so, too.
         folder: where; missing or empty.
+        family: which kind of work it does.
 
     Returns:
         The folder.
 
     Raises:
-        InputError: if the name cannot be a module's, or the folder holds something.
+        InputError: if the name cannot be a module's, there is no such family, or the folder holds
+            something.
     """
     _check_name(name)
+    if family not in _CONFIGS:
+        raise InputError(f"There is no family {family!r}.{nearest(family, _CONFIGS)}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(
             f"{folder} exists and is not an empty folder; nothing was written. Choose another with "
             "--folder."
         )
-    words = {
-        "@NAME@": name,
-        "@DISTRIBUTION@": name.replace("_", "-"),
-        "@CLASS@": "".join(part.capitalize() for part in name.split("_")),
-        "@TITLE@": name.replace("_", " ").capitalize(),
-    }
+    files = plugin_files(name, family)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for file, template in (
-            ("pyproject.toml", _PYPROJECT),
-            (f"{name}.py", _TECHNIQUE),
-            (f"test_{name}.py", _TEST),
-        ):
-            for placeholder, word in words.items():
-                template = template.replace(placeholder, word)
-            (folder / file).write_text(template, encoding="utf-8")
+        for file, text in files.items():
+            (folder / file).write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(
             f"{folder} cannot be written: {error.strerror or error}. Choose another with --folder."
         ) from error
     return folder
+
+
+def plugin_files(name: str, family: str) -> dict[str, str]:
+    """Return the files of a plugin by name."""
+    templates = {
+        path.name.partition(".")[0]: path for path in sorted((TEMPLATES / family).iterdir())
+    }
+    modules = {
+        name if part == "technique" else f"{name}_{part}": p for part, p in templates.items()
+    }
+    words = {
+        "@NAME@": name,
+        "@DISTRIBUTION@": name.replace("_", "-"),
+        "@CLASS@": "".join(part.capitalize() for part in name.split("_")),
+        "@TITLE@": name.replace("_", " ").capitalize(),
+        "@INTERFACE@": spelled(HOOK_INTERFACE),
+        "@CONFIG@": _CONFIGS[family],  # type: ignore[index]
+        "@MODULES@": ", ".join(f'"{module}"' for module in sorted(modules)),
+    }
+
+    def filled(template: Path) -> str:
+        text = template.read_text(encoding="utf-8")
+        for placeholder, word in words.items():
+            text = text.replace(placeholder, word)
+        return text
+
+    return {
+        "pyproject.toml": filled(TEMPLATES / "pyproject.toml.template"),
+        **{f"{module}.py": filled(template) for module, template in modules.items()},
+        f"test_{name}.py": filled(TEMPLATES / "test.py.template"),
+    }
 
 
 def _check_name(name: str) -> None:
