@@ -1,50 +1,24 @@
 """What docs/write-a-plugin.md shows works as it stands there."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from page_packages import blocks_of, files_of, install_page, python
 from zoopress.plugins import HookSpecs
 from zoopress.testing import tiny_card
 
 PAGE = Path(__file__).parents[1] / "docs" / "write-a-plugin.md"
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.M | re.S)
-FILES = {
-    match[1]: content
-    for _, content in BLOCKS
-    if (match := re.match(r"# file: (\S+)\n", content)) is not None
-}
-
-
-def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run this Python in a folder, with what is installed in its folder `site`."""
-    environment = {**os.environ, "PYTHONPATH": str(folder / "site"), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+BLOCKS = blocks_of(PAGE)
+FILES = files_of(PAGE)
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write the page's files and install them like anyone would, but without a network."""
-    folder = tmp_path_factory.mktemp("page")
-    (folder / "source").mkdir()
-    for name, content in FILES.items():
-        (folder / "source" / name).write_text(content, encoding="utf-8")
-    options = ("--no-index", "--no-deps", "--no-build-isolation", "--quiet")
-    done = python(folder, "-m", "pip", "install", *options, "--target", "site", "./source")
-    assert done.returncode == 0, done.stderr
-    return folder
+    return install_page(PAGE, tmp_path_factory.mktemp("page"))
 
 
 def test_every_python_block_is_a_file_of_the_package() -> None:
