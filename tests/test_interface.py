@@ -75,19 +75,33 @@ def test_a_plugin_for_other_hooks_is_told_what_to_update_and_left_out_alone(
     assert {"good_technique", "magnitude_pruning"} <= plugins.techniques.keys()
 
 
+COMMANDS = [["techniques"], ["technique", "truncated_svd"], ["recipes"], ["zoo", "list"]]
+RUNS = [["run", "CARD", "RECIPE", "--out", "OUT"]]
+RUNS += [["zoo", "run", "--cards", "CARD", "--recipes", "RECIPE", "--out", "OUT", "--workers", "2"]]
+
+
+@pytest.mark.parametrize(
+    "words", [*COMMANDS, *(pytest.param(words, marks=pytest.mark.slow) for words in RUNS)]
+)
 def test_what_a_plugin_lacks_is_told_on_the_command_line_and_the_rest_works(
-    install: Install, tmp_path: Path
+    words: list[str], install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    card = tiny_card("cnn", tmp_path / "card").model_dump(exclude_none=True, mode="json")
+    (tmp_path / "card.yaml").write_text(json.dumps(card))
+    recipe = {"stages": [{"technique": "magnitude_pruning", "sparsity": 0.5}]}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    monkeypatch.setenv("ZOOPRESS_STORE", str(tmp_path / "store"))
+    # Worker processes are started with what finds the plugins, too.
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
     install("some-dist", "some", stated(NEXT) + TECHNIQUE.format(name="some_technique"))
     install("copy-cat", "copycat", TECHNIQUE.format(name="magnitude_pruning"))
-    code = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); sys.argv[1:] = {{!r}}; "
-    code += "from zoopress.commands.cli import main; main()"
-    for words in (["techniques"], ["recipes"], ["technique", "truncated_svd"], ["zoo", "list"]):
-        command = [sys.executable, "-c", code.format(words)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        assert f"made for hook interface {NEXT}" in done.stderr
-        assert "its technique 'magnitude_pruning' was left out" in done.stderr
+    places = {"CARD": "card.yaml", "RECIPE": "recipe.yaml", "OUT": "out"}
+    spelled_out = [str(tmp_path / places[word]) if word in places else word for word in words]
+    command = [sys.executable, "-m", "zoopress", *spelled_out]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"made for hook interface {NEXT}" in done.stderr
+    assert "its technique 'magnitude_pruning' was left out" in done.stderr
 
 
 # What registered functions answer.

@@ -44,8 +44,11 @@ def plugin_list() -> None:
 
     plugins = load_plugins()
     plugins.check()
-    broken = {(item.name, item.distribution): item.reason for item in plugins.broken}
-    clashes = {(item.plugin, item.distribution): item.reason for item in plugins.clashes}
+    broken = {(one.name, one.distribution): one.reason for one in plugins.broken}
+    clashes: dict[tuple[str, str], str] = {}
+    for item in plugins.clashes:
+        at = (item.plugin, item.distribution)
+        clashes[at] = "; ".join(filter(None, (clashes.get(at), item.reason)))
     for name, origin in plugins.origins.items():
         key = (name, origin.distribution)
         state = f"broken: {broken.pop(key)}" if key in broken else "loaded"

@@ -108,10 +108,12 @@ class Model:
             StageError: if there is no such tensor, it is packed, holds no floats or is no part of
                 the model's state, or the values do not fit it.
         """
-        name, tensor = settable(self.module, self.tensors(), target)
+        name, tensor = settable(self.module, target)
         check_values(name, tensor, values)
-        masked = {id(self._tensor(each)): mask for each, mask in self.masks.items()}
-        keep = masked.get(id(tensor))
+        keep = self.masks.get(name)
+        if keep is None:  # a tied tensor's mask may stand under another of its names
+            alike = [each for each, mask in self.masks.items() if mask.shape == tensor.shape]
+            keep = next((self.masks[n] for n in alike if self._tensor(n) is tensor), None)
         with torch.no_grad():
             new = values.detach().to(tensor.device)
             if keep is not None:  # not multiplied: the zeros must be +0.0

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from zoopress.errors import StageError, nearest
 from zoopress.models.edits import submodule, tensor_of
-from zoopress.models.packing import packed_weights
+from zoopress.models.packing import PackedWeight
 from zoopress.models.weights import Weight
 
 
-def settable(
-    module: nn.Module, tensors: Mapping[str, Tensor], target: Weight | str
-) -> tuple[str, Tensor]:
+def settable(module: nn.Module, target: Weight | str) -> tuple[str, Tensor]:
     """Find a tensor whose values may be set.
 
     Args:
         module: the model.
-        tensors: all of its tensors by full name, tied ones under each.
         target: a weight, or a tensor's full name.
 
     Returns:
@@ -30,16 +27,15 @@ def settable(
         StageError: if it cannot be set, saying what can.
     """
     name = target if isinstance(target, str) else target.name
-    for packed in packed_weights(module):
-        if name == packed or name.startswith(f"{packed}."):
-            raise StageError(
-                f"{name}: the weight is packed, and its codes cannot be set. Set values before "
-                "the stage that packs it, or train its scales with 'packed: tune'."
-            )
-    if name not in tensors:
-        raise StageError(f"The model has no tensor {name!r}.{nearest(name, tensors)}")
-    owner, attribute = _place(module, name)
-    tensor = tensor_of(owner, attribute)
+    path, _, attribute = name.rpartition(".")
+    try:
+        owner = submodule(module, path)
+        tensor = tensor_of(owner, attribute)
+    except ValueError:
+        _refuse_packed(module, name)
+        known = {each for each, _ in _tensors(module)}
+        raise StageError(f"The model has no tensor {name!r}.{nearest(name, known)}") from None
+    _refuse_packed(module, name)
     if isinstance(target, Weight) and target.parameter is not tensor:
         raise StageError(
             f"{name}: this weight was found before the model was changed, or in another model. "
@@ -52,7 +48,31 @@ def settable(
             f"{name}: the model's code computes this buffer when it is built; it is no part of the "
             "state dict, and what is set there would be lost elsewhere."
         )
-    return next(each for each in tensors if _same(module, each, tensor)), tensor
+    if isinstance(target, Weight):
+        return name, tensor
+    return next(each for each, other in _tensors(module) if other is tensor), tensor
+
+
+def _refuse_packed(module: nn.Module, name: str) -> None:
+    for depth in range(1, name.count(".") + 2):
+        path = ".".join(name.split(".")[:depth])
+        try:
+            packed = isinstance(submodule(module, path), PackedWeight)
+        except ValueError:
+            return
+        if packed:
+            raise StageError(
+                f"{name}: the weight is packed, and its codes cannot be set. Set values before "
+                "the stage that packs it, or train its scales with 'packed: tune'."
+            )
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield every tensor with its full name, tied ones each time."""
+    for path, owner in module.named_modules(remove_duplicate=False):
+        for name, tensor in (*owner._parameters.items(), *owner._buffers.items()):
+            if tensor is not None:
+                yield f"{path}.{name}" if path else name, tensor
 
 
 def check_values(name: str, tensor: Tensor, values: Tensor) -> None:
@@ -80,12 +100,3 @@ def check_values(name: str, tensor: Tensor, values: Tensor) -> None:
             f"{tensor.dtype} end at {torch.finfo(tensor.dtype).max:.4g}; look for a division by "
             "zero, or use milder settings."
         )
-
-
-def _place(module: nn.Module, name: str) -> tuple[nn.Module, str]:
-    path, _, attribute = name.rpartition(".")
-    return submodule(module, path), attribute
-
-
-def _same(module: nn.Module, name: str, tensor: Tensor) -> bool:
-    return tensor_of(*_place(module, name)) is tensor
