@@ -75,3 +75,14 @@ def test_without_it_the_recipe_is_refused_and_its_absence_named(tmp_path: Path) 
     assert done.returncode == 1
     assert "There is no technique 'weight_sharing'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_plugin_check_finds_nothing_wrong_with_it(site: Path, tmp_path: Path) -> None:
+    card = tiny_card("transformer", tmp_path)
+    (tmp_path / "card.yaml").write_text(card.model_dump_json(exclude_none=True))
+    words = ("plugin", "check", "zoopress-weight-sharing", "--card", str(tmp_path / "card.yaml"))
+    done = python(site, "-m", "zoopress", *words, "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    checks = json.loads(done.stdout)["checks"]
+    assert {check["state"] for check in checks} == {"passed"}
+    assert {"technique weight_sharing", "plugin"} < {check["subject"] for check in checks}

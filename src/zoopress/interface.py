@@ -12,9 +12,13 @@ import importlib
 import importlib.util
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from zoopress.errors import PluginError, nearest
+
+if TYPE_CHECKING:
+    from zoopress.techniques import Technique
 
 HOOK_INTERFACE = (1, 1)
 """Version of the hooks.
@@ -142,6 +146,50 @@ def wrong_answer(hook: str, answer: Any) -> str | None:
 
 def _is_class(answer: str) -> bool:
     return re.fullmatch(r"[\w.]+:\w+", answer) is not None
+
+
+def _several(answer: Any, what: str) -> list[Any]:
+    """Return what a hook answers as a list."""
+    if isinstance(answer, str) or not isinstance(answer, Iterable):
+        raise TypeError(f"expected a list of {what}, got {shown(answer)}")
+    return list(answer)
+
+
+def technique_classes(answer: Any) -> list[type[Technique[Any]]]:
+    """Check what a plugin answers to `zoopress_techniques`."""
+    technique_type = importlib.import_module("zoopress.techniques").Technique
+    classes = _several(answer, "technique classes")
+    for item in classes:
+        if not (isinstance(item, type) and issubclass(item, technique_type)):
+            raise TypeError(f"{item!r} is not a subclass of zoopress.Technique")
+        missing = [n for n in ("name", "family", "config_type") if not hasattr(item, n)]
+        if missing:
+            raise TypeError(f"technique {item.__qualname__} lacks {', '.join(missing)}")
+    return classes
+
+
+def named_references(answer: Any) -> dict[str, str]:
+    """Check what a plugin answers to a hook that wants names with "module:attribute"."""
+    if not isinstance(answer, Mapping):
+        raise TypeError(f'expected a dict of names and "module:attribute", got {shown(answer)}')
+    references = dict(answer)
+    for name, reference in references.items():
+        if not isinstance(name, str) or not isinstance(reference, str) or ":" not in reference:
+            raise TypeError(f'expected a name and "module:attribute", got {name!r}: {reference!r}')
+    return references
+
+
+def existing_folders(answer: Any) -> list[Path]:
+    """Check what a plugin answers to a hook that wants folders."""
+    several = [answer] if isinstance(answer, (str, Path)) else _several(answer, "folders")
+    for folder in several:
+        if not isinstance(folder, (str, Path)):
+            raise TypeError(f"expected folders as pathlib.Path, got {shown(folder)}")
+    folders = [Path(folder) for folder in several]
+    for folder in folders:
+        if not folder.is_dir():
+            raise NotADirectoryError(f"there is no folder {folder}")
+    return folders
 
 
 def not_plain(value: Any, at: str = "") -> str | None:

@@ -22,10 +22,12 @@ from zoopress.errors import PluginError, nearest
 from zoopress.interface import HOOK_INTERFACE as HOOK_INTERFACE
 from zoopress.interface import (
     Version,
+    existing_folders,
     expected,
     misfit,
-    shown,
+    named_references,
     stated_version,
+    technique_classes,
     unknown_hook,
     version_in_source,
     wrong_answer,
@@ -205,7 +207,7 @@ class Plugins:
     def techniques(self) -> dict[str, type[Technique[Any]]]:
         """Techniques by name."""
         merged: dict[str, type[Technique[Any]]] = {}
-        for plugin, classes in self._answers("zoopress_techniques", _technique_classes):
+        for plugin, classes in self._answers("zoopress_techniques", technique_classes):
             for technique in classes:
                 if self._claim("technique", technique.name, plugin):
                     merged[technique.name] = technique
@@ -229,7 +231,7 @@ class Plugins:
         """What is registered as "module:attribute", by hook ("layers", "tasks", …) and name."""
         merged: dict[str, dict[str, str]] = {hook: {} for hook in _BASES}
         for hook in _BASES:
-            for plugin, mapping in self._answers(f"zoopress_{hook}", _references):
+            for plugin, mapping in self._answers(f"zoopress_{hook}", named_references):
                 for name, reference in mapping.items():
                     if self._claim(_kind(hook), name, plugin):
                         merged[hook][name] = reference
@@ -305,7 +307,7 @@ class Plugins:
 
     def _files(self, kind: str, hook: str) -> dict[str, Path]:
         merged: dict[str, Path] = {}
-        for plugin, folders in self._answers(hook, _folders):
+        for plugin, folders in self._answers(hook, existing_folders):
             for folder in folders:
                 for path in sorted(folder.glob("*.yaml")):
                     if self._claim(kind, path.stem, plugin):
@@ -399,50 +401,6 @@ def import_reference(reference: str) -> Any:
     """Import "module:attribute", as registered by an installed plugin."""
     module, _, attribute = reference.partition(":")
     return getattr(importlib.import_module(module), attribute)
-
-
-def _several(answer: Any, what: str) -> list[Any]:
-    """Return what a hook answers as a list."""
-    if isinstance(answer, str) or not isinstance(answer, Iterable):
-        raise TypeError(f"expected a list of {what}, got {shown(answer)}")
-    return list(answer)
-
-
-def _technique_classes(answer: Any) -> list[type[Technique[Any]]]:
-    """Check what a plugin answers to `zoopress_techniques`."""
-    technique_type = import_reference("zoopress.techniques:Technique")
-    classes = _several(answer, "technique classes")
-    for item in classes:
-        if not (isinstance(item, type) and issubclass(item, technique_type)):
-            raise TypeError(f"{item!r} is not a subclass of zoopress.Technique")
-        missing = [n for n in ("name", "family", "config_type") if not hasattr(item, n)]
-        if missing:
-            raise TypeError(f"technique {item.__qualname__} lacks {', '.join(missing)}")
-    return classes
-
-
-def _references(answer: Any) -> dict[str, str]:
-    """Check what a plugin answers to a hook that wants names with "module:attribute"."""
-    if not isinstance(answer, Mapping):
-        raise TypeError(f'expected a dict of names and "module:attribute", got {shown(answer)}')
-    references = dict(answer)
-    for name, reference in references.items():
-        if not isinstance(name, str) or not isinstance(reference, str) or ":" not in reference:
-            raise TypeError(f'expected a name and "module:attribute", got {name!r}: {reference!r}')
-    return references
-
-
-def _folders(answer: Any) -> list[Path]:
-    """Check what a plugin answers to a hook that wants folders."""
-    several = [answer] if isinstance(answer, (str, Path)) else _several(answer, "folders")
-    for folder in several:
-        if not isinstance(folder, (str, Path)):
-            raise TypeError(f"expected folders as pathlib.Path, got {shown(folder)}")
-    folders = [Path(folder) for folder in several]
-    for folder in folders:
-        if not folder.is_dir():
-            raise NotADirectoryError(f"there is no folder {folder}")
-    return folders
 
 
 def load_plugins(blocked: Iterable[str] = (), extra: Mapping[str, object] | None = None) -> Plugins:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from zoopress import Context
     from zoopress.models.model import Model
 
+zoopress_hook_interface = "1.1"
+
 
 class WeightSharingConfig(WeightSelection):
     """How many values, and for which weights."""
