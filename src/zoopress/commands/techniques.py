@@ -103,5 +103,9 @@ def described(name: str, plugins: Plugins) -> dict[str, Any]:
         "recovers": kind.recovers,
         "config": config,
         "effects": effects
-        and {key: sorted(getattr(effects, key)) for key in ("requires", "adds", "destroys")},
+        and {
+            **{key: sorted(getattr(effects, key)) for key in ("requires", "adds", "destroys")},
+            "activations": effects.activations,
+            "restructures": effects.restructures,
+        },
     }

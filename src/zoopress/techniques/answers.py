@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from zoopress.errors import PluginError
 from zoopress.interface import not_plain, shown
-from zoopress.techniques.technique import Claim, Context, Effects, Outcome, Technique
+from zoopress.techniques.technique import (
+    Activations,
+    Claim,
+    Context,
+    Effects,
+    Outcome,
+    Technique,
+)
 
 if TYPE_CHECKING:
     from zoopress.models.model import Model
@@ -30,6 +37,9 @@ def effects_of(technique: Technique[Any]) -> Effects:
             raise _wrong(
                 technique, "effects()", f"a frozenset of strings as '{name}'", shown(properties)
             )
+    if effects.activations not in get_args(Activations):
+        expected = f"one of {', '.join(get_args(Activations))} as 'activations'"
+        raise _wrong(technique, "effects()", expected, shown(effects.activations))
     return effects
 
 
