@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
+
+from zoopress.errors import nearest
+
+if TYPE_CHECKING:
+    from zoopress.plugins import Registry
 
 DIALECT = "http://json-schema.org/draft-07/schema#"
 """Which JSON Schema: the one that editors' YAML support reads."""
@@ -32,3 +38,24 @@ def json_schema(model: type[BaseModel], at: str = "#") -> dict[str, Any]:
         for field in part.get("properties", {}).values():
             field.pop("title", None)
     return schema
+
+
+def registered(hook: Registry, besides: Collection[str] = ()) -> AfterValidator:
+    """Annotate a field that names what plugins register: a recipe with another name is refused.
+
+    Where a config is made without a recipe, nothing is known of plugins; then whoever asks them for
+    the name finds out.
+
+    Args:
+        hook: where it is registered.
+        besides: names that are valid, too.
+    """
+
+    def check(name: str, info: ValidationInfo) -> str:
+        plugins = (info.context or {}).get("plugins")
+        if plugins is None or name in besides or name in plugins.references[hook]:
+            return name
+        known = (*besides, *plugins.references[hook])
+        raise ValueError(f"no plugin registers it under {hook!r}.{nearest(name, known)}")
+
+    return AfterValidator(check)

@@ -12,6 +12,7 @@
     ├── StageError                   a technique could not do its work on this model
     ├── GateError                    a stage did its work, and the result is not good enough
     ├── ArtifactError (ValueError)   a saved model is damaged, hostile or of an unknown version
+    ├── DeploymentError              a runtime or an exporter cannot take this model
     └── StoreError                   the store cannot be read or written
 
 A message says what was wrong, the value that was given, what would have been right and what to do.
@@ -70,6 +71,10 @@ class GateError(ZoopressError):
 
 class ArtifactError(ZoopressError, ValueError):
     """A saved model is damaged, hostile or of an unknown version."""
+
+
+class DeploymentError(ZoopressError):
+    """A runtime or an exporter cannot take this model, or what it made computes something else."""
 
 
 class StoreError(ZoopressError):

@@ -51,6 +51,9 @@ Registry = Literal[
     "datasets",
     "measures",
     "gates",
+    "entropy_coders",
+    "exporters",
+    "runtimes",
 ]
 """What plugins register by name, as "module:attribute"."""
 
@@ -63,6 +66,9 @@ _BASES: dict[Registry, str | None] = {
     "datasets": None,
     "measures": None,
     "gates": None,
+    "entropy_coders": "zoopress.coding.entropy_coder:EntropyCoder",
+    "exporters": "zoopress.exporters:Exporter",
+    "runtimes": "zoopress.runtimes:Runtime",
 }
 """The class that what is registered must be below; None for functions."""
 
@@ -128,6 +134,33 @@ class HookSpecs:
         """Return gates, name to "module:function" taking a `GateInput`.
 
         A gate returns None to pass, or a sentence that says what failed and what to change.
+        """
+        raise AssertionError("a specification is never called")
+
+    @hookspec
+    def zoopress_entropy_coders(self) -> Mapping[str, str]:
+        """Return what codes integers in `.zpz` files, name to "module:Class" of an `EntropyCoder`.
+
+        Files name them, so a name stays valid for as long as files exist that use it.
+        """
+        raise AssertionError("a specification is never called")
+
+    @hookspec
+    def zoopress_exporters(self) -> Mapping[str, str]:
+        """Return what writes models for other programs, name to "module:Class" of an `Exporter`."""
+        raise AssertionError("a specification is never called")
+
+    @hookspec
+    def zoopress_runtimes(self) -> Mapping[str, str]:
+        """Return what runs models, name to "module:Class" of a `Runtime` subclass."""
+        raise AssertionError("a specification is never called")
+
+    @hookspec
+    def zoopress_commands(self) -> Mapping[str, Mapping[str, str]]:
+        """Return verbs of the command line: name to {"run": "module:attribute", "help": a line}.
+
+        The attribute is a function as typer takes it, or a `typer.Typer`; it is imported when the
+        verb is used.
         """
         raise AssertionError("a specification is never called")
 
@@ -282,6 +315,15 @@ class Plugins:
         """Return the kind ("technique", "source", …) and name of all that a plugin registers."""
         self.check()
         return sorted(key for key, owner in self._owners.items() if owner == plugin)
+
+    def origin(self, hook: Registry, name: str) -> Origin:
+        """Return the plugin and distribution that something registered comes from.
+
+        Raises:
+            PluginError: if nothing is registered under the name.
+        """
+        self._get(_kind(hook), name, self.references[hook])
+        return self.origins[self._owners[_kind(hook), name]]
 
     @cached_property
     def layers(self) -> Mapping[str, type]:

@@ -181,10 +181,23 @@ def validate_mapping(
     source: YamlSource,
     error: type[InputError],
     at: Location = (),
+    context: Mapping[str, Any] | None = None,
 ) -> ModelT:
-    """Build a pydantic model from a mapping that stands at a location of a source."""
+    """Build a pydantic model from a mapping that stands at a location of a source.
+
+    Args:
+        model: the class.
+        data: the mapping.
+        source: the parsed file.
+        error: which error to raise.
+        at: location of the mapping within the source.
+        context: what the model's validators may ask for, such as the plugins of the run.
+
+    Raises:
+        InputError: as `validate`.
+    """
     try:
-        return model.model_validate(data)
+        return model.model_validate(data, context=context)
     except ValidationError as problem:
         lines = [_line(model, item, source, at) for item in problem.errors()]
         more = f"\n… and {len(lines) - 8} more" if len(lines) > 8 else ""

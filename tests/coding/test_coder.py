@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from coder_planes import CODERS, DTYPES, Case, cases, decoded, gaussian, path, plainly_decoded
 from zoopress.coding import coder as module
-from zoopress.coding.coder import ADAPTIVE, Coder, decode_plane, encode_plane, estimate_bits
+from zoopress.coding.built_in import ADAPTIVE
+from zoopress.coding.coder import Coder, decode_plane, encode_plane, estimate_bits
 from zoopress.coding.trellis import NEXT, ODD
 
 PAGE = Path(__file__).parents[2] / "docs" / "zpz.md"

@@ -11,10 +11,11 @@ arXiv:1510.00149 (Huffman codes and relative indices); the format is described i
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from zoopress.config import registered
 from zoopress.errors import StageError
 from zoopress.plugins import hookimpl
 from zoopress.techniques import Config, Effects, Outcome, Technique
@@ -27,11 +28,12 @@ if TYPE_CHECKING:
 class EntropyCodingConfig(Config):
     """By what to code."""
 
-    coder: Literal["auto", "static", "adaptive", "huffman"] = Field(
+    coder: Annotated[str, registered("entropy_coders", besides=("auto",))] = Field(
         default="auto",
         description="`static`: tables for each context, the fastest; `adaptive`: probabilities "
         "learned on the way, the smallest for small and sparse tensors; `huffman`: whole bits, as "
-        "Deep Compression has them; `auto`: for each part the better of the first two",
+        "Deep Compression has them; `auto`: for each part the better of the first two; or the name "
+        "of a coder that a plugin brings",
     )
 
 

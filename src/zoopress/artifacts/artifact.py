@@ -71,6 +71,7 @@ def save_artifact(
     others: Mapping[str, Path],
     lineage: list[dict[str, Any]] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    plugins: Plugins | None = None,
 ) -> Manifest:
     """Write a model into a folder; the manifest comes last, so a folder without it is no artifact.
 
@@ -82,8 +83,10 @@ def save_artifact(
         others: files to carry along, name in the artifact to path.
         lineage: plain data, an item a stage.
         max_shard_bytes: a safetensors file is split above this size.
+        plugins: where the model's coder is found; everything installed by default.
 
     Raises:
+        PluginError: if no plugin registers the coder.
         StageError: if a weight that is pruned by a mask is not zero.
     """
     beside = architecture.companions(model, others)
@@ -101,7 +104,9 @@ def save_artifact(
     else:
         renamed = {architecture.stored_name(name): item for name, item in stored.items()}
         assert len(renamed) == len(stored), "two tensors have one name in the file"
-        weights = write_tensors(folder, model.storage, renamed, max_shard_bytes, model.coder)
+        weights = write_tensors(
+            folder, model.storage, renamed, max_shard_bytes, model.coder, plugins
+        )
         if model.storage == "safetensors":
             weights = [_rename(folder, name, "model", "compressed") for name in weights]
     for name, content in files.items():
@@ -209,7 +214,9 @@ def load_artifact(
             raise
         raise ArtifactError(f"{folder / MANIFEST}: field 'architecture': {error}") from error
     model = replay_edits(folder, manifest, module, plugins)
-    fill_tensors(folder, manifest, model, architecture.stored_name, progress, masks)
+    fill_tensors(
+        folder, manifest, model, architecture.stored_name, progress, masks, plugins=plugins
+    )
     accept_float32(model.module)
     return model, architecture, manifest
 
@@ -241,6 +248,7 @@ def fill_tensors(
     progress: Callable[[str], None] = lambda name: None,
     masks: bool = False,
     whole: bool = True,
+    plugins: Plugins | None = None,
 ) -> None:
     """Read every tensor of an artifact into the rebuilt model.
 
@@ -252,12 +260,13 @@ def fill_tensors(
         progress: called with each tensor's name.
         masks: whether to keep pruning masks, a byte a weight.
         whole: whether the model has all that is stored.
+        plugins: where coders are found that the files name; everything installed by default.
 
     Raises:
         ArtifactError: if they do not fit.
     """
     try:
-        _fill(folder, model, manifest, stored_name, progress, masks, whole)
+        _fill(folder, model, manifest, stored_name, progress, masks, whole, plugins)
     except ArtifactError as error:
         raise ArtifactError(f"{folder}: {str(error).rstrip('.')}. {AGAIN}") from error
 
@@ -310,6 +319,7 @@ def _fill(
     progress: Callable[[str], None],
     masks: bool,
     whole: bool,
+    plugins: Plugins | None,
 ) -> None:
     """Read every tensor into the rebuilt model."""
     expected = {n: Expected(t.shape, t.dtype) for n, t in model.tensors().items()}
@@ -321,7 +331,7 @@ def _fill(
         )
     layouts = model.code_layouts()
     done: dict[str, Tensor] = {}
-    with open_tensors(folder, manifest.storage, manifest.weights) as readers:
+    with open_tensors(folder, manifest.storage, manifest.weights, plugins) as readers:
         _check_memory(expected, readers, stored_name)
         unread = set(readers)
         read_ahead(readers, (stored_name(n) + end for n in expected for end in ("", MASK, KEPT)))

@@ -91,8 +91,10 @@ class Manifest(_Part):
         default=[], description="each stage in order: technique, its version, config, what it did"
     )
     storage: Literal["safetensors", "zpz"]
-    coder: Literal["static", "adaptive", "huffman"] | None = Field(
-        default=None, description="what zpz is coded by, where that was not left to the coder"
+    coder: str | None = Field(
+        default=None,
+        pattern=r"^[a-z][a-z0-9_]{0,63}$",
+        description="what zpz is coded by, where that was not left to the format",
     )
     weights: list[FileName] = Field(description="the files that hold the tensors")
     edits: list[Edit] = []

@@ -21,8 +21,8 @@ from zoopress.coding.layout import StoredTensor
 from zoopress.errors import ArtifactError
 
 if TYPE_CHECKING:
-    from zoopress.coding.coder import Coder
     from zoopress.coding.zpz import ZpzReader
+    from zoopress.plugins import Plugins
 
 MAX_SHARD_BYTES = 5_000_000_000
 
@@ -147,16 +147,27 @@ class _Zpz:
 
 
 @contextmanager
-def open_tensors(folder: Path, storage: str, files: list[str]) -> Iterator[dict[str, Reader]]:
-    """Open every tensor file; gives the reader of each stored tensor."""
+def open_tensors(
+    folder: Path, storage: str, files: list[str], plugins: Plugins | None = None
+) -> Iterator[dict[str, Reader]]:
+    """Open every tensor file; gives the reader of each stored tensor.
+
+    Args:
+        folder: where they are.
+        storage: "safetensors" or "zpz".
+        files: their names.
+        plugins: where coders are found that a file names; everything installed by default.
+    """
     with ExitStack() as stack:
         readers: dict[str, Reader] = {}
         for name in files:
             reader: Reader
             if storage == "zpz":
+                from zoopress.coding.entropy_coder import finder
                 from zoopress.coding.zpz import ZpzReader
 
-                reader = _Zpz(stack.enter_context(ZpzReader(folder / name)))
+                opened = ZpzReader(folder / name, find_coder=finder(plugins))
+                reader = _Zpz(stack.enter_context(opened))
             else:
                 reader = stack.enter_context(_Safetensors(folder / name))
             for tensor in reader.names():
@@ -182,13 +193,27 @@ def write_tensors(
     storage: str,
     stored: Mapping[str, StoredTensor],
     max_shard_bytes: int,
-    coder: Coder = "auto",
+    coder: str = "auto",
+    plugins: Plugins | None = None,
 ) -> list[str]:
-    """Write tensors into a folder and return the names of the files."""
+    """Write tensors into a folder and return the names of the files.
+
+    Args:
+        folder: where to.
+        storage: "safetensors" or "zpz".
+        stored: the tensors by name.
+        max_shard_bytes: a safetensors file is split above this size.
+        coder: what codes them in zpz: "auto", or a registered name.
+        plugins: where that is found; everything installed by default.
+
+    Raises:
+        PluginError: if the coder is not registered, or does not give back what it codes.
+    """
     if storage == "zpz":
+        from zoopress.coding.named import choose_coder
         from zoopress.coding.zpz import write_zpz
 
-        write_zpz(folder / "model.zpz", stored, coder=coder)
+        write_zpz(folder / "model.zpz", stored, coder=choose_coder(coder, plugins))
         return ["model.zpz"]
     return _write_safetensors(folder, stored, max_shard_bytes)
 

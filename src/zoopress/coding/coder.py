@@ -7,20 +7,26 @@ A plane is [rows, columns] of integers. Rows are lines: what neighbours and the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zoopress.coding import adaptive_coder, huffman_coder, static_coder
+from zoopress.coding import static_coder
+from zoopress.coding.built_in import BUILT_IN, BY_NUMBER, STATIC
+from zoopress.coding.entropy_coder import EntropyCoder, NamedCoder
 from zoopress.coding.planes import Plane, Statistics, measure
+from zoopress.coding.static_coder import Narrow
 from zoopress.coding.static_model import choose_model
 from zoopress.coding.varint import Buffer, read_varint, unzigzag, varint, zigzag
 
 Integers: TypeAlias = NDArray[np.int8] | NDArray[np.uint8] | NDArray[np.int16] | NDArray[np.int32]
-Coder: TypeAlias = Literal["auto", "static", "adaptive", "huffman"]
+Coder: TypeAlias = Literal["auto", "static", "adaptive", "huffman"] | NamedCoder
 
-RAW, CONSTANT, STATIC, ADAPTIVE, HUFFMAN = range(5)
+RAW, CONSTANT = 0, 1
+NAMED = 128
+"""The byte of the first coder that a file names; the others' follow."""
 _DTYPES = ("int8", "uint8", "int16", "int32")
 _SMALL = 1 << 16
 """Up to so many symbols auto takes the smallest; bytes matter more than speed there."""
@@ -53,22 +59,28 @@ def encode_plane(plane: Integers, *, trellis: bool = False, coder: Coder = "auto
         return bytes((CONSTANT,)) + varint(zigzag(statistics.low))
     if coder == "auto":
         stream = _smallest(whole, statistics, trellis)
-    elif coder == "static":
-        stream = _static(whole, statistics, trellis)
-    elif coder == "adaptive":
-        stream = _adaptive(whole, statistics, trellis)
-    elif coder == "huffman":
-        stream = bytes((HUFFMAN,)) + huffman_coder.encode(whole, statistics, trellis)
+    elif isinstance(coder, NamedCoder):
+        stream = bytes((NAMED,)) + coder.encode(whole, statistics, trellis)
+    elif coder in BUILT_IN:
+        stream = _built_in(coder, whole, statistics, trellis)
     else:
         raise ValueError(f"There is no coder {coder!r}; use auto, static, adaptive or huffman.")
     raw_size = 2 + _raw_width(statistics, plane.dtype) * plane.size
     return stream if len(stream) < raw_size else _raw(plane, statistics)
 
 
-def decode_plane(stream: Buffer, out: Integers, *, trellis: bool = False) -> None:
+def decode_plane(
+    stream: Buffer, out: Integers, *, trellis: bool = False, named: Sequence[NamedCoder] = ()
+) -> None:
     """Fill `out` from a stream that `encode_plane` made of a plane of its shape and type.
 
     Allocates in proportion to `out` and the stream, whatever the stream says.
+
+    Args:
+        stream: the stream.
+        out: [rows, columns].
+        trellis: whether each row is a path of `trellis.py`.
+        named: the coders that the file names.
 
     Raises:
         ValueError: if the stream is none of such a plane. What `out` holds then is undefined.
@@ -91,19 +103,17 @@ def decode_plane(stream: Buffer, out: Integers, *, trellis: bool = False) -> Non
             raise ValueError("Of a trellis' planes only zeros are stored as one value.")
         out[...] = unzigzag(number)
         return
+    coder: EntropyCoder | NamedCoder | None = BY_NUMBER.get(kind)
+    if kind >= NAMED and kind - NAMED < len(named):
+        coder = named[kind - NAMED]
+    if coder is None:
+        raise ValueError(f"The stream names coder {kind}, which this version does not know.")
     if kind == STATIC and out.flags.c_contiguous and out.dtype != np.int16:
-        static_coder.decode(rest, cast(static_coder.Narrow, out), trellis)
+        static_coder.decode(rest, cast(Narrow, out), trellis)
         return
     direct = out.dtype == np.int32 and out.flags.c_contiguous
     whole = cast(Plane, out) if direct else np.empty(out.shape, np.int32)
-    if kind == STATIC:
-        static_coder.decode(rest, whole, trellis)
-    elif kind == ADAPTIVE:
-        adaptive_coder.decode(rest, whole, trellis)
-    elif kind == HUFFMAN:
-        huffman_coder.decode(rest, whole, trellis)
-    else:
-        raise ValueError(f"The stream names coder {kind}, which this version does not know.")
+    coder.decode(rest, whole, trellis)
     if not direct:
         _check_range(int(whole.min()), int(whole.max()), out.dtype)
         out[...] = whole
@@ -164,12 +174,16 @@ def _is_constant(statistics: Statistics, trellis: bool) -> bool:
 
 
 def _static(plane: Plane, statistics: Statistics, trellis: bool) -> bytes:
-    model = choose_model(plane, statistics, trellis)
-    return bytes((STATIC,)) + static_coder.encode(plane, model, trellis)
+    return _built_in("static", plane, statistics, trellis)
 
 
 def _adaptive(plane: Plane, statistics: Statistics, trellis: bool) -> bytes:
-    return bytes((ADAPTIVE,)) + adaptive_coder.encode(plane, statistics.center, trellis)
+    return _built_in("adaptive", plane, statistics, trellis)
+
+
+def _built_in(name: str, plane: Plane, statistics: Statistics, trellis: bool) -> bytes:
+    number, coder = BUILT_IN[name]
+    return bytes((number,)) + coder.encode(plane, statistics, trellis)
 
 
 def _adaptive_share(plane: Plane, statistics: Statistics, trellis: bool) -> float:

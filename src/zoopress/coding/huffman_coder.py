@@ -17,7 +17,14 @@ from numpy.typing import NDArray
 
 from zoopress.coding.alphabet import bits_beside, read_alphabet, token_of
 from zoopress.coding.compiled import compiled
-from zoopress.coding.planes import TRELLIS_NEXT, TRELLIS_ODD, Plane, Statistics, check_path
+from zoopress.coding.planes import (
+    TRELLIS_NEXT,
+    TRELLIS_ODD,
+    Plane,
+    Statistics,
+    check_path,
+    follow_trellis,
+)
 from zoopress.coding.varint import Buffer, read_varint, varint
 
 MAX_LENGTH = 15  # of a code: lengths are stored as half a byte
@@ -95,7 +102,7 @@ def encode(plane: Plane, statistics: Statistics, trellis: bool) -> bytes:
     alphabet = statistics.alphabet(trellis)
     numbers = plane.astype(np.int64)
     if trellis:
-        check_path(_follow_trellis(numbers, TRELLIS_NEXT, TRELLIS_ODD, True))
+        check_path(follow_trellis(numbers, TRELLIS_NEXT, TRELLIS_ODD, True))
     flat = numbers.reshape(-1) - alphabet.center
     places = np.flatnonzero(flat)
     tokens = np.empty(flat.size, np.uint8)
@@ -174,7 +181,7 @@ def decode(stream: Buffer, plane: Plane, trellis: bool) -> None:
     if size != octets.size:
         raise ValueError("The stream does not end where its last symbol does.")
     if trellis:
-        _follow_trellis(numbers, TRELLIS_NEXT, TRELLIS_ODD, False)
+        follow_trellis(numbers, TRELLIS_NEXT, TRELLIS_ODD, False)
     if numbers.min() < -(1 << 31) or numbers.max() >= 1 << 31:
         raise ValueError("The stream holds a number beyond 32 bits.")
     plane[...] = numbers
@@ -189,27 +196,6 @@ def _read_code(stream: Buffer, position: int, symbols: int) -> tuple[Code, int]:
     if lengths[symbols:].any() or (lengths > 0) @ (1 << (MAX_LENGTH - lengths)) > 1 << MAX_LENGTH:
         raise ValueError("The lengths of the stream's codes contradict each other.")
     return Code(lengths[:symbols]), position + size
-
-
-@compiled
-def _follow_trellis(numbers: Numbers, next_state: Bytes, odd: Bytes, inward: bool) -> bool:
-    """Turn multiples into indices (inward) or back, in place; return whether a line is no path."""
-    rows, columns = numbers.shape
-    for row in range(rows):
-        state = np.int64(0)
-        for column in range(columns):
-            value = numbers[row, column]
-            chosen = np.int64(odd[state])
-            sign = (value > 0) - (value < 0)
-            if inward:
-                if value and value & 1 != chosen:
-                    return True
-                value = (value + chosen * sign) // 2
-                numbers[row, column] = value
-            else:
-                numbers[row, column] = 2 * value - chosen * sign
-            state = np.int64(next_state[2 * state + (value & 1)])
-    return False
 
 
 @compiled

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zoopress.coding.alphabet import Alphabet, choose_alphabet
+from zoopress.coding.compiled import compiled
 from zoopress.coding.trellis import NEXT, ODD
 
 Plane: TypeAlias = NDArray[np.int32]
@@ -71,3 +72,34 @@ def check_path(astray: bool) -> None:
             "A line of the plane is no path of the trellis: in the states with odd multiples a "
             "code must be odd or 0, in the others even."
         )
+
+
+def follows_trellis(plane: Plane) -> bool:
+    """Tell whether every line of a plane is a path of the trellis."""
+    return not follow_trellis(plane.astype(np.int64), TRELLIS_NEXT, TRELLIS_ODD, True)
+
+
+@compiled
+def follow_trellis(
+    numbers: NDArray[np.int64],
+    next_state: NDArray[np.uint8],
+    odd: NDArray[np.uint8],
+    inward: bool,
+) -> bool:
+    """Turn multiples into indices (inward) or back, in place; return whether a line is no path."""
+    rows, columns = numbers.shape
+    for row in range(rows):
+        state = np.int64(0)
+        for column in range(columns):
+            value = numbers[row, column]
+            chosen = np.int64(odd[state])
+            sign = (value > 0) - (value < 0)
+            if inward:
+                if value and value & 1 != chosen:
+                    return True
+                value = (value + chosen * sign) // 2
+                numbers[row, column] = value
+            else:
+                numbers[row, column] = 2 * value - chosen * sign
+            state = np.int64(next_state[2 * state + (value & 1)])
+    return False

@@ -65,7 +65,7 @@ def read_zpz(content: bytes) -> dict[str, Tensor]:
         ValueError: if the file is not as the page says.
     """
     require(content[:4] == b"\x89ZPZ", "the file does not begin as a .zpz file")
-    require(content[4:5] == b"\2", "the version is not 2")
+    require(content[4:5] in (b"\2", b"\3"), "the version is neither 2 nor 3")
     require(len(content) >= 13, "the file is too short")
     crc = int.from_bytes(content[-8:-4], "little")
     length = int.from_bytes(content[-4:], "little")
@@ -73,7 +73,7 @@ def read_zpz(content: bytes) -> dict[str, Tensor]:
     require(start >= 5, "the index has no room")
     index = content[start:-8]
     require(zlib.crc32(index) == crc, "the index does not match its checksum")
-    tensors = read_index(index, len(content))
+    tensors = read_index(index, len(content), names_coders=content[4] == 3)
     chunks = Bytes(content[5:start])
     for tensor in tensors:
         tensor.data = decode_tensor(tensor, chunks)
@@ -83,7 +83,7 @@ def read_zpz(content: bytes) -> dict[str, Tensor]:
     return {tensor.name: tensor for tensor in tensors}
 
 
-def read_index(stored: bytes, file_size: int) -> list[Tensor]:
+def read_index(stored: bytes, file_size: int, names_coders: bool) -> list[Tensor]:
     """Return the tensors, still without data."""
     require(stored[:1] in (b"\0", b"\1"), "the form of the index is unknown")
     columns = Bytes(stored[1:])
@@ -97,6 +97,11 @@ def read_index(stored: bytes, file_size: int) -> list[Tensor]:
     count = columns.varint()
     require(4 * count <= len(stored), "the index cannot hold so many tensors")
     columns.take(columns.varint())  # the note
+    if names_coders:
+        coders = columns.varint()
+        require(1 <= coders <= 16, "a file names 1 to 16 coders")
+        for _ in range(2 * coders):  # names and distributions; their chunks are not read here
+            columns.take(columns.varint())
     tensors = [Tensor(name) for name in read_names(columns, count)]
     for tensor in tensors:
         read_type(columns, tensor)

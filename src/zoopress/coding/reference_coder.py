@@ -44,7 +44,7 @@ def decode_plane(
     elif coder == 4:
         huffman(source, plane)
     else:
-        raise ValueError(f"there is no coder {coder}")
+        raise ValueError(f"there is no coder {coder} in the format")
     require(source.at_end(), "bytes are left over")
     require(all(low <= n < high for n in plane.numbers), "an integer is beyond its type")
     return plane.numbers

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from zoopress.errors import StageError, ZoopressError
+from zoopress.models.outputs import relative_difference as relative_difference
 from zoopress.results import Fidelity
 from zoopress.tasks import Task
 
@@ -146,17 +147,6 @@ def _divergences(one: Tensor, other: Tensor) -> Tensor:
         return terms.nan_to_num(0.0).sum(1) / math.log(2)
 
     return ((divergence(p) + divergence(q)) / 2).clamp(0, 1)
-
-
-def relative_difference(a: Tensor, b: Tensor) -> float:
-    """Return the largest absolute difference relative to the largest value; 0 if all are equal."""
-    if a.shape != b.shape:
-        return float("inf")
-    both_nan = a.isnan() & b.isnan()
-    difference = torch.where((a == b) | both_nan, 0.0, (a - b).abs())
-    largest = float(difference.max()) if difference.numel() else 0.0
-    scale = float(a.nan_to_num(0.0, 0.0, 0.0).abs().max()) if a.numel() else 0.0
-    return largest / scale if scale else largest
 
 
 def _rows(output: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +28,6 @@ from zoopress.models.precision import accept_float32
 from zoopress.models.values import check_values, settable
 from zoopress.models.weights import WEIGHT_KINDS, Weight, as_matrix, find_weights
 
-if TYPE_CHECKING:
-    from zoopress.coding.coder import Coder
-
 
 @dataclass
 class Model:
@@ -49,7 +45,7 @@ class Model:
             codes' logical shape [rows, codes per row]; where zero has one code, it keeps just the
             other codes.
         storage: the container format of the tensors, "safetensors" or "zpz".
-        coder: what codes the tensors in zpz: "auto", "static", "adaptive" or "huffman".
+        coder: what codes the tensors in zpz: "auto", or the registered name of an entropy coder.
         version: grows with every recorded change, so what was measured at an earlier one is known
             to be out of date.
         updated: full names of the tensors whose values were set, first ones of tied tensors.
@@ -60,7 +56,7 @@ class Model:
     edits: list[AnyEdit] = field(default_factory=list)
     masks: dict[str, Tensor] = field(default_factory=dict)
     storage: str = "safetensors"
-    coder: Coder = "auto"
+    coder: str = "auto"
     version: int = 0
     updated: dict[str, None] = field(default_factory=dict)  # in order, each once
 

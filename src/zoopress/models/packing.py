@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from zoopress.coding.bits import BLOCK_CODES, unpack_codes
 from zoopress.coding.layout import Integers
+from zoopress.models.export_form import ExportForm
 
 Product = Literal["linear", "embedding"]
 """A product of which a packed weight may be a factor: with vectors, or with one-hot indices."""
@@ -81,6 +82,14 @@ class PackedWeight(nn.Module, ABC):
         In `Integers` buffers [rows, columns], of the weight's matrix, 0 is the code of zero.
         """
         return {}
+
+    def export_form(self) -> ExportForm | None:
+        """Return the integers, scales and zero points that the weight is, None if it is none.
+
+        It gives the matrix of `dense`, a row for each place on the output axis, up to the rounding
+        of floats. Exporters write what has no such form as a dense weight.
+        """
+        return None
 
     def tunable(self) -> tuple[str, ...]:
         """Name the float buffers, such as scales or a codebook, that training may change.

@@ -254,7 +254,13 @@ class Workbench:
         }
         folder.mkdir()
         return save_artifact(
-            folder, model, before.architecture, self.base, before.others, [*before.lineage, item]
+            folder,
+            model,
+            before.architecture,
+            self.base,
+            before.others,
+            [*before.lineage, item],
+            plugins=self.plugins,
         )
 
     def _apply(

@@ -216,4 +216,6 @@ def _parse_technique(
     except PluginError as error:
         raise RecipeError(f"{source.where((*at, 'technique'))}: {error}") from None
     config = {k: v for k, v in options.items() if k not in ("technique", *besides)}
-    return technique(validate_mapping(technique.config_type, config, source, RecipeError, at))
+    context = {"plugins": plugins}
+    checked = validate_mapping(technique.config_type, config, source, RecipeError, at, context)
+    return technique(checked)

@@ -485,7 +485,7 @@ def _through_disk(model: Model, card: Card, folder: Path, plugins: Plugins) -> M
     folder.mkdir(parents=True)
     architecture = _architecture(card, plugins)
     base = Base(name=card.name, source=card.source, revision="", size_bytes=0, task=card.task)
-    save_artifact(folder, model, architecture, base, {})
+    save_artifact(folder, model, architecture, base, {}, plugins=plugins)
     return reload_artifact(folder, card, plugins)
 
 

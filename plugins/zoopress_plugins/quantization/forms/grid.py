@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoopress.coding.layout import Integers, Scan
+from zoopress.models.export_form import ExportForm
 from zoopress.models.packing import CodeLayout, PackedWeight, Product
 from zoopress.models.weights import from_matrix
 from zoopress_plugins.quantization.forms.quantized import (
@@ -98,6 +99,18 @@ class GridWeight(PackedWeight):
     def code_layouts(self) -> dict[str, CodeLayout | Integers]:
         """Return that `codes` holds integers, and how they are coded."""
         return {"codes": Integers(self.scan, self.trellis)}
+
+    def export_form(self) -> ExportForm | None:
+        """Return the codes, unless rows and columns have steps both, which QDQ has no word for."""
+        bits = 8 * self.codes.itemsize
+        if self.column_step is None:
+            assert self.row_step is not None
+            if len(self.row_step) == 1 < self.rows:
+                return ExportForm(self.codes, bits, self.row_step, axis=None)
+            return ExportForm(self.codes, bits, self.row_step[:, None])
+        if self.row_step is None:
+            return ExportForm(self.codes, bits, self.column_step, axis=1)
+        return None
 
     def tunable(self) -> tuple[str, ...]:
         """Name the steps."""

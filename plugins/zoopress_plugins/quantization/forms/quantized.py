@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zoopress.coding.bits import packed_size, unpack_codes
+from zoopress.models.export_form import ExportForm
 from zoopress.models.packing import CodeLayout, PackedWeight, Product
 from zoopress.models.weights import as_matrix, from_matrix
 
@@ -88,6 +89,18 @@ class QuantizedWeight(PackedWeight):
         fill = 0 if self.symmetric else "zero_point"
         layout = CodeLayout(self.bits, self.columns, fill, self.group_size, signed=self.symmetric)
         return {"codes": layout}
+
+    def export_form(self) -> ExportForm:
+        """Return the codes, a byte each."""
+        codes = unpack_codes(self.codes, self.bits, self.columns)
+        if self.symmetric:
+            codes = codes.view(torch.int8)
+            if self.bits < 8:  # extend the sign
+                half = 1 << (self.bits - 1)
+                codes = (codes ^ half) - half
+        whole = self.group_size == self.columns
+        group_size = None if whole else self.group_size
+        return ExportForm(codes, self.bits, self.scale, self.zero_point, 0, group_size)
 
     def tunable(self) -> tuple[str, ...]:
         """Name the scales."""

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 from zoopress.artifacts.checkpoints.journal import Journal, locked
 from zoopress.artifacts.checkpoints.safetensors_file import Checkpoint, open_checkpoint
+from zoopress.coding.entropy_coder import NamedCoder
+from zoopress.coding.named import choose_coder
 from zoopress.coding.zpz.index import encoded_name
 from zoopress.coding.zpz.writer import ZpzWriter
 from zoopress.errors import InputError, ZoopressError
@@ -21,6 +23,7 @@ from zoopress.progress import Reporter
 
 if TYPE_CHECKING:
     from zoopress.coding.coder import Coder
+    from zoopress.plugins import Plugins
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,11 @@ def encode_checkpoint(
     path: Path,
     out: Path,
     *,
-    coder: Coder = "auto",
+    coder: str = "auto",
     threads: int | None = None,
     force: bool = False,
     reporter: Reporter | None = None,
+    plugins: Plugins | None = None,
 ) -> Encoded:
     """Encode a safetensors file, or a folder with one or with shards and their index.
 
@@ -57,24 +61,27 @@ def encode_checkpoint(
     Args:
         path: the checkpoint.
         out: the `.zpz` file; it appears when it is whole.
-        coder: of all chunks.
+        coder: of all chunks: "auto", or a registered name.
         threads: by default one for each core.
         force: whether to replace a file that is there.
         reporter: is told how far it is.
+        plugins: where coders are found; everything installed by default.
 
     Raises:
         InputError: if `out` is there, or another process is writing it.
+        PluginError: if no plugin registers the coder.
         SourceError: if a file is damaged, missing, or changes while it is read.
         ZoopressError: if `out` cannot be written; the next run goes on from there.
     """
     reporter = reporter or Reporter()
+    chosen = choose_coder(coder, plugins)
     if out.is_dir() or (out.exists() and not force):
         raise InputError(f"{out} exists already. Choose another name, or give --force.")
     with open_checkpoint(path) as checkpoint, _told(out), locked(out):
         names = sorted(checkpoint.places, key=encoded_name)
-        journal = Journal(out, _identity(checkpoint, coder), names)
+        journal = Journal(out, _identity(checkpoint, chosen), names)
         try:
-            return _encode(checkpoint, out, journal, names, coder, threads, reporter)
+            return _encode(checkpoint, out, journal, names, chosen, threads, reporter)
         finally:
             journal.close()
 
@@ -114,12 +121,15 @@ def _encode(
     return Encoded(len(names), resumed, total, out.stat().st_size)
 
 
-def _identity(checkpoint: Checkpoint, coder: str) -> dict[str, object]:
+def _identity(checkpoint: Checkpoint, coder: Coder) -> dict[str, object]:
     files = [
         [name, *file.identity, sha256(file.header).hexdigest()]
         for name, file in checkpoint.files.items()
     ]
-    return {"zoopress": version("zoopress"), "coder": coder, "files": files}
+    by: object = coder
+    if isinstance(coder, NamedCoder):
+        by = [coder.name, coder.distribution, coder.version]
+    return {"zoopress": version("zoopress"), "coder": by, "files": files}
 
 
 def _note(checkpoint: Checkpoint) -> bytes:

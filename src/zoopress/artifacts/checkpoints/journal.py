@@ -103,7 +103,8 @@ class Journal:
                 noted = json.loads(line)
                 size = noted["end"] - self._end
                 stored = size if self._end else size - len(HEAD)
-                entries, _ = read_index(bytes.fromhex(noted["index"]), stored, 1 << 62)
+                index = bytes.fromhex(noted["index"])
+                entries = read_index(index, stored, 1 << 62, names_coders=False).entries
                 whole = list(entries) == [name] and self._crc_of(size) == noted["crc"]
             except (ValueError, KeyError, TypeError):
                 whole = False

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from zoopress.coding.entropy_coder import CODER_NAME, DISTRIBUTION
 from zoopress.coding.layout import Integers, PackedCodes
 from zoopress.coding.varint import read_varint, varint
 from zoopress.coding.zpz.bands import DTYPES, ITEMSIZES, BytePlanes, Coding, Cut, Octets
@@ -35,7 +36,33 @@ DICTIONARY = (
     b".weight.codebook.weight.row_step.weight.column_step.bias.weight.codes"
 )
 
+MAX_CODERS = 16
+
 _OCTETS, _BYTE_PLANES, _ROTATED_PLANES, _CODES, _INTEGERS = range(5)
+
+
+@dataclass(frozen=True)
+class CoderRecord:
+    """A coder that the format itself does not have, as a file names it.
+
+    Attributes:
+        name: what it is registered as.
+        distribution: what brought it where the file was written.
+
+    Raises:
+        ValueError: if either is none that a file may hold.
+    """
+
+    name: str
+    distribution: str
+
+    def __post_init__(self) -> None:
+        if not CODER_NAME.fullmatch(self.name):
+            raise ValueError(
+                f"the coder's name {self.name!r} must be 1 to 64 of a-z, 0-9 and _, a letter first"
+            )
+        if self.distribution and not DISTRIBUTION.fullmatch(self.distribution):
+            raise ValueError(f"{self.distribution!r} is no name of a distribution")
 
 
 @dataclass(frozen=True)
@@ -65,6 +92,21 @@ class Entry:
     def stored_bytes(self) -> int:
         """How many bytes its chunks take."""
         return sum(self.sizes)
+
+
+@dataclass(frozen=True)
+class Index:
+    """What the index of a file says.
+
+    Attributes:
+        entries: the tensors in the order of the file.
+        note: what the writer kept beside them.
+        coders: those that the file names.
+    """
+
+    entries: dict[str, Entry]
+    note: bytes
+    coders: tuple[CoderRecord, ...] = ()
 
 
 def encoded_name(name: str) -> bytes:
@@ -99,12 +141,15 @@ def check_tensor(dtype: str, shape: Sequence[int]) -> None:
         raise ValueError(f"it has {len(shape)} dimensions, more than {MAX_DIMENSIONS}")
 
 
-def write_index(entries: Sequence[tuple[bytes, Entry]], note: bytes) -> bytes:
+def write_index(
+    entries: Sequence[tuple[bytes, Entry]], note: bytes, coders: Sequence[CoderRecord] = ()
+) -> bytes:
     """Return the stored form of an index.
 
     Args:
         entries: by encoded name, in ascending order.
         note: what the writer wants to keep beside the tensors.
+        coders: those that the file names; with any, it is of version 3.
     """
     shared, rests = bytearray(), bytearray()
     previous = b""
@@ -118,6 +163,7 @@ def write_index(entries: Sequence[tuple[bytes, Entry]], note: bytes) -> bytes:
         (
             varint(len(entries)),
             *(varint(len(note)), note),
+            *(_spell_coders(coders) if coders else ()),
             *(shared, rests),
             *(_spell_type(entry) for _, entry in entries),
             *(_spell_coding(entry) for _, entry in entries),
@@ -133,7 +179,7 @@ def write_index(entries: Sequence[tuple[bytes, Entry]], note: bytes) -> bytes:
     return b"\0" + columns + checksums
 
 
-def read_index(stored: bytes, data_bytes: int, file_bytes: int) -> tuple[dict[str, Entry], bytes]:
+def read_index(stored: bytes, data_bytes: int, file_bytes: int, names_coders: bool) -> Index:
     """Parse and check an index.
 
     Everything that it declares is compared with what the file can hold before memory is spent on
@@ -143,9 +189,7 @@ def read_index(stored: bytes, data_bytes: int, file_bytes: int) -> tuple[dict[st
         stored: the index as `write_index` returned it.
         data_bytes: of the chunks of all tensors.
         file_bytes: of the whole file.
-
-    Returns:
-        The tensors in the order of the file, and the note.
+        names_coders: whether the file is of version 3.
 
     Raises:
         ValueError: if anything is wrong.
@@ -156,6 +200,7 @@ def read_index(stored: bytes, data_bytes: int, file_bytes: int) -> tuple[dict[st
     if 4 * count > len(stored):
         raise ValueError(f"it cannot hold the {count} tensors that it declares")
     note = cursor.take(cursor.varint())
+    coders = tuple(_read_coders(cursor)) if names_coders else ()
     names = list(_read_names(cursor, count))
     types = [_read_type(cursor, name) for name in names]
     cuts: list[Cut] = []
@@ -185,7 +230,8 @@ def read_index(stored: bytes, data_bytes: int, file_bytes: int) -> tuple[dict[st
         raise ValueError("its index does not account for every byte of the file")
     crcs = (int.from_bytes(checksums[4 * i : 4 * i + 4], "little") for i in range(count))
     rows = zip(names, types, cuts, crcs, sizes, strict=True)
-    return {n: Entry(*kind, cut.coding, crc, size) for n, kind, cut, crc, size in rows}, note
+    entries = {n: Entry(*kind, cut.coding, crc, size) for n, kind, cut, crc, size in rows}
+    return Index(entries, note, coders)
 
 
 class _Cursor:
@@ -254,6 +300,33 @@ def _read_names(cursor: _Cursor, count: int) -> Iterator[str]:
             yield raw.decode()
         except UnicodeDecodeError:
             raise ValueError(f"the name {raw!r} is not UTF-8") from None
+
+
+def _spell_coders(coders: Sequence[CoderRecord]) -> Iterator[bytes]:
+    yield varint(len(coders))
+    for coder in coders:
+        for text in (coder.name.encode(), coder.distribution.encode()):
+            yield varint(len(text)) + text
+
+
+def _read_coders(cursor: _Cursor) -> Iterator[CoderRecord]:
+    count = cursor.varint()
+    if not 1 <= count <= MAX_CODERS:
+        raise ValueError(f"it names {count} coders; 1 to {MAX_CODERS} are allowed")
+    known: set[str] = set()
+    for _ in range(count):
+        name, distribution = (_ascii(cursor.take(cursor.varint())) for _ in range(2))
+        if name in known:
+            raise ValueError(f"it names the coder {name!r} twice")
+        known.add(name)
+        yield CoderRecord(name, distribution)
+
+
+def _ascii(raw: bytes) -> str:
+    try:
+        return raw.decode("ascii")
+    except UnicodeDecodeError:
+        raise ValueError(f"the coder's name or distribution {raw[:64]!r} is not ASCII") from None
 
 
 def _spell_type(entry: Entry) -> bytes:

@@ -10,20 +10,22 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from zoopress.coding.coder import decode_plane
+from zoopress.coding.coder import NAMED, decode_plane
+from zoopress.coding.entropy_coder import FindCoder, NamedCoder, finder
 from zoopress.coding.zpz.bands import ITEMSIZES, Band, Cut, Plane
 from zoopress.coding.zpz.checksums import combine_crc32
-from zoopress.coding.zpz.index import Entry, read_index
+from zoopress.coding.zpz.index import CoderRecord, Entry, Index, read_index
 from zoopress.coding.zpz.parallel import map_in_order, usable_cores
 from zoopress.coding.zpz.repack import Bytes
-from zoopress.coding.zpz.writer import FOOT, HEAD
-from zoopress.errors import ArtifactError, nearest
+from zoopress.coding.zpz.writer import FOOT, HEAD, NAMING_HEAD
+from zoopress.errors import ArtifactError, PluginError, nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,17 +49,25 @@ class ZpzReader:
     Args:
         source: a path, or an open file that can seek, such as fsspec's; it is left open.
         threads: at most; by default one for each core. Small files take fewer.
+        find_coder: finds the coders that the file names; among all that is installed by default.
 
     Attributes:
         path: what the file is called.
         size: of the file in bytes.
         note: what its writer kept beside the tensors.
+        coders: those that the file names, since the format itself does not have them.
 
     Raises:
         ArtifactError: from every method, naming the file, the tensor and what is wrong.
     """
 
-    def __init__(self, source: Path | str | BinaryIO, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        source: Path | str | BinaryIO,
+        threads: int | None = None,
+        find_coder: FindCoder | None = None,
+    ) -> None:
+        self._find_coder = find_coder or finder()
         self._lock = threading.Lock()  # of the file's position
         self._scheduling = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
@@ -75,7 +85,9 @@ class ZpzReader:
             self.path = str(getattr(source, "path", None) or getattr(source, "name", "the file"))
         try:
             with self._told(None):
-                self._entries, self.note = self._read_index()
+                index = self._read_index()
+                self._entries, self.note = index.entries, index.note
+                self.coders: tuple[CoderRecord, ...] = index.coders
         except BaseException:
             self.close()
             raise
@@ -201,7 +213,7 @@ class ZpzReader:
         def decode(stored: tuple[Band, list[memoryview]]) -> tuple[Bytes, int]:
             band, streams = stored
             data = place(*cut.byte_range(band))
-            cut.merge(band, data, lambda planes: _fill(cut, planes, streams))
+            cut.merge(band, data, lambda planes: self._fill(cut, planes, streams))
             if self.entry(name).dtype == "bool" and data.max() > 1:
                 raise ValueError("it is of type bool but holds bytes other than 0 and 1")
             return data, zlib.crc32(data.data) if cut.contiguous else 0
@@ -242,21 +254,46 @@ class ZpzReader:
         if crc != self.entry(name).crc:
             raise ValueError("its bytes do not match their checksum")
 
+    def _fill(self, cut: Cut, planes: list[Plane], streams: list[memoryview]) -> None:
+        named = self._named if any(stream[0] >= NAMED for stream in streams) else ()
+        for plane, stream in zip(planes, streams, strict=True):
+            decode_plane(stream, plane, trellis=cut.trellis, named=named)
+
+    @cached_property
+    def _named(self) -> tuple[NamedCoder, ...]:
+        """The coders that the file names, found once a chunk needs one."""
+        return tuple(self._find(coder) for coder in self.coders)
+
+    def _find(self, record: CoderRecord) -> NamedCoder:
+        try:
+            return self._find_coder(record.name)
+        except PluginError as error:
+            brought = ""
+            if record.distribution:
+                brought = (
+                    f" The file says that the distribution {record.distribution!r} brings it; "
+                    "install that if you trust it."
+                )
+            raise ArtifactError(
+                f"{self.path} is coded by {record.name!r}, which is no coder of the format: "
+                f"{error}{brought}"
+            ) from error
+
     def _cut(self, name: str) -> Cut:
         entry = self.entry(name)
         return Cut(entry.dtype, entry.shape, entry.coding)
 
-    def _read_index(self) -> tuple[dict[str, Entry], bytes]:
+    def _read_index(self) -> Index:
         size = self.size = self._file.seek(0, io.SEEK_END)
         at = max(0, size - _TAIL_BYTES)
         tail = self._read_at(at, size - at)
         head = tail[: len(HEAD)] if at == 0 else self._read_at(0, len(HEAD))
         if head[:-1] != HEAD[:-1]:
             raise ValueError("it is not a .zpz file, or its first bytes are damaged")
-        if head != HEAD:
+        if head not in (HEAD, NAMING_HEAD):
             raise ValueError(
-                f"its format has version {head[-1]}, but this zoopress reads version {HEAD[-1]}; "
-                "upgrade zoopress, or encode it again"
+                f"its format has version {head[-1]}, but this zoopress reads versions {HEAD[-1]} "
+                f"and {NAMING_HEAD[-1]}; upgrade zoopress, or encode it again"
             )
         room = size - len(HEAD) - FOOT.size
         if room < 0:
@@ -268,7 +305,7 @@ class ZpzReader:
         index = tail[start - at : -FOOT.size] if start >= at else self._read_at(start, length)
         if zlib.crc32(index) != crc:
             raise ValueError("its index does not match its checksum; is the file whole?")
-        return read_index(index, room - length, size)
+        return read_index(index, room - length, size, head == NAMING_HEAD)
 
     def _read_at(self, offset: int, size: int) -> bytes:
         with self._lock:
@@ -295,8 +332,3 @@ class ZpzReader:
                 f"{where} cannot be read: {text[:1].lower()}{text[1:]}. Fetch the file again, or "
                 "ask who made it."
             ) from error
-
-
-def _fill(cut: Cut, planes: list[Plane], streams: list[memoryview]) -> None:
-    for plane, stream in zip(planes, streams, strict=True):
-        decode_plane(stream, plane, trellis=cut.trellis)

@@ -13,10 +13,18 @@ from pathlib import Path
 from typing import BinaryIO
 
 from zoopress.coding.coder import Coder
+from zoopress.coding.entropy_coder import NamedCoder
 from zoopress.coding.layout import StoredTensor
 from zoopress.coding.zpz.bands import CHUNK_SYMBOLS, Band, Cut
 from zoopress.coding.zpz.checksums import combine_crc32
-from zoopress.coding.zpz.index import FREE_BYTES, MAX_EXPANSION, Entry, encoded_name, write_index
+from zoopress.coding.zpz.index import (
+    FREE_BYTES,
+    MAX_EXPANSION,
+    CoderRecord,
+    Entry,
+    encoded_name,
+    write_index,
+)
 from zoopress.coding.zpz.parallel import map_in_order, usable_cores
 from zoopress.coding.zpz.sources import (
     Coded,
@@ -30,6 +38,7 @@ from zoopress.coding.zpz.sources import (
 )
 
 HEAD = b"\x89ZPZ\x02"  # no text, as PNG's; the last byte is the version
+NAMING_HEAD = b"\x89ZPZ\x03"  # of a file that names coders; everything else reads version 2
 FOOT = struct.Struct("<II")  # CRC-32 of the index, its length
 
 
@@ -90,12 +99,15 @@ class ZpzWriter:
         entries: Mapping[str, Entry] | None = None,
     ) -> None:
         self._file, self._coder = file, coder
+        self._records: tuple[CoderRecord, ...] = ()
+        if isinstance(coder, NamedCoder):
+            self._records = (CoderRecord(coder.name, coder.distribution),)
         self._threads = threads or usable_cores()
         self._entries = [(encoded_name(name), entry) for name, entry in (entries or {}).items()]
         self._decoded = sum(entry.decoded_bytes for _, entry in self._entries)
         self._stored = sum(entry.stored_bytes for _, entry in self._entries)
         if not self._entries:
-            file.write(HEAD)
+            file.write(NAMING_HEAD if self._records else HEAD)
 
     def write(
         self,
@@ -139,7 +151,7 @@ class ZpzWriter:
         Args:
             note: kept beside the tensors.
         """
-        index = write_index(self._entries, note)
+        index = write_index(self._entries, note, self._records)
         self._file.write(index + FOOT.pack(zlib.crc32(index), len(index)))
 
     def _code(self, job: _Job) -> Coded:
