@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -71,6 +72,20 @@ _BASES: dict[Registry, str | None] = {
     "runtimes": "zoopress.runtimes:Runtime",
 }
 """The class that what is registered must be below; None for functions."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A verb of the command line.
+
+    Attributes:
+        run: "module:attribute" of a function as typer takes it, or of a `typer.Typer` with verbs of
+            its own; imported when the verb is used.
+        help: its line in `zoopress --help`.
+    """
+
+    run: str
+    help: str
 
 
 class HookSpecs:
@@ -156,12 +171,8 @@ class HookSpecs:
         raise AssertionError("a specification is never called")
 
     @hookspec
-    def zoopress_commands(self) -> Mapping[str, Mapping[str, str]]:
-        """Return verbs of the command line: name to {"run": "module:attribute", "help": a line}.
-
-        The attribute is a function as typer takes it, or a `typer.Typer`; it is imported when the
-        verb is used.
-        """
+    def zoopress_commands(self) -> Mapping[str, Command]:
+        """Return verbs of the command line, name to `zoopress.plugins.Command`."""
         raise AssertionError("a specification is never called")
 
     @hookspec
@@ -326,6 +337,16 @@ class Plugins:
         return self.origins[self._owners[_kind(hook), name]]
 
     @cached_property
+    def commands(self) -> dict[str, tuple[Command, Origin]]:
+        """Verbs of the command line that plugins bring, and where each comes from, by name."""
+        merged: dict[str, tuple[Command, Origin]] = {}
+        for plugin, mapping in self._answers("zoopress_commands", _commands):
+            for name, command in mapping.items():
+                if self._claim("command", name, plugin):
+                    merged[name] = command, self.origins[plugin]
+        return merged
+
+    @cached_property
     def layers(self) -> Mapping[str, type]:
         """Inference layers and packed weights by name; each is imported when first used."""
         return _LazyLayers(self)
@@ -342,7 +363,7 @@ class Plugins:
 
     def check(self) -> None:
         """Merge everything now, so that `broken` and `clashes` are complete."""
-        _ = self.techniques, self.references, self.cards, self.recipes
+        _ = self.techniques, self.references, self.commands, self.cards, self.recipes
 
     _owners: dict[tuple[str, str], str] = field(default_factory=dict)
     _claimed: set[tuple[str, str]] = field(default_factory=set)
@@ -443,6 +464,22 @@ def import_reference(reference: str) -> Any:
     """Import "module:attribute", as registered by an installed plugin."""
     module, _, attribute = reference.partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def _commands(answer: Any) -> dict[str, Command]:
+    """Check what a plugin answers to a hook that wants verbs of the command line."""
+    commands = dict(answer)
+    for name, command in commands.items():
+        if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
+            raise TypeError(
+                f"a command's name is in kebab-case, such as 'show-weights'; got {name!r}"
+            )
+        if not isinstance(command, Command) or ":" not in command.run or not command.help.strip():
+            raise TypeError(
+                f'expected zoopress.plugins.Command("module:attribute", help line) for {name!r}, '
+                f"got {command!r}"
+            )
+    return commands
 
 
 def load_plugins(blocked: Iterable[str] = (), extra: Mapping[str, object] | None = None) -> Plugins:

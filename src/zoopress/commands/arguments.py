@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from zoopress.commands.verbs import plugin_verbs
 from zoopress.errors import InputError, ZoopressError
 
 if TYPE_CHECKING:
-    from zoopress.plugins import Plugins
+    from zoopress.plugins import Plugins, Registry
 
 
 def note(text: str) -> None:
@@ -27,6 +29,7 @@ def loaded_plugins() -> Plugins:
 
     plugins = load_plugins()
     plugins.check()
+    plugin_verbs(plugins)
     for problem in (*plugins.broken, *plugins.clashes):
         note(f"warning: {problem}")
     return plugins
@@ -52,6 +55,17 @@ def completion_of_measures(incomplete: str) -> list[str]:
 
     names = load_plugins().references["measures"]
     return sorted(name for name in names if name.startswith(incomplete))
+
+
+def completion_of(hook: Registry) -> Callable[[str], list[str]]:
+    """Return what completes names of a registry, such as "runtimes"."""
+
+    def complete(incomplete: str) -> list[str]:
+        from zoopress.plugins import load_plugins
+
+        return sorted(n for n in load_plugins().references[hook] if n.startswith(incomplete))
+
+    return complete
 
 
 CardArgument = Annotated[

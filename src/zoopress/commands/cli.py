@@ -11,6 +11,7 @@ import typer
 
 from zoopress.commands import (
     coding,
+    export,
     hub,
     init,
     nightly,
@@ -36,6 +37,7 @@ from zoopress.commands.arguments import (
 from zoopress.commands.flows import flows_app
 from zoopress.commands.plugin import plugin_app
 from zoopress.commands.store import store_app
+from zoopress.commands.verbs import Verbs, reserve
 from zoopress.commands.zoo import zoo_app
 from zoopress.errors import ZoopressError
 from zoopress.progress.plain_text import write_any_text
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="zoopress",
+    cls=Verbs,
     help="Compress a model zoo: chains of techniques, each link proven.",
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -124,6 +127,7 @@ app.command()(hub.pull)
 app.command()(hub.lineage)
 app.command()(coding.encode)
 app.command()(coding.decode)
+app.command()(export.export)
 app.command()(nightly.nightly)
 app.command()(reports.evaluate)
 app.command()(reports.compare)
@@ -225,6 +229,13 @@ def _top(
     ] = False,
 ) -> None:
     pass
+
+
+reserve(
+    command.name or getattr(command.callback, "__name__", None)
+    for command in app.registered_commands
+)
+reserve(group.name for group in app.registered_groups)
 
 
 def _print_result(result: Result) -> None:

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from zoopress.commands.arguments import JsonOption, QuietOption, note
-
-
-class CoderName(str, Enum):
-    """What codes chunks of integers."""
-
-    auto = "auto"
-    static = "static"
-    adaptive = "adaptive"
-    huffman = "huffman"
+from zoopress.commands.arguments import (
+    JsonOption,
+    QuietOption,
+    completion_of,
+    loaded_plugins,
+    note,
+)
 
 
 def complete_file(*endings: str) -> Any:
@@ -62,8 +58,13 @@ def encode(
         typer.Option("--out", "-o", help="CHECKPOINT.zpz by default.", show_default=False),
     ] = None,
     coder: Annotated[
-        CoderName, typer.Option(help="Of the chunks; auto weighs bytes against speed.")
-    ] = CoderName.auto,
+        str,
+        typer.Option(
+            help="Of the chunks: static, adaptive, huffman, or one that a plugin brings; auto "
+            "weighs bytes against speed.",
+            autocompletion=completion_of("entropy_coders"),
+        ),
+    ] = "auto",
     threads: ThreadsOption = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
@@ -89,7 +90,13 @@ def encode(
     reporter = terminal(quiet=quiet or as_json)
     try:
         done = encode_checkpoint(
-            checkpoint, target, coder=coder.value, threads=threads, force=force, reporter=reporter
+            checkpoint,
+            target,
+            coder=coder,
+            threads=threads,
+            force=force,
+            reporter=reporter,
+            plugins=loaded_plugins(),
         )
     except KeyboardInterrupt:
         note(f"Interrupted. What is finished is in {target}.part; the same command goes on.")

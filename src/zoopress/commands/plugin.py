@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from zoopress.commands.arguments import JsonOption, completion, note
+from zoopress.commands.verbs import plugin_verbs
 
 
 class FamilyName(str, Enum):
@@ -44,6 +45,7 @@ def plugin_list() -> None:
 
     plugins = load_plugins()
     plugins.check()
+    plugin_verbs(plugins)
     broken = {(one.name, one.distribution): one.reason for one in plugins.broken}
     clashes: dict[tuple[str, str], str] = {}
     for item in plugins.clashes:

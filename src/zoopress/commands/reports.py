@@ -16,6 +16,7 @@ from zoopress.commands.arguments import (
     JsonOption,
     QuietOption,
     RevisionOption,
+    completion_of,
     completion_of_measures,
     loaded_plugins,
 )
@@ -51,6 +52,14 @@ def evaluate(
     card: CardArgument,
     measures: MeasuresOption,
     revision: RevisionOption = None,
+    runtime: Annotated[
+        str,
+        typer.Option(
+            "--runtime",
+            help="What runs the compressed model: eager, compile, or one that a plugin brings.",
+            autocompletion=completion_of("runtimes"),
+        ),
+    ] = "eager",
     everything: Annotated[bool, typer.Option("--all", help="Measure all there is.")] = False,
     as_json: JsonOption = False,
     out: Annotated[
@@ -71,6 +80,8 @@ def evaluate(
         zoopress evaluate out/minilm/hybrid/artifact minilm --measure computation --measure memory
 
         zoopress evaluate my-org/minilm-small minilm --revision v1 --all --out figures.json
+
+        zoopress evaluate out/minilm/hybrid/artifact minilm --runtime compile
     """
     from zoopress.cards import load_card
     from zoopress.hub.artifacts import find_artifact
@@ -82,7 +93,8 @@ def evaluate(
     folder = find_artifact(artifact, revision)
     from zoopress.pipeline.workbench import evaluate_artifact  # imports torch
 
-    figures = evaluate_artifact(folder, loaded, plugins, wanted, terminal(quiet=quiet or as_json))
+    reporter = terminal(quiet=quiet or as_json)
+    figures = evaluate_artifact(folder, loaded, plugins, wanted, reporter, runtime)
     if out is not None:
         _write(out, json.dumps(figures, indent=2, allow_nan=False) + "\n")
     if as_json:

@@ -30,6 +30,7 @@ from zoopress.evaluation.sensitivity import measure_layers, stored_bytes
 from zoopress.gates import check_sound
 from zoopress.models.model import Model
 from zoopress.models.packing import unpack
+from zoopress.pipeline.deployment import start_on_task
 from zoopress.plugins import Plugins
 from zoopress.progress import Progress, Reporter
 from zoopress.recipes import Stage
@@ -415,6 +416,7 @@ def evaluate_artifact(
     plugins: Plugins,
     measures: Sequence[str] = (),
     reporter: Reporter | None = None,
+    runtime: str = "eager",
 ) -> dict[str, Any]:
     """Compare an artifact with its card's original.
 
@@ -424,6 +426,8 @@ def evaluate_artifact(
         plugins: what is registered.
         measures: what to measure besides size, fidelity, latency and the task's metrics.
         reporter: where progress goes; nowhere by default.
+        runtime: what runs the compressed model for outputs, metrics and latency; `measures` look at
+            the module itself.
 
     Returns:
         Flat figures, and under "evaluation" what `zoopress.evaluation.evaluate.evaluate` returns.
@@ -434,23 +438,33 @@ def evaluate_artifact(
     reporter = reporter or Reporter()
     opened = open_original(card, plugins)
     files, architecture, task = opened.files, opened.architecture, opened.task
-    model, _, manifest = load_artifact(folder, plugins, getattr(architecture, "factory", None))
+    factory = getattr(architecture, "factory", None)
+    model, built, manifest = load_artifact(folder, plugins, factory)
     original = architecture.load(files).eval()
     with reporter.step("running the original") as progress:
         reference = run_all(task, original, progress)
+    module = model.module
+    in_runtime: dict[str, Any] = {}
+    if runtime != "eager":
+        unpack(module, "auto")
+        with reporter.step(f"preparing the runtime {runtime}"):
+            started = start_on_task(runtime, model, built, manifest, folder, task, plugins)
+        module = started.module
+        in_runtime = {"runtime": runtime, "runtime_difference": started.difference}
     with reporter.step("running the compressed model") as progress:
-        run = run_all(task, model.module, progress)
+        run = run_all(task, module, progress)
     fidelity = compare_outputs(task, reference.outputs, run.outputs)
     figures: dict[str, Any] = {
         "size_bytes": size_bytes(folder, manifest),
         "compression_ratio": files.size_bytes() / size_bytes(folder, manifest),
         "finite": run.finite,
+        **in_runtime,
         **{name: value for name, value in asdict(fidelity).items() if value is not None},
     }
     unpack(model.module, "auto")  # as users get it
     sizes = sorted({1, min(32, task.data.batch_size)})
     with reporter.step("measuring latency") as progress:
-        for row in measure_latency(task, original, model.module, sizes, progress=progress):
+        for row in measure_latency(task, original, module, sizes, progress=progress):
             figures[f"speed_up_batch_{int(row['batch_size'])}"] = row["speed_up"]
     comparison = Comparison(task, original, model, reference, run, folder, plugins)
     return {**figures, "evaluation": evaluate(comparison, measures, reporter)}
