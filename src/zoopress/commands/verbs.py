@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -74,16 +75,20 @@ class PluginVerb(TyperCommand):
 class Verbs(TyperGroup):
     """Zoopress's verbs, and those of plugins after them; these are looked for only where needed."""
 
+    @cached_property
+    def _of_plugins(self) -> dict[str, tuple[Command, Origin]]:
+        return plugin_verbs(load_plugins())
+
     def list_commands(self, ctx: Any) -> list[str]:
         """Return all names, of plugins too."""
-        return [*super().list_commands(ctx), *sorted(plugin_verbs(load_plugins()))]
+        return [*super().list_commands(ctx), *sorted(self._of_plugins)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return a verb, None if there is none."""
         own = super().get_command(ctx, cmd_name)
         if own is not None:
             return own
-        found = plugin_verbs(load_plugins()).get(cmd_name)
+        found = self._of_plugins.get(cmd_name)
         return PluginVerb(cmd_name, *found) if found else None
 
 

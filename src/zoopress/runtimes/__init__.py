@@ -1,7 +1,32 @@
 """What runs a compressed model: the contract, the files that runtimes keep, built-in ones."""
 
-from zoopress.artifacts.opened import Call, Opened, open_artifact
-from zoopress.runtimes.cache import cached
-from zoopress.runtimes.runtime import Runtime, Started, start
+from __future__ import annotations
 
-__all__ = ["Call", "Opened", "Runtime", "Started", "cached", "open_artifact", "start"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zoopress.artifacts.opened import Call as Call
+    from zoopress.artifacts.opened import Opened as Opened
+    from zoopress.artifacts.opened import open_artifact as open_artifact
+    from zoopress.runtimes.cache import cached as cached
+    from zoopress.runtimes.runtime import Runtime as Runtime
+    from zoopress.runtimes.runtime import Started as Started
+    from zoopress.runtimes.runtime import start as start
+
+_WHERE = {
+    "Call": "zoopress.artifacts.opened",
+    "Opened": "zoopress.artifacts.opened",
+    "open_artifact": "zoopress.artifacts.opened",
+    "cached": "zoopress.runtimes.cache",
+    "Runtime": "zoopress.runtimes.runtime",
+    "Started": "zoopress.runtimes.runtime",
+    "start": "zoopress.runtimes.runtime",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import names when first used: registering what is here must not import torch."""
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_WHERE[name]), name)

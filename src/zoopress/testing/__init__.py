@@ -29,3 +29,15 @@ from zoopress.testing.conformance import (
 from zoopress.testing.conformance import (
     write_card as write_card,
 )
+from zoopress.testing.deployment import (
+    check_exporter as check_exporter,
+)
+from zoopress.testing.deployment import (
+    check_runtime as check_runtime,
+)
+from zoopress.testing.deployment import (
+    tiny_artifact as tiny_artifact,
+)
+from zoopress.testing.entropy_coders import (
+    check_entropy_coder as check_entropy_coder,
+)
