@@ -1,0 +1,1 @@
+"""Ways out for compressed models, a plugin for zoopress."""
