@@ -5,6 +5,7 @@ Source: Ansel et al. 2024, PyTorch 2, doi:10.1145/3620665.3640366.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from functools import cache
 from typing import cast
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from zoopress.artifacts.opened import Opened
+from zoopress.models.packing import packed_weights
 from zoopress.runtimes.runtime import Runtime
 
 
@@ -28,7 +30,13 @@ class Compile(Runtime):
 
     def prepare(self, artifact: Opened) -> nn.Module:
         """Return a module that compiles itself when it is first called."""
-        return cast(nn.Module, torch.compile(artifact.module))
+        tensors = (*artifact.module.parameters(), *artifact.module.buffers())
+        module = copy.deepcopy(artifact.module, {id(tensor): tensor for tensor in tensors})
+        for packed in packed_weights(module).values():
+            if packed.kernel("linear"):
+                # There is nothing to fuse in a low-bit kernel, and torch compiles few of them.
+                packed.linear = torch.compiler.disable(packed.linear)  # type: ignore[method-assign]
+        return cast(nn.Module, torch.compile(module))
 
 
 @cache

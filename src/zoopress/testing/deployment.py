@@ -111,7 +111,7 @@ def tiny_artifact(model: str, folder: Path, plugins: Plugins | None = None) -> O
     """Compress one of `TINY_MODELS` to 8 bits and open the artifact, with example inputs."""
     plugins = plugins or load_plugins()
     quantization = plugins.technique("weight_quantization")
-    chain = [quantization(quantization.config_type(bits=8))]
+    chain = [quantization(quantization.config_type.model_validate({"bits": 8}))]
     made = run_chain(chain, tiny_card(model, folder), folder / "run", plugins)
     description = TINY_MODELS[model]["0"]
     generator = torch.Generator().manual_seed(0)
