@@ -33,7 +33,7 @@ the current shell; `zoopress --show-completion` prints the script instead.
 | --- | --- |
 | `ZOOPRESS_STORE` | folder or URL of the [store](store.md), not the user's cache folder |
 | `ZOOPRESS_STORE_CACHE` | folder for what this machine has of stores below URLs |
-| `ZOOPRESS_CACHE` | folder for files that [runtimes](outlets.md) make, not the user's cache folder |
+| `ZOOPRESS_CACHE` | folder of what [runtimes](outlets.md) make, not the user's cache folder |
 | `ZOOPRESS_BLOCK_PLUGINS` | names of plugins to leave out, separated by commas |
 | `ZOOPRESS_PROGRESS` | [progress](leaderboard.md#progress) that is `plain`, `json` or `quiet` |
 | `ZOOPRESS_RUNNER` | what carries the jobs of a [zoo run](zoo-runs.md): `threads`, `dask`, `ray` |
