@@ -10,9 +10,9 @@ from torch import nn
 from zoopress.artifacts.opened import Call, Opened, open_artifact
 from zoopress.cells.cell import open_original
 from zoopress.errors import ArtifactError
-from zoopress.evaluation.batches import first_samples, typical_batch
 from zoopress.exporters import Exported, export
 from zoopress.runtimes import Started, start
+from zoopress.tasks.batches import first_samples, typical_batch
 
 if TYPE_CHECKING:
     from zoopress.artifacts.manifest import Manifest
