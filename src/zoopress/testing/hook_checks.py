@@ -34,6 +34,8 @@ from zoopress.testing.conformance import (
     check_technique,
     tiny_card,
 )
+from zoopress.testing.deployment import check_exporter, check_runtime
+from zoopress.testing.entropy_coders import check_entropy_coder
 
 TINY = "the tiny models"
 
@@ -202,6 +204,17 @@ def _recipe(request: Request, name: str) -> Iterator[Step]:
     yield "", lambda: load_recipe(str(request.plugins.recipes[name]), request.plugins)
 
 
+def _by_name(
+    check: Callable[[str, Plugins], object],
+) -> Callable[[Request, str], Iterator[Step]]:
+    """Return the steps of a conformance check that brings its own models."""
+
+    def steps_of(request: Request, name: str) -> Iterator[Step]:
+        yield TINY, partial(check, name, request.plugins)
+
+    return steps_of
+
+
 CHECKS: dict[str, Callable[[Request, str], Iterator[Step]]] = {
     "technique": _technique,
     "layer": _layer,
@@ -212,6 +225,9 @@ CHECKS: dict[str, Callable[[Request, str], Iterator[Step]]] = {
     "measure": _measure,
     "card": _card,
     "recipe": _recipe,
+    "runtime": _by_name(check_runtime),
+    "exporter": _by_name(check_exporter),
+    "entropy coder": _by_name(check_entropy_coder),
 }
 """By kind; what is in no line is imported, and is to be of its hook's type."""
 
