@@ -12,6 +12,9 @@ from zoopress.errors import nearest
 if TYPE_CHECKING:
     from zoopress.plugins import Registry
 
+PLUGINS = "plugins"
+"""Key of the context in which a config is validated: the plugins that it names things of."""
+
 DIALECT = "http://json-schema.org/draft-07/schema#"
 """Which JSON Schema: the one that editors' YAML support reads."""
 
@@ -52,7 +55,7 @@ def registered(hook: Registry, besides: Collection[str] = ()) -> AfterValidator:
     """
 
     def check(name: str, info: ValidationInfo) -> str:
-        plugins = (info.context or {}).get("plugins")
+        plugins = (info.context or {}).get(PLUGINS)
         if plugins is None or name in besides or name in plugins.references[hook]:
             return name
         known = (*besides, *plugins.references[hook])

@@ -55,6 +55,9 @@ Registry = Literal[
     "entropy_coders",
     "exporters",
     "runtimes",
+    "criteria",
+    "losses",
+    "blocks",
 ]
 """What plugins register by name, as "module:attribute"."""
 
@@ -70,6 +73,9 @@ _BASES: dict[Registry, str | None] = {
     "entropy_coders": "zoopress.coding.entropy_coder:EntropyCoder",
     "exporters": "zoopress.exporters:Exporter",
     "runtimes": "zoopress.runtimes:Runtime",
+    "criteria": "zoopress.techniques:Criterion",
+    "losses": "zoopress.training.loss:Loss",
+    "blocks": "zoopress.techniques:Block",
 }
 """The class that what is registered must be below; None for functions."""
 
@@ -173,6 +179,21 @@ class HookSpecs:
     @hookspec
     def zoopress_commands(self) -> Mapping[str, Command]:
         """Return verbs of the command line, name to `zoopress.plugins.Command`."""
+        raise AssertionError("a specification is never called")
+
+    @hookspec
+    def zoopress_criteria(self) -> Mapping[str, str]:
+        """Return what tells which weights to keep, name to "module:Class" below `Criterion`."""
+        raise AssertionError("a specification is never called")
+
+    @hookspec
+    def zoopress_losses(self) -> Mapping[str, str]:
+        """Return what training can lower, name to "module:Class" of a `Loss` subclass."""
+        raise AssertionError("a specification is never called")
+
+    @hookspec
+    def zoopress_blocks(self) -> Mapping[str, str]:
+        """Return what can take a module's place, name to "module:Class" of a `Block` subclass."""
         raise AssertionError("a specification is never called")
 
     @hookspec

@@ -216,6 +216,8 @@ def _line(model: type[BaseModel], item: Any, source: YamlSource, at: Location) -
     if item["type"] == "missing":
         return f"{where}: the key {name!r} is missing."
     message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "choice":  # a whole sentence, with its remedy
+        return f"{where}: {name}: {message}"
     return f"{where}: {name}: {message[:1].lower()}{message[1:]}, got {_shown(item['input'])}."
 
 

@@ -27,7 +27,7 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
         {
             "sparsity": 0.6,
             "training": {"steps": 4},
-            "score": "magnitude",
+            "criterion": "magnitude",
             "scope": "layer",
             "per_bit": True,
         },
@@ -51,8 +51,14 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
         {"sparsity": 0.5},
         {"pattern": "2:4"},
         {"sparsity": 0.6, "scope": "global", "kinds": ("linear", "embedding")},
+        {"sparsity": 0.5, "criterion": {"name": "random", "draw": 3}},
     ],
-    "neuron_pruning": [{"sparsity": 0.25}, {"sparsity": 0.25, "scope": "global", "norm": "l1"}],
+    "neuron_pruning": [
+        {"sparsity": 0.25},
+        {"sparsity": 0.25, "scope": "global", "criterion": "magnitude"},
+        {"sparsity": 0.25, "criterion": {"name": "random", "draw": 1}},
+        {"sparsity": 0.25, "criterion": "geometric_median"},
+    ],
     "rate_distortion_quantization": [
         {"slope": 1e-6, "kinds": ("conv", "embedding", "vector")},
         {"target": {"cosine": 0.8}},

@@ -1,21 +1,29 @@
 """Gradual pruning: weights become zero little by little while a teacher trains the others.
 
-Sources: Zhu & Gupta 2017, arXiv:1710.01878 (sparsity that rises in training); Theis et al. 2018,
-arXiv:1801.05787 (Fisher information as what a weight is worth); Han et al. 2015, arXiv:1506.02626
-(magnitude).
+Source: Zhu & Gupta 2017, arXiv:1710.01878 (sparsity that rises in training).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from zoopress.errors import StageError
 from zoopress.plugins import hookimpl
-from zoopress.techniques import MASKS, Claim, Effects, Kind, Outcome, Technique, WeightSelection
+from zoopress.techniques import (
+    MASKS,
+    Claim,
+    Criterion,
+    Effects,
+    Kind,
+    Outcome,
+    Technique,
+    WeightCriterion,
+    WeightSelection,
+)
 from zoopress_plugins.distillation.distillation import Distillation, DistillationConfig
 from zoopress_plugins.pruning.magnitude_pruning import smallest_pruned, sparsity_after
 
@@ -26,6 +34,7 @@ if TYPE_CHECKING:
     from zoopress.models.weights import Weight
     from zoopress.techniques import Context
 
+_SQUARES = "squared_gradients"
 _MEMORY = 0.99
 """Of the mean of squared gradients: it looks back over some hundred steps."""
 _VALUE_BITS = 3.0
@@ -41,14 +50,14 @@ class GradualPruningConfig(WeightSelection):
         default=("linear", "conv", "recurrent"), min_length=1, description="kinds of weights"
     )
     sparsity: float = Field(gt=0, lt=1, description="share of the selected weights that are zero")
-    score: Literal["fisher", "magnitude"] = Field(
-        default="fisher",
-        description="what keeps a weight: the loss that its going would cost, its square times "
-        "the mean of its gradient's square; or its magnitude",
+    criterion: WeightCriterion = Field(
+        default=WeightCriterion(name="fisher"),
+        description="what tells which weights to keep: a name, or {name: NAME, …} with options; "
+        "squared_gradients are measured in the training",
     )
     per_bit: bool = Field(
         default=False,
-        description="divide the score by the bits that a coder would take: in rows and columns "
+        description="divide scores by the bits that a coder would take: in rows and columns "
         "that are nearly empty, a weight costs more",
     )
     scope: Literal["layer", "global"] = Field(
@@ -65,17 +74,12 @@ class GradualPruningConfig(WeightSelection):
         description="the training, with the keys of `distillation`, such as {epochs: 10}"
     )
 
-
-def fisher_scores(weight: Tensor, squares: Tensor) -> Tensor:
-    """Score weights by the loss that setting them to zero would cost, to second order.
-
-    Args:
-        weight: of any shape.
-        squares: of the same, means of the squared gradients of the loss.
-
-    Source: Theis et al. 2018, arXiv:1801.05787, for single weights in the place of feature maps.
-    """
-    return weight.square() * squares / 2
+    @model_validator(mode="before")
+    @classmethod
+    def _old_name(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "score" in given and "criterion" not in given:
+            return {"criterion" if key == "score" else key: v for key, v in given.items()}
+        return given
 
 
 def place_bits(keep: Tensor) -> Tensor:
@@ -104,13 +108,24 @@ class RisingSparsity:
         weights: what is pruned; those that are trained elsewhere are there by now.
         steps: of the training.
         config: how.
+        criterion: what tells which to keep; it may have to know `squared_gradients`.
+        seed: the run's.
 
     Raises:
-        StageError: if one is not trained.
+        StageError: if one is not trained, or the criterion has to know something else.
     """
 
-    def __init__(self, weights: Sequence[Weight], steps: int, config: GradualPruningConfig) -> None:
+    def __init__(
+        self,
+        weights: Sequence[Weight],
+        steps: int,
+        config: GradualPruningConfig,
+        criterion: Criterion[Any],
+        seed: int = 0,
+    ) -> None:
         import torch
+
+        from zoopress.techniques.scoring import lacking
 
         for weight in weights:
             if not weight.parameter.requires_grad:
@@ -118,13 +133,17 @@ class RisingSparsity:
                     f"{weight.name} is to be pruned in training, but is not trained. Leave it out "
                     "with 'exclude', or 'lora' and its 'learning_rates' out of 'training'."
                 )
+        unknown = [name for name in criterion.statistics if name != _SQUARES]
+        if unknown:
+            raise StageError(lacking(criterion, unknown))
         self._weights, self._config = weights, config
+        self._criterion, self._seed = criterion, seed
         self._last = max(1, round(config.end * steps))
         self._step = torch.zeros((), dtype=torch.int64)
         parameters = [weight.parameter.detach() for weight in weights]
         self._keeps = [torch.ones_like(tensor, dtype=torch.bool) for tensor in parameters]
-        fisher = config.score == "fisher"
-        self._squares = [torch.zeros_like(tensor) for tensor in parameters] if fisher else []
+        measured = parameters if _SQUARES in criterion.statistics else []
+        self._squares = [torch.zeros_like(tensor) for tensor in measured]
 
     def before_step(self) -> None:
         """Note how large gradients are, and mask those of pruned weights."""
@@ -170,14 +189,18 @@ class RisingSparsity:
 
     def _score(self, index: int) -> Tensor:
         from zoopress.models.weights import as_matrix
+        from zoopress.techniques.scoring import weight_scores
 
         weight, keep = self._weights[index], self._keeps[index]
-        value = weight.parameter.detach()
-        score = fisher_scores(value, self._squares[index]) if self._squares else value.abs()
+
+        def statistic(name: str, weight: Weight) -> Tensor:
+            return as_matrix(self._squares[index], weight.output_axis)
+
+        score = weight_scores(self._criterion, weight, self._seed, statistic)
         if self._config.per_bit:
             score = score / weight.from_matrix(place_bits(as_matrix(keep, weight.output_axis)))
-        # What is gone stays gone, even beside weights whose score is zero as well.
-        return score.masked_fill(~keep, -1.0)
+        # What is gone stays gone, even beside weights whose score is as low as any.
+        return score.masked_fill(~keep, float("-inf"))
 
 
 class GradualPruning(Technique[GradualPruningConfig]):
@@ -196,7 +219,11 @@ class GradualPruning(Technique[GradualPruningConfig]):
     def apply(self, model: Model, context: Context) -> Outcome:
         """Train, prune meanwhile, and mask what was pruned."""
         config, weights = self.config, self.config.select(model)
-        within = replace(context, constrain=lambda steps: RisingSparsity(weights, steps, config))
+        criterion: Criterion[Any] = config.criterion.make(context.plugins)
+        within = replace(
+            context,
+            constrain=lambda steps: RisingSparsity(weights, steps, config, criterion, context.seed),
+        )
         trained = Distillation(config.training).apply(model, within)
         pruned = 0
         for weight in weights:

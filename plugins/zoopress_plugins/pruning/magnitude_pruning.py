@@ -1,4 +1,4 @@
-"""Magnitude pruning: the smallest weights become zero, one by one or N of M kept.
+"""Magnitude pruning: the weights worth least become zero, one by one or N of M kept.
 
 Sources: Han et al. 2015, arXiv:1506.02626 (magnitude, in rounds); Zhu & Gupta 2017,
 arXiv:1710.01878 (how sparsity rises); Mishra et al. 2021, arXiv:2104.08378 (N:M).
@@ -8,13 +8,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
 from zoopress.errors import StageError
 from zoopress.plugins import hookimpl
-from zoopress.techniques import MASKS, Claim, Effects, Kind, Outcome, Technique, WeightSelection
+from zoopress.techniques import (
+    MASKS,
+    Claim,
+    Criterion,
+    Effects,
+    Kind,
+    Outcome,
+    Technique,
+    WeightCriterion,
+    WeightSelection,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +49,10 @@ class MagnitudePruningConfig(WeightSelection):
     scope: Literal["layer", "global"] = Field(
         default="layer", description="whether each layer, or all together, reach the sparsity"
     )
-
+    criterion: WeightCriterion = Field(
+        default=WeightCriterion(name="magnitude"),
+        description="what tells which weights to keep: a name, or {name: NAME, …} with options",
+    )
     rounds: int = Field(
         default=1,
         ge=1,
@@ -109,7 +122,7 @@ def n_of_m_kept(scores: Tensor, n: int, m: int) -> Tensor:
     """Return which weights to keep if of every m neighbours in a row the n best stay.
 
     Args:
-        scores: [out, in], ≥ 0; larger means keep.
+        scores: [out, in]; larger means keep.
         n: how many to keep.
         m: of how many. The last in % m weights of a row form a group that keeps up to n.
 
@@ -122,14 +135,14 @@ def n_of_m_kept(scores: Tensor, n: int, m: int) -> Tensor:
     from torch.nn.functional import pad
 
     rows, columns = scores.shape
-    groups = pad(scores, (0, -columns % m), value=-1.0).view(rows, -1, m)
+    groups = pad(scores, (0, -columns % m), value=-torch.inf).view(rows, -1, m)
     best = groups.topk(n, dim=-1).indices
     keep = torch.zeros(groups.shape, dtype=torch.bool).scatter_(-1, best, True)
     return keep.view(rows, -1)[:, :columns]
 
 
 class MagnitudePruning(Technique[MagnitudePruningConfig]):
-    """Prune the weights of smallest magnitude."""
+    """Prune the weights of smallest magnitude, or those that another criterion is for."""
 
     name = "magnitude_pruning"
     family = "pruning"
@@ -141,27 +154,43 @@ class MagnitudePruning(Technique[MagnitudePruningConfig]):
 
     def apply(self, model: Model, context: Context) -> Outcome:
         """Mask the selected weights."""
+        from zoopress.models.weights import as_matrix
+        from zoopress.techniques.scoring import weight_scores
+
         config = self.config
         if config.rounds > 1 and context.recover is None:
             raise StageError(
                 f"{config.rounds} rounds train between them: give the stage a 'recovery'."
             )
         weights = config.select(model)
+        criterion: Criterion[Any] = config.criterion.make(context.plugins)
+
+        def scores_of(weight: Weight) -> Tensor:
+            kept = model.masks.get(weight.name)
+            pruned = None if kept is None else ~kept
+            return weight_scores(criterion, weight, context.seed, context.statistic, pruned)
+
+        def keeps_at(sparsity: float) -> list[Tensor]:
+            if config.scope == "global":
+                return smallest_pruned([scores_of(weight) for weight in weights], sparsity)
+            return [smallest_pruned([scores_of(weight)], sparsity)[0] for weight in weights]
+
         if config.pattern is not None:
             n, m = config.n_of_m()
             requested = 1 - n / m
-            keeps = [
-                weight.from_matrix(n_of_m_kept(weight.matrix().abs(), n, m)) for weight in weights
-            ]
+            keeps = []
+            for weight in weights:
+                matrix = as_matrix(scores_of(weight), weight.output_axis)
+                keeps.append(weight.from_matrix(n_of_m_kept(matrix, n, m)))
             _mask(model, context.track(weights), keeps)
         else:
             assert config.sparsity is not None
             requested = config.sparsity
             for sparsity in rising_sparsity(requested, config.rounds)[:-1]:
-                _mask(model, weights, self._keeps(weights, sparsity))
+                _mask(model, weights, keeps_at(sparsity))
                 assert context.recover is not None
                 context.recover(model)
-            keeps = self._keeps(weights, requested)
+            keeps = keeps_at(requested)
             _mask(model, context.track(weights), keeps)
         pruned = sum(int((~keep).sum()) for keep in keeps)
         reached = pruned / sum(keep.numel() for keep in keeps)
@@ -175,12 +204,6 @@ class MagnitudePruning(Technique[MagnitudePruningConfig]):
     def rounds(self) -> int:
         """Return the config's."""
         return self.config.rounds
-
-    def _keeps(self, weights: Sequence[Weight], sparsity: float) -> list[Tensor]:
-        scores = [weight.parameter.detach().abs() for weight in weights]
-        if self.config.scope == "global":
-            return smallest_pruned(scores, sparsity)
-        return [smallest_pruned([score], sparsity)[0] for score in scores]
 
     def working_bytes(self, total: int, largest: int) -> int:
         """Return room for all scores and masks, and for the order of what is ranked together."""

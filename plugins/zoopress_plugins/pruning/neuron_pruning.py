@@ -1,7 +1,7 @@
 """Neuron pruning: whole neurons and channels go, and every tensor they touch shrinks.
 
-Sources: Li et al. 2017, arXiv:1608.08710 (norm of a filter); Fang et al. 2023, DepGraph,
-arXiv:2301.12900 (norm of a group, over everything that shrinks together).
+Sources: Li et al. 2017, arXiv:1608.08710 (filters); Fang et al. 2023, DepGraph, arXiv:2301.12900
+(groups of everything that shrinks together).
 """
 
 from __future__ import annotations
@@ -10,18 +10,20 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from zoopress.errors import StageError
 from zoopress.plugins import hookimpl
 from zoopress.techniques import (
     Claim,
     Config,
+    Criterion,
     Effects,
     Outcome,
     Technique,
+    UnitCriterion,
     float_weights,
     weights_below,
 )
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
 
 _KINDS = ("linear", "conv", "recurrent")
 
+_NORMS = {"l1": "magnitude", "l2": "l2_norm"}
+"""What the key `norm` chose, before there were criteria."""
+
 
 class NeuronPruningConfig(Config):
     """Names are those of the layers whose outputs the neurons are."""
@@ -44,7 +49,10 @@ class NeuronPruningConfig(Config):
     scope: Literal["layer", "global"] = Field(
         default="layer", description="whether each layer, or all together, reach the sparsity"
     )
-    norm: Literal["l1", "l2"] = Field(default="l2", description="norm that ranks the neurons")
+    criterion: UnitCriterion = Field(
+        default=UnitCriterion(name="l2_norm"),
+        description="what tells which neurons to keep: a name, or {name: NAME, …} with options",
+    )
     multiple_of: int = Field(
         default=1, ge=1, description="round the neurons a layer keeps up to a multiple of this"
     )
@@ -56,6 +64,14 @@ class NeuronPruningConfig(Config):
         default=(), description="shell patterns; a layer's name must match none"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _old_name(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "criterion" not in given and given.get("norm") in _NORMS:
+            options = {key: value for key, value in given.items() if key != "norm"}
+            return {**options, "criterion": _NORMS[given["norm"]]}
+        return given
+
     def selects(self, name: str) -> bool:
         """Return whether the patterns select a group of this name."""
         wanted = any(fnmatchcase(name, pattern) for pattern in self.include)
@@ -65,32 +81,6 @@ class NeuronPruningConfig(Config):
         """Return how many of `size` neurons stay if `removed` should go."""
         multiple = math.ceil((size - removed) / self.multiple_of) * self.multiple_of
         return min(size, max(multiple, self.min_neurons))
-
-
-def neuron_norms(members: Sequence[Tensor], norm: Literal["l1", "l2"] = "l2") -> Tensor:
-    """Score neurons by the norms of their weights, averaged over all tensors that hold some.
-
-    Each tensor's norms are divided by their mean, so that none outweighs the others. On a
-    pretrained MiniLM with 20 % of its feed-forward neurons removed, this sum keeps a cosine of
-    0.884, the product of the norms 0.879, the producers' norms alone 0.852, L1 norms 0.848.
-
-    Args:
-        members: [neurons, values] each, what each neuron has of one tensor.
-        norm: which norm.
-
-    Returns:
-        [neurons]; larger means keep.
-
-    Sources: Li et al. 2017, arXiv:1608.08710, section 3.1; Fang et al. 2023, arXiv:2301.12900,
-        section 3.3.
-    """
-    import torch
-
-    scores = []
-    for member in members:
-        norms = member.float().norm(p=1 if norm == "l1" else 2, dim=1)
-        scores.append(norms / norms.mean().clamp_min(torch.finfo(norms.dtype).tiny))
-    return torch.stack(scores).mean(dim=0)
 
 
 def removed_counts(scores: Sequence[Tensor], weights: Sequence[int], sparsity: float) -> list[int]:
@@ -119,7 +109,7 @@ def removed_counts(scores: Sequence[Tensor], weights: Sequence[int], sparsity: f
 
 
 class NeuronPruning(Technique[NeuronPruningConfig]):
-    """Remove the neurons of smallest norm."""
+    """Remove the neurons of smallest norm, or those that another criterion is for."""
 
     name = "neuron_pruning"
     family = "pruning"
@@ -153,7 +143,7 @@ class NeuronPruning(Technique[NeuronPruningConfig]):
         context.progress("tracing which neurons depend on each other")
         found = find_dependencies(model.module, lambda: context.call(model.module, batch))
         groups = self._selected(found)
-        chosen = self._choose(model, groups)
+        chosen = self._choose(model, groups, context)
         context.progress("checking what can be removed exactly")
         kept, wrong = exact_removal(
             model.module, groups, chosen, lambda: context.call(model.module, batch)
@@ -215,13 +205,18 @@ class NeuronPruning(Technique[NeuronPruningConfig]):
             "pack or tie weights."
         )
 
-    def _choose(self, model: Model, groups: Sequence[NeuronGroup]) -> Mapping[str, Tensor]:
+    def _choose(
+        self, model: Model, groups: Sequence[NeuronGroup], context: Context
+    ) -> Mapping[str, Tensor]:
         """Return the neurons to remove, by group.
 
         Raises:
-            StageError: if rounding leaves none.
+            StageError: if rounding leaves none, or some cannot be scored.
         """
-        scores = {group.name: _group_norms(model, group, self.config.norm) for group in groups}
+        from zoopress.techniques.scoring import unit_scores
+
+        criterion: Criterion[Any] = self.config.criterion.make(context.plugins)
+        scores = unit_scores(criterion, model, groups, context.seed, context.statistic)
         counts = self._counts(groups, scores)
         chosen = {}
         for group in groups:
@@ -253,19 +248,6 @@ class NeuronPruning(Technique[NeuronPruningConfig]):
         sizes = [len(sorted_) for sorted_ in clusters.values()]
         counts = removed_counts(profiles, sizes, self.config.sparsity)
         return dict(zip(clusters, counts, strict=True))
-
-
-def _group_norms(model: Model, group: NeuronGroup, norm: Literal["l1", "l2"]) -> Tensor:
-    """Score a group's neurons by its matrices and kernels; vectors would weigh as much as they."""
-    from zoopress.models.edits import submodule, tensor_of
-
-    values = []
-    for member in group.members:
-        tensor = tensor_of(submodule(model.module, member.path), member.tensor).detach().cpu()
-        if tensor.ndim > 1:
-            part = tensor.movedim(member.axis, 0)[member.index.flatten()]
-            values.append(part.reshape(len(member.index), -1))
-    return neuron_norms(values, norm)
 
 
 def _nothing_exact(wrong: Mapping[str, str]) -> str:

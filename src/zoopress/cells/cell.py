@@ -15,6 +15,7 @@ from typing import Any
 import zoopress.coding
 from zoopress.cards import Card, load_card
 from zoopress.cells.plan import make_plan
+from zoopress.choice import choices
 from zoopress.plugins import Plugins
 from zoopress.recipes import Recipe
 from zoopress.sources import Architecture, SourceFiles, detect_architecture, pull
@@ -90,6 +91,11 @@ class Cell:
                         "stage": stage.as_dict(),
                         "from": [[origin.distribution, origin.version] for origin in origins],
                         "code": [technique_code(type(each)) for each in stage.techniques],
+                        "chosen": [
+                            [each.registry, each.name, technique_code(each.kind(self.plugins))]
+                            for technique in stage.techniques
+                            for each in choices(technique.config)
+                        ],
                         "learns from": [
                             self._model_identity(
                                 open_original(load_card(name, self.plugins), self.plugins)

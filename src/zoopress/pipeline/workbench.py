@@ -285,6 +285,7 @@ class Workbench:
             stored_bytes=stored_bytes,
             original_bytes=self.files.size_bytes(),
             shelf=self.shelf,
+            plugins=self.plugins,
         )
         recovery = stage.recovery
         if recovery is None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from zoopress.config import PLUGINS
 from zoopress.errors import PluginError, RecipeError, nearest
 from zoopress.techniques import Technique
 from zoopress.yaml_source import YamlSource, read_yaml, validate, validate_mapping
@@ -216,6 +217,6 @@ def _parse_technique(
     except PluginError as error:
         raise RecipeError(f"{source.where((*at, 'technique'))}: {error}") from None
     config = {k: v for k, v in options.items() if k not in ("technique", *besides)}
-    context = {"plugins": plugins}
+    context = {PLUGINS: plugins}
     checked = validate_mapping(technique.config_type, config, source, RecipeError, at, context)
     return technique(checked)

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from zoopress.techniques.answers import applied as applied
 from zoopress.techniques.answers import effects_of as effects_of
+from zoopress.techniques.block import Block as Block
+from zoopress.techniques.block import BlockChoice as BlockChoice
+from zoopress.techniques.block import Cost as Cost
+from zoopress.techniques.criterion import Criterion as Criterion
+from zoopress.techniques.criterion import Evidence as Evidence
+from zoopress.techniques.criterion import UnitCriterion as UnitCriterion
+from zoopress.techniques.criterion import WeightCriterion as WeightCriterion
 from zoopress.techniques.scope import EVERYTHING as EVERYTHING
 from zoopress.techniques.scope import Scope as Scope
 from zoopress.techniques.scope import weights_below as weights_below

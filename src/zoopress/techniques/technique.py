@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from zoopress.models.model import Model
     from zoopress.models.weights import Weight
+    from zoopress.plugins import Plugins
     from zoopress.progress import Progress
     from zoopress.statistics import Shelf, Statistics
     from zoopress.tasks import Task
@@ -140,6 +141,10 @@ class Context:
             no artifact.
         original_bytes: of the original's files.
         shelf: keeps what `statistics` has measured; without it everything is measured again.
+        plugins: those of the run, which what a config chooses by name is made from; everything
+            installed if None.
+        statistic: returns what calibration shows of a weight, by the statistic's name, of a shape
+            that broadcasts to the weight's matrix; None where nothing measures any.
     """
 
     seed: int
@@ -155,6 +160,8 @@ class Context:
     stored_bytes: Callable[[Model, Outcome], int] | None = None
     original_bytes: int = 0
     shelf: Shelf | None = None
+    plugins: Plugins | None = None
+    statistic: Callable[[str, Weight], Tensor] | None = None
     _trainings: Iterator[int] = field(default_factory=count, repr=False)
 
     @property

@@ -41,3 +41,4 @@ from zoopress.testing.deployment import (
 from zoopress.testing.entropy_coders import (
     check_entropy_coder as check_entropy_coder,
 )
+from zoopress.testing.parts import check_criterion as check_criterion

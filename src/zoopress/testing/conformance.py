@@ -65,7 +65,7 @@ TINY_MODELS: dict[str, dict[str, Any]] = {
 }
 """Functions of `zoopress.testing.models`, and the inputs of what they build."""
 
-_SNAKE_CASE = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
+SNAKE_CASE = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
 
 class ConformanceError(AssertionError):
@@ -98,43 +98,43 @@ def check_technique(technique: Technique[Any], plugins: Plugins | None = None) -
 def check_declarations(technique: Technique[Any], plugins: Plugins) -> None:
     """Check names, documentation, config and effects."""
     kind = type(technique)
-    _require(
-        _SNAKE_CASE.fullmatch(kind.name) is not None,
+    require(
+        SNAKE_CASE.fullmatch(kind.name) is not None,
         f"the name {kind.name!r} is not in snake_case, such as 'row_pruning'",
     )
-    _require(
+    require(
         kind.family in get_args(Family),
         f"family {kind.family!r} is none of {list(get_args(Family))}",
     )
-    _require(
+    require(
         plugins.techniques.get(kind.name) is kind,
         f"{kind.name!r} is not registered as this class. Return it from a hook "
         "zoopress_techniques, and name its module in the entry-point group 'zoopress'; then "
         "install the package. " + " ".join(map(str, plugins.broken)),
     )
-    _require(bool((vars(kind).get("__doc__") or "").strip()), "the class has no docstring")
+    require(bool((vars(kind).get("__doc__") or "").strip()), "the class has no docstring")
     config_type = kind.config_type
-    _require(
+    require(
         isinstance(config_type, type) and issubclass(config_type, Config),
         "config_type is not a subclass of zoopress.Config",
     )
-    _require(
+    require(
         config_type.model_config.get("extra") == "forbid",
         f"{config_type.__name__} accepts unknown keys; keep extra='forbid' of zoopress.Config",
     )
     for name, field in config_type.model_fields.items():
-        _require(
+        require(
             bool((field.description or "").strip()),
             f"the config's field {name!r} has no description: Field(description=…)",
         )
     config = technique.config
     again = config_type.model_validate(config.model_dump(mode="json"))
-    _require(again == config, "the config is another one after it went through JSON")
+    require(again == config, "the config is another one after it went through JSON")
     effects = technique.effects()
-    _require(isinstance(effects, Effects), "effects() does not return zoopress.Effects")
+    require(isinstance(effects, Effects), "effects() does not return zoopress.Effects")
     for field_name in ("requires", "adds", "destroys"):
         properties = getattr(effects, field_name)
-        _require(
+        require(
             isinstance(properties, frozenset) and all(isinstance(p, str) for p in properties),
             f"effects().{field_name} is not a frozenset of strings: {properties!r}",
         )
@@ -156,8 +156,8 @@ def check_imports_lightly(kind: type[Technique[Any]]) -> None:
         text=True,
         check=False,
     )
-    _require(not done.stderr, f"module {kind.__module__!r} cannot be imported: {done.stderr}")
-    _require(
+    require(not done.stderr, f"module {kind.__module__!r} cannot be imported: {done.stderr}")
+    require(
         done.returncode == 0,
         f"importing {kind.__module__!r} imports torch; move that import into the functions that "
         "use it, and under `if TYPE_CHECKING:` for annotations",
@@ -176,7 +176,7 @@ def check_on_models(technique: Technique[Any], folder: Path, plugins: Plugins) -
             check_on_model(technique, name, folder / name, plugins)
         except StageError as error:
             refused[name] = str(error)
-    _require(
+    require(
         len(refused) < len(names),
         f"it works on none of the tiny models: {refused}. Give the test a config with which it "
         "works on at least one.",
@@ -215,7 +215,7 @@ def check_on_card(technique: Technique[Any], card: Card, folder: Path, plugins: 
         second = run_chain([technique], card, folder / "second", plugins)
     except StageError as error:
         raise ConformanceError(f"what it makes of the {name} is broken: {error}") from error
-    _require(
+    require(
         artifact_bytes(first.artifact) == artifact_bytes(second.artifact),
         f"two runs on the {name} with one seed give different files. Draw random numbers from "
         "context.generator() alone, and iterate over nothing whose order may change",
@@ -245,7 +245,7 @@ def check_refusals(technique: Technique[Any], folder: Path, plugins: Plugins) ->
         pass
     except GateError as error:
         # Coding works on any tensor; that so few bytes do not shrink is for the gate to say.
-        _require(
+        require(
             "something_touched" not in str(error),
             "on a model without any matrix it does nothing in silence. Raise StageError, as "
             "WeightSelection.select does",
@@ -395,6 +395,7 @@ def context_for(card: Card, folder: Path, plugins: Plugins | None = None, seed: 
         checkpoint=folder,
         task=task,
         teacher=lambda _: _build(card, plugins),
+        plugins=plugins,
     )
 
 
@@ -412,7 +413,7 @@ def _check_touched(touched: Sequence[str], original: Model, model: Model) -> Non
     for each in (original, model):
         known |= {*each.tensors(), *dict(each.module.named_modules(remove_duplicate=False))}
     unknown = [name for name in touched if name not in known]
-    _require(
+    require(
         not unknown,
         f"Outcome.touched names what is neither a tensor nor a module of the model: {unknown[:4]}",
     )
@@ -421,15 +422,15 @@ def _check_touched(touched: Sequence[str], original: Model, model: Model) -> Non
 def _check_effects(technique: Technique[Any], original: Model, model: Model) -> None:
     effects = technique.effects()
     if model.masks:
-        _require(
+        require(
             MASKS in effects.adds,
             "it pruned weights by Model.mask, but effects().adds lacks zoopress.techniques.MASKS, "
             "so a later stage could undo it",
         )
     else:
-        _require(MASKS not in effects.adds, "effects().adds promises masks, but it made none")
+        require(MASKS not in effects.adds, "effects().adds promises masks, but it made none")
     if effects.activations == "kept":
-        _require(
+        require(
             all(
                 _same(tensor, model.tensors()[name]) for name, tensor in original.tensors().items()
             ),
@@ -438,7 +439,7 @@ def _check_effects(technique: Technique[Any], original: Model, model: Model) -> 
     include = getattr(technique.config, "include", ("*",))
     for kind in KINDS if include == ("*",) else ():
         if any(original.weights((kind,))) and not any(model.weights((kind,))):
-            _require(
+            require(
                 float_weights_of(kind) in effects.destroys,
                 f"it leaves no {float_weights_of(kind)!r}, but effects().destroys does not say so, "
                 "and a later stage that needs them would fail late",
@@ -452,7 +453,7 @@ def _check_stored_alike(model: Model, card: Card, folder: Path, plugins: Plugins
         model.storage = storage
         again = _through_disk(model, card, folder / storage, plugins)
         after = again.tensors()
-        _require(
+        require(
             before.keys() == after.keys()
             and all(_same(tensor, after[name]) for name, tensor in before.items()),
             f"saved as {storage} and loaded, the model has other tensors",
@@ -475,7 +476,7 @@ def _check_keeps_masks(
             f"it fails on a pruned model: {error} Change weights through the "
             "methods of zoopress.Model, or let effects().destroys name zoopress.techniques.MASKS."
         ) from error
-    _require(
+    require(
         bool(again.masks) and all(torch.equal(m, again.masks[n]) for n, m in model.masks.items()),
         "the masks of an earlier stage are lost after it",
     )
@@ -506,6 +507,7 @@ def _expect(error: type[Exception], run: Callable[[], object], what: str) -> Non
     raise ConformanceError(f"{what} is not refused with {error.__name__}")
 
 
-def _require(condition: bool, rule: str) -> None:
+def require(condition: bool, rule: str) -> None:
+    """Raise ConformanceError with a rule that is broken."""
     if not condition:
         raise ConformanceError(rule if rule.endswith(".") else f"{rule}.")

@@ -12,6 +12,7 @@ from torch import nn
 
 from zoopress.errors import StageError
 from zoopress.models.model import Model
+from zoopress.plugins import load_plugins
 from zoopress.techniques import Outcome
 from zoopress_plugins.pruning.magnitude_pruning import (
     MagnitudePruning,
@@ -21,12 +22,15 @@ from zoopress_plugins.pruning.magnitude_pruning import (
     smallest_pruned,
 )
 
+PLUGINS = load_plugins()
+
 
 class Tracking:
     """As much of a context as the technique uses."""
 
     def __init__(self, recover: Callable[[Model], None] | None = None) -> None:
         self.recover = recover
+        self.seed, self.plugins, self.statistic = 0, PLUGINS, None
 
     def track(self, items: list[object]) -> list[object]:
         return items

@@ -18,7 +18,6 @@ from zoopress.techniques import Context, Outcome, float_weights
 from zoopress_plugins.pruning.neuron_pruning import (
     NeuronPruning,
     NeuronPruningConfig,
-    neuron_norms,
     removed_counts,
 )
 
@@ -197,15 +196,6 @@ def test_minilm_keeps_its_embeddings_close(
     cosine = torch.cosine_similarity(dense, pruned).mean()
     assert 0.9 < cosine < 0.9999
     assert model.module.encoder.layer[5].intermediate.dense.out_features == 1382  # type: ignore[union-attr, index]
-
-
-def test_norms_average_over_members_each_divided_by_its_mean() -> None:
-    first = torch.tensor([[3.0, 4.0], [0.0, 1.0]])
-    second = torch.tensor([[100.0], [-300.0]])
-    expected = torch.tensor([(5 / 3 + 0.5) / 2, (1 / 3 + 1.5) / 2])
-    torch.testing.assert_close(neuron_norms([first, second]), expected)
-    l1 = torch.tensor([(7 / 4 + 0.5) / 2, (1 / 4 + 1.5) / 2])
-    torch.testing.assert_close(neuron_norms([first, second], "l1"), l1)
 
 
 def test_the_weakest_neurons_go(tmp_path: Path) -> None:

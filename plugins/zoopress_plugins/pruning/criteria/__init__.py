@@ -1,0 +1,1 @@
+"""What tells which weights and neurons to keep, a file each."""
