@@ -6,21 +6,24 @@ arXiv:1412.6550 (hints); Tung & Mori 2019, arXiv:1907.09682 (similarities within
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from zoopress.errors import StageError, nearest
+from zoopress.choice import NoOptions
+from zoopress.errors import StageError
 from zoopress.plugins import hookimpl
 from zoopress.techniques import Config, Effects, Outcome, Technique
 from zoopress.training.config import TrainingConfig
+from zoopress.training.loss import INPUT, Loss
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from zoopress.models.model import Model
     from zoopress.techniques import Context
+    from zoopress_plugins.distillation.losses.hidden_states import HiddenStates
 
 Response = Literal["logits", "regression", "embedding"]
 
@@ -40,7 +43,9 @@ class DistillationConfig(TrainingConfig):
     """How to train, and what to learn from the teacher."""
 
     teacher: str | None = Field(
-        default=None, description="a card; by default the model that was compressed, as it came"
+        default=None,
+        description="a card, or 'input': the model as it entered the stage; by default the model "
+        "that was compressed, as it came",
     )
     response: Literal["auto", "logits", "regression", "embedding"] = Field(
         default="auto",
@@ -81,73 +86,59 @@ class Distillation(Technique[DistillationConfig]):
 
     def cards(self) -> Sequence[str]:
         """Return the teacher's card, if it is another than the model's own."""
-        return () if self.config.teacher is None else (self.config.teacher,)
+        teacher = self.config.teacher
+        return () if teacher in (None, INPUT) else (str(teacher),)
 
     def apply(self, model: Model, context: Context) -> Outcome:
         """Check that the teacher fits, and train."""
-        import torch
-
-        from zoopress_plugins.distillation.teaching import Teaching, paired_layers, states_in
+        from zoopress.techniques.teaching import taught, teacher_name
 
         config = self.config
         assert context.teacher is not None
         assert context.task is not None
         context.progress("fetching the teacher")
         teacher = context.teacher(config.teacher)
-        hints: Sequence[tuple[str, str]] = ()
-        settings = Hints() if config.hints is True else config.hints
-        if settings:
-            hints = self._pairs(model, teacher, settings, paired_layers)
         batch = context.batches()[0]
         context.progress("comparing student and teacher")
-        with (
-            states_in(model.module, [one for one, _ in hints], {}) as own,
-            states_in(teacher, [other for _, other in hints], {}) as others,
-        ):
-            output = context.call(model.module, batch)
-            expected = self._call(context, teacher, batch)
+        output = context.call(model.module, batch)
+        expected = self._call(context, teacher, batch)
         response = self._response(context, expected)
-        loss, widths = self._loss(response, output, expected), _widths(hints, own, others)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(context.seed)  # adapters start at random
-            term = Teaching(
-                context.task,
-                teacher,
-                loss,
-                1 - config.alpha,
-                hints,
-                settings.weight if settings else 0.0,
-                widths,
-            )
+        hints = self._hints(model, teacher)
+        losses = [*self._losses(response, output, expected), *hints]
+        term = taught(context, model, losses, config.teacher)
         result = context.train(model, config, [term], config.alpha)
+        pairs = [list(pair) for loss, _ in hints for pair in loss.config.layers]
         notes = {
-            "teacher": config.teacher or "the original",
+            "teacher": teacher_name(config.teacher),
             "response": response,
-            **({"hints": [list(pair) for pair in hints]} if hints else {}),
+            **({"hints": pairs} if pairs else {}),
         }
         return Outcome(touched=result.trained, shrinks=False, notes={**notes, **result.notes()})
 
     def training_work(self, training: int, validation: int) -> tuple[int, int]:
         """Return what the config asks for, and as many runs of the teacher."""
         trained, looked_at = self.config.work(training, validation)
-        return trained, trained + 2 * looked_at
+        others = self.config.teacher_runs(training, validation)
+        return trained, trained + 2 * looked_at + others
 
     def working_bytes(self, total: int, largest: int) -> int:
         """Return room for the teacher, gradients, the optimizer's state and the best weights."""
         return 6 * total
 
     def _call(self, context: Context, teacher: nn.Module, batch: Any) -> Tensor:
+        from zoopress.techniques.teaching import teacher_name
+
         try:
             return context.call(teacher, batch)
         except StageError as error:
             raise StageError(
-                f"The teacher {self.config.teacher or 'the original'} cannot run on the student's "
+                f"The teacher {teacher_name(self.config.teacher)} cannot run on the student's "
                 f"inputs; it must take the same. {error}"
             ) from error
 
     def _response(self, context: Context, expected: Tensor) -> Response:
         """Return what kind of output the teacher's is, by how the task takes labels from it."""
-        from zoopress_plugins.distillation.losses import rows
+        from zoopress.training.loss import rows
 
         if self.config.response != "auto":
             return self.config.response
@@ -160,102 +151,59 @@ class Distillation(Technique[DistillationConfig]):
             "logits" if scores.shape == own.shape and bool((scores == own).all()) else "embedding"
         )
 
-    def _loss(
+    def _losses(
         self, response: Response, output: Tensor, expected: Tensor
-    ) -> Callable[[Tensor, Tensor], Tensor]:
-        """Return the loss of outputs, as rows.
+    ) -> list[tuple[Loss[Any], float]]:
+        """Return the losses of outputs, with their weights.
 
         Raises:
-            StageError: if the student's outputs cannot be compared with the teacher's.
+            StageError: if embeddings of two sizes are to be compared by their cosine.
         """
-        from zoopress_plugins.distillation import losses
+        from zoopress_plugins.distillation.losses.cosine import Cosine
+        from zoopress_plugins.distillation.losses.kl_divergence import (
+            KlDivergence,
+            KlDivergenceConfig,
+        )
+        from zoopress_plugins.distillation.losses.mean_squared_error import MeanSquaredError
+        from zoopress_plugins.distillation.losses.relational import Relational
 
-        alike = output.shape == expected.shape
-        if response == "embedding":
-            if output.ndim != 2 or expected.ndim != 2:
-                raise StageError(
-                    f"Embeddings are [samples, size], but the output is {list(output.shape)} and "
-                    f"the teacher's {list(expected.shape)}. Set 'response' to 'logits' or "
-                    "'regression'."
-                )
-            relational = self.config.relational
-            if not alike and not relational:
-                raise StageError(
-                    f"Embeddings of {output.shape[1]} and {expected.shape[1]} numbers have no "
-                    "cosine; give 'relational' a weight above 0, which compares samples with each "
-                    "other."
-                )
-
-            def loss(student: Tensor, teacher: Tensor) -> Tensor:
-                total = relational * losses.relational_loss(student, teacher)
-                return total + losses.cosine_loss(student, teacher) if alike else total
-
-            return loss
-        if not alike:
-            raise StageError(
-                f"The student puts out {list(output.shape)}, the teacher "
-                f"{self.config.teacher or 'the original'} {list(expected.shape)}; to be compared "
-                "as 'logits' or 'regression' they must be alike. Choose a teacher of the same task."
-            )
+        weight, relational = 1 - self.config.alpha, self.config.relational
+        if response == "logits":
+            options = KlDivergenceConfig(temperature=self.config.temperature)
+            return [(KlDivergence(options), weight)]
         if response == "regression":
-            return losses.regression_loss
-        temperature = self.config.temperature
-        return lambda student, teacher: losses.response_loss(student, teacher, temperature)
+            return [(MeanSquaredError(NoOptions()), weight)]
+        by_relations = [(Relational(NoOptions()), weight * relational)] if relational else []
+        if output.shape == expected.shape:
+            return [*by_relations, (Cosine(NoOptions()), weight)]
+        if output.ndim == expected.ndim == 2 and not by_relations:
+            raise StageError(
+                f"Embeddings of {output.shape[1]} and {expected.shape[1]} numbers have no "
+                "cosine; give 'relational' a weight above 0, which compares samples with each "
+                "other."
+            )
+        return list(by_relations) or [(Cosine(NoOptions()), weight)]
 
-    def _pairs(
-        self,
-        model: Model,
-        teacher: nn.Module,
-        settings: Hints,
-        paired: Callable[[Model, nn.Module, bool], list[tuple[str, str]]],
-    ) -> Sequence[tuple[str, str]]:
-        """Return which modules' hidden states are compared.
+    def _hints(self, model: Model, teacher: nn.Module) -> list[tuple[HiddenStates, float]]:
+        """Return a loss for each pair of layers; their weights sum to that of `hints`.
 
         Raises:
-            StageError: if there are none, or not those that were named.
+            StageError: if there are none to pair.
         """
-        if settings.layers == "auto":
-            found = paired(model, teacher, self.config.teacher is None)
-            if not found:
-                raise StageError(
-                    "'hints': student and teacher have no lists of equal layers that could be "
-                    "paired. Name pairs of modules: 'hints: {layers: [[student's, teacher's]]}'."
-                )
-            return found
-        for whose, module, position in (("student", model.module, 0), ("teacher", teacher, 1)):
-            there = dict(module.named_modules(remove_duplicate=False))
-            for pair in settings.layers:
-                if pair[position] not in there:
-                    raise StageError(
-                        f"'hints': the {whose} has no module {pair[position]!r}."
-                        f"{nearest(pair[position], there)}"
-                    )
-        return settings.layers
+        from zoopress_plugins.distillation.losses.hidden_states import (
+            HiddenStates,
+            HiddenStatesConfig,
+        )
 
-
-def _widths(
-    hints: Sequence[tuple[str, str]], own: dict[str, Tensor], others: dict[str, Tensor]
-) -> list[tuple[int, int]]:
-    """Return the features of each pair's hidden states.
-
-    Raises:
-        StageError: if one has none, or they have other positions.
-    """
-    from zoopress_plugins.distillation.losses import rows
-
-    found = []
-    for one, other in hints:
-        if one not in own or other not in others:
-            missing = f"student's {one!r}" if one not in own else f"teacher's {other!r}"
-            raise StageError(f"'hints': the {missing} puts out no tensor on the task's inputs.")
-        student, teacher = rows(own[one]), rows(others[other])
-        if len(student) != len(teacher):
-            raise StageError(
-                f"'hints': {one!r} puts out {list(own[one].shape)}, {other!r} "
-                f"{list(others[other].shape)}; they must be alike but for the features."
-            )
-        found.append((student.shape[1], teacher.shape[1]))
-    return found
+        settings = Hints() if self.config.hints is True else self.config.hints
+        if not settings:
+            return []
+        every = HiddenStates(HiddenStatesConfig(layers=settings.layers))
+        pairs = every.layers(model, teacher, self.config.teacher in (None, INPUT))
+        return [
+            (HiddenStates(HiddenStatesConfig(layers=(pair,))), settings.weight / len(pairs))
+            for pair in pairs
+        ]
 
 
 @hookimpl

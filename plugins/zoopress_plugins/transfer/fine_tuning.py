@@ -70,11 +70,12 @@ class FineTuning(Technique[FineTuningConfig]):
 
     def training_work(self, training: int, validation: int) -> tuple[int, int]:
         """Return what the config asks for."""
-        return self.config.work(training, validation)
+        trained, looked_at = self.config.work(training, validation)
+        return trained, looked_at + self.config.teacher_runs(training, validation)
 
     def working_bytes(self, total: int, largest: int) -> int:
-        """Return room for gradients, the optimizer's state and the best weights."""
-        return 5 * total
+        """Return room for gradients, the optimizer's state, the best weights and teachers."""
+        return (5 + self.config.teachers) * total
 
 
 def last_layer(model: Model, context: Context) -> str:

@@ -101,7 +101,7 @@ class Cell:
                                 open_original(load_card(name, self.plugins), self.plugins)
                             )
                             for each in stage.techniques
-                            for name in each.cards()
+                            for name in each.all_cards()
                         ],
                     }
                 )

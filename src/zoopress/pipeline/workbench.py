@@ -39,6 +39,7 @@ from zoopress.sources import Architecture, build_on_meta
 from zoopress.statistics import Shelf
 from zoopress.store import Entry, digest, file_digest
 from zoopress.techniques import Context, Outcome, applied
+from zoopress.training.loss import INPUT
 
 _WAITING = "another run is measuring {}; waiting for it"
 _OF_THE_ORIGINAL = frozenset({"original", "reference"})
@@ -114,9 +115,12 @@ class Workbench:
                 start = time.perf_counter()
                 try:
                     trial = partial(_trial_bytes, save, claim.staging / "trial")
-                    outcome = self._apply(stage, model, progress, claim.checkpoint, trial)
+                    teacher = partial(self._teacher, lambda: self._input(previous).model.module)
+                    outcome = self._apply(stage, model, progress, claim.checkpoint, trial, teacher)
                 except StageError as error:
                     raise StageError(f"Stage {position} ({stage.name}): {error}") from error
+                finally:
+                    self._teachers.pop(INPUT, None)
                 seconds = time.perf_counter() - start
                 for claim_made in outcome.claims:
                     if not math.isfinite(claim_made.reached):
@@ -271,6 +275,7 @@ class Workbench:
         progress: Progress,
         checkpoint: Path,
         stored_bytes: Callable[[Model, Outcome], int],
+        teacher: Callable[[str | None], nn.Module],
     ) -> Outcome:
         """Let a stage's technique change a model, and its recovery train it."""
         context = Context(
@@ -281,7 +286,7 @@ class Workbench:
             progress=progress,
             checkpoint=checkpoint,
             task=self.task,
-            teacher=self.teacher,
+            teacher=teacher,
             stored_bytes=stored_bytes,
             original_bytes=self.files.size_bytes(),
             shelf=self.shelf,
@@ -299,6 +304,19 @@ class Workbench:
             claims=[*outcome.claims, *(claim for each in recovered for claim in each.claims)],
             notes={**outcome.notes, "recovery": [each.notes for each in recovered]},
         )
+
+    def _teacher(self, load: Callable[[], nn.Module], name: str | None = None) -> nn.Module:
+        """Return whom a stage learns from: what `load` gives for the stage's input.
+
+        Raises:
+            ZoopressError: if it cannot be loaded.
+        """
+        if name != INPUT:
+            return self.teacher(name)
+        # Loaded anew, and only if asked for: the technique changes the other one in place.
+        if INPUT not in self._teachers:
+            self._teachers[INPUT] = load().eval()
+        return self._teachers[INPUT]
 
     def teacher(self, card: str | None = None) -> nn.Module:
         """Return the original, or the original of another card, to learn from.

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, get_
 
 from pydantic import Field
 
+from zoopress.choice import choices
 from zoopress.config import Config as Config
 from zoopress.errors import StageError
 from zoopress.techniques.scope import EVERYTHING, Scope
+from zoopress.training.loss import INPUT
 
 if TYPE_CHECKING:
     import torch
@@ -129,8 +131,8 @@ class Context:
             done, 0 to 1, if that is known.
         checkpoint: a folder that survives a killed run, for stages that take long.
         task: what `train` learns; it knows the data and how to judge.
-        teacher: returns the original in evaluation mode, or the model of the card that is named;
-            never to be changed. Made once.
+        teacher: returns the original in evaluation mode, the model of the card that is named, or
+            for "input" the model as it entered the stage; never to be changed. Made once.
         recover: trains a model as the stage's `recovery` says; None if the recipe has none there.
             A technique that works in rounds calls it after each but the last; it is called once
             more when `apply` has returned.
@@ -184,7 +186,7 @@ class Context:
 
         Args:
             model: what to train; every float parameter that the config does not freeze.
-            config: how.
+            config: how; its `losses` are added, too.
             terms: what is added to the task's loss.
             task_weight: what that is multiplied by; with 0 no labels are needed.
 
@@ -195,6 +197,10 @@ class Context:
         from zoopress.training.loop import train
 
         assert self.task is not None, "a stage's context has a task"
+        if config.losses:
+            from zoopress.techniques.teaching import chosen_terms
+
+            terms = [*terms, *chosen_terms(self, model, config.losses)]
         return train(
             model,
             self.task,
@@ -283,8 +289,14 @@ class Technique(ABC, Generic[ConfigT]):
         return None
 
     def cards(self) -> Sequence[str]:
-        """Return the names of other cards whose models it learns from."""
+        """Return the names of other cards whose models it learns from, but for its `losses`'."""
         return ()
+
+    def all_cards(self) -> Sequence[str]:
+        """Return the names of `cards`, and of those that losses anywhere in its config name."""
+        chosen = (choice.teacher for choice in choices(self.config) if hasattr(choice, "teacher"))
+        named = (name for name in (*self.cards(), *chosen) if name not in (None, INPUT))
+        return tuple(dict.fromkeys(named))
 
     def rounds(self) -> int:
         """Return how often the stage's recovery trains: once, unless it works in rounds."""

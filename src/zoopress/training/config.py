@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from zoopress.config import Config
+from zoopress.training.loss import LossChoice
 
 
 class LoraConfig(Config):
@@ -79,6 +80,11 @@ class TrainingConfig(Config):
     lora: LoraConfig | None = Field(
         default=None, description="learn low-rank updates instead of weights, through peft"
     )
+    losses: tuple[LossChoice, ...] = Field(
+        default=(),
+        description="what is lowered as well: {loss: NAME, weight: 0.1, …}, with options of the "
+        "loss and, if it learns from one, its teacher",
+    )
 
     def step_count(self, samples: int) -> int:
         """Return how many steps of the optimizer there are with so many training samples."""
@@ -96,6 +102,15 @@ class TrainingConfig(Config):
             return 0, 0
         trained = self.step_count(training) * training / self.steps_per_epoch(training)
         return round(trained), validation * (self.evaluations + 1 if self.evaluations else 0)
+
+    def teacher_runs(self, training: int, validation: int) -> int:
+        """Return how many samples the teachers of `losses` are run on."""
+        return self.teachers * sum(self.work(training, validation))
+
+    @property
+    def teachers(self) -> int:
+        """How many teachers `losses` may have, the default one included."""
+        return len({choice.teacher for choice in self.losses})
 
     @model_validator(mode="after")
     def _check(self) -> TrainingConfig:

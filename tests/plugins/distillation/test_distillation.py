@@ -15,22 +15,33 @@ from torch import Tensor, nn
 from digits_reader import Reader, digits_card, press, trained
 from zoopress.artifacts.artifact import load_artifact
 from zoopress.cards import Card
+from zoopress.choice import NoOptions
 from zoopress.errors import StageError
 from zoopress.models.model import Model
 from zoopress.plugins import Plugins
 from zoopress.tasks import Batch, Samples, Split, Task
 from zoopress.techniques import Context
 from zoopress.testing.models import Encoder
+from zoopress.training.loss import Loss, rows
+from zoopress.training.loss_term import LossTerm, make_term
 from zoopress_plugins.distillation.distillation import Distillation, DistillationConfig
-from zoopress_plugins.distillation.losses import (
-    cosine_loss,
+from zoopress_plugins.distillation.losses.cosine import cosine_loss
+from zoopress_plugins.distillation.losses.hidden_states import (
+    HiddenStates,
+    HiddenStatesConfig,
     hint_loss,
-    regression_loss,
-    relational_loss,
-    response_loss,
-    rows,
 )
-from zoopress_plugins.distillation.teaching import Teaching, paired_layers
+from zoopress_plugins.distillation.losses.kl_divergence import (
+    KlDivergence,
+    KlDivergenceConfig,
+    response_loss,
+)
+from zoopress_plugins.distillation.losses.mean_squared_error import (
+    MeanSquaredError,
+    regression_loss,
+)
+from zoopress_plugins.distillation.losses.relational import relational_loss
+from zoopress_plugins.distillation.paired_layers import paired_layers
 
 pytestmark = pytest.mark.usefixtures("brief_evaluation")
 
@@ -183,7 +194,23 @@ class Tokens(nn.Module):
         return result
 
 
-def loss_of(term: Teaching, task: Task, student: nn.Module, inputs: Any) -> Tensor:
+def term_of(
+    task: Task,
+    student: nn.Module,
+    teacher: nn.Module,
+    inputs: Any,
+    *losses: tuple[Loss[Any], float],
+) -> LossTerm:
+    return make_term(
+        *(Model(student), task, losses, inputs, task.call, 0, teacher, "the teacher", False)
+    )
+
+
+def hints(*pairs: tuple[str, str]) -> HiddenStates:
+    return HiddenStates(HiddenStatesConfig(layers=pairs))
+
+
+def loss_of(term: LossTerm, task: Task, student: nn.Module, inputs: Any) -> Tensor:
     with term.watching(student):
         return term(Batch(inputs), task.forward(student, inputs))
 
@@ -192,13 +219,12 @@ def test_padded_tokens_do_not_count() -> None:
     ids = torch.tensor([[1, 2, 3], [4, 5, 0]])
     mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
     student, teacher = Tokens(seed=1), Tokens(seed=2)
-    hints = [("layers.1", "layers.2")]
+    kl = KlDivergence(KlDivergenceConfig(temperature=1.0))
     losses = []
     for padding in (0, 8):
         inputs = {"ids": torch.where(mask.bool(), ids, padding), "attention_mask": mask}
-        term = Teaching(
-            Given(inputs), teacher, lambda a, b: response_loss(a, b, 1.0), 1.0, hints, 1.0, [(6, 6)]
-        )
+        states = hints(("layers.1", "layers.2"))
+        term = term_of(Given(inputs), student, teacher, inputs, (kl, 1.0), (states, 1.0))
         losses.append(loss_of(term, Given(inputs), student, inputs).item())
     assert losses[0] == pytest.approx(losses[1])
 
@@ -207,9 +233,8 @@ def test_the_term_adds_up_its_parts_and_leaves_the_teacher_alone() -> None:
     ids = torch.arange(8).view(2, 4)
     student, teacher = Tokens(seed=1), Tokens(seed=2).eval()
     before = copy.deepcopy(teacher.state_dict())
-    term = Teaching(
-        Given(ids), teacher, regression_loss, 0.5, [("layers.0", "layers.1")], 3.0, [(6, 6)]
-    )
+    parts = (MeanSquaredError(NoOptions()), 0.5), (hints(("layers.0", "layers.1")), 3.0)
+    term = term_of(Given(ids), student, teacher, ids, *parts)
     assert list(term.parameters()) == []
     loss = loss_of(term, Given(ids), student, ids)
     loss.backward()
@@ -230,9 +255,7 @@ def test_the_term_adds_up_its_parts_and_leaves_the_teacher_alone() -> None:
 def test_hidden_states_of_other_widths_are_compared_through_a_learned_adapter() -> None:
     ids = torch.arange(8).view(2, 4)
     student, teacher = Tokens(width=4, seed=1), Tokens(width=6, seed=2)
-    term = Teaching(
-        Given(ids), teacher, regression_loss, 0.0, [("layers.2", "layers.2")], 1.0, [(4, 6)]
-    )
+    term = term_of(Given(ids), student, teacher, ids, (hints(("layers.2", "layers.2")), 1.0))
     optimizer = torch.optim.Adam(term.parameters(), 0.05)
     losses = []
     for _ in range(60):
