@@ -13,6 +13,10 @@ from zoopress.testing import check_technique
 
 EXAMPLES: dict[str, list[dict[str, Any]]] = {
     "batch_norm_folding": [{}],
+    "block_replacement": [
+        {"block": "depthwise_separable"},
+        {"block": {"name": "depthwise_separable", "multiplier": 3}, "include": ("3.conv*",)},
+    ],
     "codebook_quantization": [
         {"bits": 3},
         {"bits": 4, "weighting": "fisher", "entropy_weight": 0.01, "kind_bits": {"linear": 6}},
@@ -20,7 +24,11 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
     ],
     "distillation": [{"steps": 3, "hints": False}, {"steps": 3, "response": "regression"}],
     "entropy_coding": [{}, {"coder": "huffman"}],
-    "fine_tuning": [{"steps": 3}, {"steps": 3, "mode": "feature_extraction"}],
+    "fine_tuning": [
+        {"steps": 3},
+        {"steps": 3, "mode": "feature_extraction"},
+        {"steps": 3, "losses": [{"loss": "l1", "weight": 1e-4}, {"loss": "kl_divergence"}]},
+    ],
     "float_precision": [{}, {"dtype": "float16"}],
     "gradual_pruning": [
         {"sparsity": 0.6, "training": {"steps": 4}, "interval": 2},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from zoopress.testing.blocks import check_block as check_block
 from zoopress.testing.conformance import (
     ConformanceError as ConformanceError,
 )
@@ -41,4 +42,5 @@ from zoopress.testing.deployment import (
 from zoopress.testing.entropy_coders import (
     check_entropy_coder as check_entropy_coder,
 )
-from zoopress.testing.parts import check_criterion as check_criterion
+from zoopress.testing.criteria import check_criterion as check_criterion
+from zoopress.testing.losses import check_loss as check_loss

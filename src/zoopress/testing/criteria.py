@@ -1,88 +1,37 @@
-"""The conformance suite for what a plugin brings to techniques: criteria, losses and blocks.
+"""The conformance test of pruning criteria.
 
-    from zoopress.testing import check_criterion
+from zoopress.testing import check_criterion
 
-    def test_it_conforms():
-        check_criterion(MyCriterion(MyOptions(strength=0.5)))
-
-Like `check_technique`, it needs no data, no network and nothing but what zoopress needs itself.
+def test_it_conforms():
+    check_criterion(MyCriterion(MyOptions(strength=0.5)))
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from zoopress.config import Config
 from zoopress.dependencies import NeuronGroup, find_dependencies
-from zoopress.errors import PluginError, StageError
+from zoopress.errors import StageError
 from zoopress.models.model import Model
 from zoopress.models.weights import Weight
-from zoopress.plugins import Plugins, Registry, load_plugins
+from zoopress.plugins import Plugins, load_plugins
 from zoopress.techniques import Criterion
 from zoopress.techniques.scoring import unit_scores, weight_scores
 from zoopress.testing import models as testing_models
 from zoopress.testing.conformance import (
-    SNAKE_CASE,
     TINY_MODELS,
     ConformanceError,
-    check_imports_lightly,
     context_for,
     require,
     seeded,
     tiny_card,
 )
-
-
-def check_declared(thing: Any, hook: Registry, base: type, plugins: Plugins) -> None:
-    """Check name, registration, documentation and options of what a config chooses by name.
-
-    Raises:
-        ConformanceError: naming the first rule that is broken.
-    """
-    kind, key = type(thing), f"zoopress_{hook}"
-    name = getattr(kind, "name", None)
-    require(isinstance(thing, base), f"it is not below {base.__module__}.{base.__qualname__}")
-    require(
-        isinstance(name, str) and SNAKE_CASE.fullmatch(name) is not None,
-        f"the name {name!r} is not in snake_case, such as 'input_norms'",
-    )
-    try:
-        registered = plugins.resolve(hook, str(name))
-    except PluginError as error:
-        raise ConformanceError(
-            f'{error} Return {{"{name}": "{kind.__module__}:{kind.__qualname__}"}} from a hook '
-            f"{key}, name its module in the entry-point group 'zoopress', and install the package."
-        ) from error
-    require(registered is kind, f"{name!r} is registered as {registered!r}, which is another class")
-    require(bool((vars(kind).get("__doc__") or "").strip()), "the class has no docstring")
-    options = kind.config_type
-    require(
-        isinstance(options, type) and issubclass(options, Config),
-        "config_type is not a subclass of zoopress.Config",
-    )
-    require(
-        options.model_config.get("extra") == "forbid",
-        f"{options.__name__} accepts unknown keys; keep extra='forbid' of zoopress.Config",
-    )
-    for field_name, field in options.model_fields.items():
-        require(
-            field_name not in ("name", "loss", "weight", "teacher"),
-            f"the option {field_name!r} cannot be told from the recipe's own key; rename it",
-        )
-        require(
-            bool((field.description or "").strip()),
-            f"the option {field_name!r} has no description: Field(description=…)",
-        )
-    again = options.model_validate(thing.config.model_dump(mode="json"))
-    require(again == thing.config, "its options are others after they went through JSON")
-    check_imports_lightly(kind)
+from zoopress.testing.declared import check_declared, named
 
 
 def check_criterion(criterion: Criterion[Any], plugins: Plugins | None = None) -> None:
@@ -98,7 +47,7 @@ def check_criterion(criterion: Criterion[Any], plugins: Plugins | None = None) -
         ConformanceError: naming the first rule it breaks.
     """
     plugins = plugins or load_plugins()
-    with _named(criterion):
+    with named(criterion):
         check_declared(criterion, "criteria", Criterion, plugins)
         kind = type(criterion)
         of_weights = kind.weights is not Criterion.weights
@@ -226,12 +175,3 @@ def _unscored(criterion: Criterion[Any]) -> tuple[str, ...]:
 def _made_up(name: str, weight: Weight) -> Tensor:
     generator = torch.Generator().manual_seed(len(name) + len(weight.name))
     return torch.rand(weight.matrix().shape, generator=generator) + 0.1
-
-
-@contextmanager
-def _named(thing: object) -> Iterator[None]:
-    """Put the class before the rule that it breaks."""
-    try:
-        yield
-    except ConformanceError as error:
-        raise ConformanceError(f"{type(thing).__name__}: {error}") from error

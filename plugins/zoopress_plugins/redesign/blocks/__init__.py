@@ -1,0 +1,1 @@
+"""What can take a module's place, a block a file."""
