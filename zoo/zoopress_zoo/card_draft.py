@@ -13,10 +13,9 @@ from zoopress.cards.maker import Draft, Wish, clean
 from zoopress.errors import SourceError, ZoopressError
 from zoopress.plugins import Plugins
 from zoopress.sources import Architecture, SourceFiles, build_on_meta, detect_architecture
-from zoopress.tasks import Task
+from zoopress.tasks import DatasetTask, Task
 from zoopress_zoo.card_facts import bases, describe, pipeline_of
 from zoopress_zoo.card_inputs import TOKENIZER_FILES, Inputs, infer_inputs, inputs_without_module
-from zoopress_zoo.tasks.dataset_task import DatasetTask
 from zoopress_zoo.transformers_classes import named_class
 from zoopress_zoo.transformers_config import read_config
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from pydantic import Field, model_validator
 
 from zoopress.errors import CardError
-from zoopress_zoo.tasks.dataset_task import Preprocessing
+from zoopress.tasks import Preprocessing
 
 Interpolation = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 """In the order in which Pillow counts them."""

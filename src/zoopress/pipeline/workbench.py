@@ -38,6 +38,7 @@ from zoopress.results import GateInput, Report, StageResult
 from zoopress.sources import Architecture, build_on_meta
 from zoopress.statistics import Shelf
 from zoopress.store import Entry, digest, file_digest
+from zoopress.tasks import without_test
 from zoopress.techniques import Context, Outcome, applied
 from zoopress.training.loss import INPUT
 
@@ -285,7 +286,7 @@ class Workbench:
             call=lambda module, batch: call(self.task, module, batch),
             progress=progress,
             checkpoint=checkpoint,
-            task=self.task,
+            task=without_test(self.task),
             teacher=teacher,
             stored_bytes=stored_bytes,
             original_bytes=self.files.size_bytes(),

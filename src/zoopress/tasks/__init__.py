@@ -20,6 +20,27 @@ from zoopress.tasks.dataset import (
 from zoopress.tasks.dataset import (
     row_digest as row_digest,
 )
+from zoopress.tasks.dataset_task import (
+    DatasetTask as DatasetTask,
+)
+from zoopress.tasks.dataset_task import (
+    Preprocessing as Preprocessing,
+)
+from zoopress.tasks.dataset_task import (
+    RewrittenRows as RewrittenRows,
+)
+from zoopress.tasks.dataset_task import (
+    Rows as Rows,
+)
+from zoopress.tasks.learning_view import (
+    without_test as without_test,
+)
+from zoopress.tasks.outputs import (
+    feed as feed,
+)
+from zoopress.tasks.outputs import (
+    first_tensor as first_tensor,
+)
 from zoopress.tasks.task import (
     Batch as Batch,
 )

@@ -130,7 +130,8 @@ class Context:
         progress: call it with an item's name as each is finished, and with how much of the work is
             done, 0 to 1, if that is known.
         checkpoint: a folder that survives a killed run, for stages that take long.
-        task: what `train` learns; it knows the data and how to judge.
+        task: what `train` learns; it knows the data and how to judge. It gives nothing of its test
+            split.
         teacher: returns the original in evaluation mode, the model of the card that is named, or
             for "input" the model as it entered the stage; never to be changed. Made once.
         recover: trains a model as the stage's `recovery` says; None if the recipe has none there.

@@ -36,7 +36,7 @@ from zoopress.recipes import Recipe, Stage
 from zoopress.sources import Architecture, detect_architecture, pull
 from zoopress.statistics import Shelf
 from zoopress.store import Store
-from zoopress.tasks import open_task
+from zoopress.tasks import open_task, without_test
 from zoopress.techniques import (
     KINDS,
     MASKS,
@@ -393,7 +393,7 @@ def context_for(card: Card, folder: Path, plugins: Plugins | None = None, seed: 
         call=lambda module, batch: call(task, module, batch),
         progress=lambda item, fraction=None: None,
         checkpoint=folder,
-        task=task,
+        task=without_test(task),
         teacher=lambda _: _build(card, plugins),
         plugins=plugins,
     )

@@ -134,7 +134,8 @@ def training_identity(
             "device": device.type,
             "config": config.model_dump(mode="json"),
             "seed": seed,
-            "task": [type(task).__qualname__, task.fingerprint()],
+            # Not type(task): what a technique has is a view of it.
+            "task": [task.__class__.__qualname__, task.fingerprint()],
             "task_weight": task_weight,
             "terms": [
                 [type(term).__qualname__, _settings(term), tensors_digest(term.state_dict())]

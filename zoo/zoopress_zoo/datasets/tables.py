@@ -9,7 +9,7 @@ from typing import Any
 from zoopress.cards import Card
 from zoopress.errors import CardError
 from zoopress.tasks import File, Table
-from zoopress_zoo.splits import KNOWN_PARTS
+from zoopress.tasks.splits import KNOWN_PARTS
 
 
 class Columns(Table):

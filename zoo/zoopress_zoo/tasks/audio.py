@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from zoopress.errors import CardError
-from zoopress.tasks import Batch, Samples, Split
+from zoopress.tasks import Batch, DatasetTask, Preprocessing, Samples, Split, feed
 from zoopress_zoo.tasks.classification import Classification
-from zoopress_zoo.tasks.dataset_task import DatasetTask, Preprocessing, feed
 from zoopress_zoo.tasks.regression import NumberPreprocessing, NumberTask
 from zoopress_zoo.tasks.table import read_matrix
 

@@ -7,14 +7,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoopress.errors import CardError
-from zoopress.tasks import Split
+from zoopress.tasks import DatasetTask, Split
 from zoopress_zoo.labels import (
     LabelSpace,
     find_label_space,
     first_places,
     model_label_names,
 )
-from zoopress_zoo.tasks.dataset_task import DatasetTask
 
 if TYPE_CHECKING:
     from torch import Tensor

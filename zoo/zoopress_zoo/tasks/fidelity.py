@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from zoopress.errors import CardError
 from zoopress.sources import callable_code, load_callable
 from zoopress.store import digest, file_digest
-from zoopress.tasks import Batch, Samples, Split, Task, row_digest
+from zoopress.tasks import Batch, Samples, Split, Task, first_tensor, row_digest
 
 if TYPE_CHECKING:
     import torch
@@ -288,31 +288,6 @@ def _unfit(module: nn.Module, positional: Sequence[Any], named: Mapping[str, Any
     except TypeError as error:
         return f"the model's forward takes {', '.join(signature.parameters)}: {error}"
     return None
-
-
-def first_tensor(output: Any) -> Tensor:
-    """Return the first tensor of what a model returned, the logits where there are some.
-
-    Raises:
-        TypeError: if there is none.
-    """
-    from torch import Tensor
-
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(output, Mapping):
-        for key in ("logits", "last_hidden_state"):
-            if isinstance(output.get(key), Tensor):
-                found: Tensor = output[key]
-                return found
-        output = list(output.values())
-    if isinstance(output, (tuple, list)):
-        for item in output:
-            if isinstance(item, Tensor):
-                return item
-        for item in output:
-            return first_tensor(item)
-    raise TypeError(f"the model returned {type(output).__name__} without a tensor in it")
 
 
 def _read(path: Path) -> Inputs:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from zoopress.tasks import Batch, Samples, Split
-from zoopress_zoo.splits import Place, split_series
-from zoopress_zoo.tasks.dataset_task import Rows
+from zoopress.tasks import Batch, Rows, Samples, Split
+from zoopress.tasks.splits import Place, split_series
 from zoopress_zoo.tasks.regression import Regression, TablePreprocessing
 
 if TYPE_CHECKING:

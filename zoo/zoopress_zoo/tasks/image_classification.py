@@ -8,10 +8,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoopress.errors import CardError
-from zoopress.tasks import Batch, Samples, Split
+from zoopress.tasks import Batch, Rows, Samples, Split, feed
 from zoopress_zoo.image_settings import ImagePreprocessing, complete
 from zoopress_zoo.tasks.classification import Classification
-from zoopress_zoo.tasks.dataset_task import Rows, feed
 
 if TYPE_CHECKING:
     import torch

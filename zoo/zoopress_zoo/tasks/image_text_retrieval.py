@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from zoopress.tasks import Batch, Samples, Split
+from zoopress.tasks import Batch, Preprocessing, Rows, Samples, Split
 from zoopress_zoo.image_settings import ImagePreprocessing, complete
-from zoopress_zoo.tasks.dataset_task import Preprocessing, Rows
 from zoopress_zoo.tasks.embedding import (
     TEMPERATURE,
     best_ranks,

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from zoopress.errors import CardError
-from zoopress.tasks import Samples, Split
-from zoopress_zoo.tasks.dataset_task import DatasetTask, Preprocessing, feed
+from zoopress.tasks import DatasetTask, Preprocessing, Samples, Split, feed
 from zoopress_zoo.tasks.table import (
     FeaturePreprocessing,
     MatrixSamples,

@@ -12,8 +12,7 @@ from pydantic import Field
 
 from zoopress.errors import CardError
 from zoopress.store import digest
-from zoopress.tasks import Batch, Samples, Split
-from zoopress_zoo.tasks.dataset_task import Preprocessing, RewrittenRows, Rows
+from zoopress.tasks import Batch, Preprocessing, RewrittenRows, Rows, Samples, Split
 from zoopress_zoo.tasks.embedding import TEMPERATURE, embed, embed_pairs, encode_pairs
 from zoopress_zoo.tasks.text_task import (
     PAIR_SYNONYMS,

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field, model_validator
 
 from zoopress.errors import CardError
-from zoopress.tasks import Batch, Samples, Split
+from zoopress.tasks import Batch, DatasetTask, Preprocessing, Rows, Samples, Split, feed
 from zoopress_zoo.tasks.classification import Classification
-from zoopress_zoo.tasks.dataset_task import DatasetTask, Preprocessing, Rows, feed
 
 if TYPE_CHECKING:
     import torch

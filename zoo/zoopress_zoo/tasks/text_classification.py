@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from zoopress.tasks import Batch, Split
+from zoopress.tasks import Batch, RewrittenRows, Rows, Split
 from zoopress_zoo.tasks.classification import Classification
-from zoopress_zoo.tasks.dataset_task import RewrittenRows, Rows
 from zoopress_zoo.tasks.text_task import (
     PAIR_SYNONYMS,
     TEXT_SYNONYMS,

@@ -19,9 +19,8 @@ from pydantic import Field
 from zoopress.cards import Card
 from zoopress.errors import CardError
 from zoopress.store import digest
-from zoopress.tasks import Batch, Part, Samples, Split, row_digest
-from zoopress_zoo.splits import LARGEST_VALIDATION
-from zoopress_zoo.tasks.dataset_task import Preprocessing
+from zoopress.tasks import Batch, Part, Preprocessing, Samples, Split, row_digest
+from zoopress.tasks.splits import LARGEST_VALIDATION
 from zoopress_zoo.tasks.language_model import (
     affordable,
     language_model_metrics,

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from zoopress.tasks import Batch, Split
-from zoopress_zoo.tasks.dataset_task import Rows
+from zoopress.tasks import Batch, Rows, Split
 from zoopress_zoo.tasks.embedding import (
     TEMPERATURE,
     best_ranks,

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from zoopress.errors import CardError
-from zoopress.tasks import Batch, Samples, Split
-from zoopress_zoo.tasks.dataset_task import DatasetTask, Preprocessing, Rows
+from zoopress.tasks import Batch, DatasetTask, Preprocessing, Rows, Samples, Split
 
 if TYPE_CHECKING:
     import torch

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from zoopress.errors import CardError
-from zoopress.tasks import Batch, Samples, Split
-from zoopress_zoo.tasks.dataset_task import Preprocessing, Rows
+from zoopress.tasks import Batch, Preprocessing, Rows, Samples, Split
 from zoopress_zoo.tasks.language_model import (
     IGNORED,
     affordable,

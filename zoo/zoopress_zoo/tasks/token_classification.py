@@ -8,9 +8,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from zoopress.errors import CardError
-from zoopress.tasks import Batch, Samples, Split
+from zoopress.tasks import Batch, Rows, Samples, Split
 from zoopress_zoo.labels import LabelSpace, find_label_space, first_places, model_label_names
-from zoopress_zoo.tasks.dataset_task import Rows
 from zoopress_zoo.tasks.language_model import IGNORED, token_loss, token_statistics
 from zoopress_zoo.tasks.text_task import Inputs, TextTask, find_tensor, pad_tokens, run_module
 

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from zoopress.cards import Card
 from zoopress.errors import CardError, nearest
 from zoopress.store import digest
-from zoopress.tasks import Dataset, Part, Split, Table, Task, open_dataset, row_digest
-from zoopress_zoo.splits import Place, choose_parts, split_rows
+from zoopress.tasks.dataset import Dataset, Part, Table, open_dataset, row_digest
+from zoopress.tasks.splits import Place, choose_parts, split_rows
+from zoopress.tasks.task import Split, Task
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from torch import Tensor, nn
+    from zoopress.cards import Card
 
 
 class Preprocessing(BaseModel):
@@ -274,19 +274,6 @@ class DatasetTask(Task):
             return f"the task {self.name!r} has no key {name!r}.{nearest(name, keys)}"
         message = item["msg"].removeprefix("Value error, ")
         return f"{name}: {message[:1].lower()}{message[1:]}, got {item['input']!r}."
-
-
-def feed(module: nn.Module, inputs: Any) -> Tensor:
-    """Run a module on a tensor, or a dict of them, and return the first one it answers with.
-
-    transformers' models say what their main input is called; others get it as the first argument.
-    """
-    from zoopress_zoo.tasks.fidelity import first_tensor
-
-    name = getattr(module, "main_input_name", None)
-    if not isinstance(inputs, dict) and isinstance(name, str):
-        inputs = {name: inputs}
-    return first_tensor(module(**inputs) if isinstance(inputs, dict) else module(inputs))
 
 
 def _digests(table: Table, columns: Sequence[str], seed: int) -> list[bytes]:

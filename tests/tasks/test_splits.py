@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from zoopress.cards import Data
 from zoopress.errors import CardError
 from zoopress.tasks import File, Split, row_digest
-from zoopress_zoo.splits import Place, choose_parts, split_rows, split_series
+from zoopress.tasks.splits import Place, choose_parts, split_rows, split_series
 
 VALUES = st.recursive(
     st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),

@@ -21,11 +21,14 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import dropwhile
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from zoopress.cards import Data
 from zoopress.errors import CardError, nearest
-from zoopress.tasks import Part, Split
+from zoopress.tasks.dataset import Part
+from zoopress.tasks.task import Split
+
+if TYPE_CHECKING:
+    from zoopress.cards import Data
 
 KNOWN_PARTS: dict[Part, tuple[str, ...]] = {
     "training": ("training", "train"),
