@@ -11,7 +11,9 @@ import pytest
 
 from zoopress.testing import tiny_card
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "zoopress-weight-sharing"
+EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLE = EXAMPLES / "zoopress-weight-sharing"
+PARTS = EXAMPLES / "zoopress-criterion-loss-block"
 RECIPE = """\
 stages:
   - technique: magnitude_pruning
@@ -32,10 +34,18 @@ def python(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Install the example into a folder, with the setuptools that torch brings."""
-    folder = tmp_path_factory.mktemp("example")
+    return installed(EXAMPLE, tmp_path_factory.mktemp("example"))
+
+
+@pytest.fixture(scope="module")
+def site_of_parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return installed(PARTS, tmp_path_factory.mktemp("parts"))
+
+
+def installed(example: Path, folder: Path) -> Path:
+    """Install an example into a folder, with the setuptools that torch brings."""
     # A copy: setuptools builds in the source folder.
-    shutil.copytree(EXAMPLE, folder / "source")
+    shutil.copytree(example, folder / "source")
     options = ("--no-index", "--no-deps", "--no-build-isolation", "--quiet")
     source, target = str(folder / "source"), str(folder / "site")
     done = python(folder, "-m", "pip", "install", *options, "--target", target, source)
@@ -86,3 +96,34 @@ def test_plugin_check_finds_nothing_wrong_with_it(site: Path, tmp_path: Path) ->
     checks = json.loads(done.stdout)["checks"]
     assert {check["state"] for check in checks} == {"passed"}
     assert {"technique weight_sharing", "plugin"} < {check["subject"] for check in checks}
+
+
+def test_tests_of_the_criterion_the_loss_and_the_block_pass(site_of_parts: Path) -> None:
+    test = PARTS / "test_criterion_loss_block.py"
+    options = ("-q", "-W", "error", "-p", "no:cacheprovider", "--import-mode=importlib")
+    done = python(site_of_parts, "-m", "pytest", *options, str(test))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_recipe_of_their_page_runs_and_needs_only_the_layer_to_load(
+    site_of_parts: Path, tmp_path: Path
+) -> None:
+    card = tiny_card("cnn", tmp_path, labelled=True)
+    (tmp_path / "card.yaml").write_text(card.model_dump_json(exclude_none=True))
+    readme = (PARTS / "README.md").read_text()
+    recipe = readme.partition("```yaml\n")[2].partition("```")[0]
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    files = str(tmp_path / "card.yaml"), str(tmp_path / "recipe.yaml")
+    out = tmp_path / "out"
+    done = python(site_of_parts, "-m", "zoopress", "run", *files, "--json", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+
+    manifest = json.loads((out / "artifact" / "zoopress.json").read_text())
+    assert "spatially_separable_conv" in json.dumps(manifest["edits"])
+    stages = json.loads((out / "report.json").read_text())["stages"]
+    assert stages[1]["config"]["criterion"] == {"name": "filter_entropy", "bins": 8}
+    assert stages[1]["recovery"]["losses"][0]["loss"] == "attention_maps"
+
+    done = python(tmp_path, "-m", "zoopress", "plan", *files)
+    assert done.returncode == 1
+    assert "recipe.yaml:4: block: There is no block 'spatially_separable'" in done.stderr

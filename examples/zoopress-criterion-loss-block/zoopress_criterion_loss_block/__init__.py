@@ -1,0 +1,1 @@
+"""A pruning criterion, a loss and a block, a plugin for zoopress."""
