@@ -217,7 +217,7 @@ def test_shown_files_are_the_ones_that_ship() -> None:
     "block",
     [
         pytest.param(block, id=block.where)
-        for page in ("techniques.md", "recipes.md")
+        for page in ("techniques.md", "recipes.md", "criteria-losses-blocks.md")
         for block in blocks(DOCS / page)
         if block.language == "yaml"
     ],
@@ -399,6 +399,20 @@ def test_pages_about_the_encoder_run(page: str, minilm: Desk, tmp_path: Path) ->
     shutil.copytree(minilm.folder / "out", desk.folder / "out")
     shutil.copy(ROOT / "params.yaml", desk.folder)
     desk.run_page(ROOT / page)
+
+
+@pytest.mark.parametrize("page", ["tasks.md", "criteria-losses-blocks.md"])
+def test_pages_for_authors_run(page: str, tmp_path: Path) -> None:
+    make_desk(tmp_path / "desk", tmp_path / "store", slow=False).run_page(DOCS / page)
+
+
+@pytest.mark.parametrize("hook", ["criteria", "losses", "blocks"])
+def test_what_a_config_chooses_by_name_is_documented_with_its_options(hook: str) -> None:
+    page = (DOCS / "criteria-losses-blocks.md").read_text(encoding="utf-8")
+    rows = {row.split("`")[1]: row for row in page.splitlines() if row.startswith("| `")}
+    for name in PLUGINS.references[hook]:
+        options = PLUGINS.resolve(hook, name).config_type.model_fields  # type: ignore[arg-type]
+        assert [key for key in options if f"`{key}`" not in rows[name]] == [], name
 
 
 @needs_minilm
