@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from zoopress.models.weights import Weight
     from zoopress.techniques import Context
 
-_SQUARES = "squared_gradients"
+_SQUARES = "gradients.mean_square"
 _MEMORY = 0.99
 """Of the mean of squared gradients: it looks back over some hundred steps."""
 _VALUE_BITS = 3.0
@@ -53,7 +53,7 @@ class GradualPruningConfig(WeightSelection):
     criterion: WeightCriterion = Field(
         default=WeightCriterion(name="fisher"),
         description="what tells which weights to keep: a name, or {name: NAME, …} with options; "
-        "squared_gradients are measured in the training",
+        "gradients.mean_square is measured in the training",
     )
     per_bit: bool = Field(
         default=False,
@@ -108,7 +108,7 @@ class RisingSparsity:
         weights: what is pruned; those that are trained elsewhere are there by now.
         steps: of the training.
         config: how.
-        criterion: what tells which to keep; it may have to know `squared_gradients`.
+        criterion: what tells which to keep; it may have to know `gradients.mean_square`.
         seed: the run's.
 
     Raises:

@@ -155,7 +155,7 @@ class MagnitudePruning(Technique[MagnitudePruningConfig]):
     def apply(self, model: Model, context: Context) -> Outcome:
         """Mask the selected weights."""
         from zoopress.models.weights import as_matrix
-        from zoopress.techniques.scoring import weight_scores
+        from zoopress.techniques.scoring import Statistic, measured, weight_scores
 
         config = self.config
         if config.rounds > 1 and context.recover is None:
@@ -165,12 +165,16 @@ class MagnitudePruning(Technique[MagnitudePruningConfig]):
         weights = config.select(model)
         criterion: Criterion[Any] = config.criterion.make(context.plugins)
 
+        statistic: Statistic | None = None
+
         def scores_of(weight: Weight) -> Tensor:
             kept = model.masks.get(weight.name)
             pruned = None if kept is None else ~kept
-            return weight_scores(criterion, weight, context.seed, context.statistic, pruned)
+            return weight_scores(criterion, weight, context.seed, statistic, pruned)
 
         def keeps_at(sparsity: float) -> list[Tensor]:
+            nonlocal statistic
+            statistic = measured(criterion, context, model, weights)
             if config.scope == "global":
                 return smallest_pruned([scores_of(weight) for weight in weights], sparsity)
             return [smallest_pruned([scores_of(weight)], sparsity)[0] for weight in weights]
@@ -179,6 +183,7 @@ class MagnitudePruning(Technique[MagnitudePruningConfig]):
             n, m = config.n_of_m()
             requested = 1 - n / m
             keeps = []
+            statistic = measured(criterion, context, model, weights)
             for weight in weights:
                 matrix = as_matrix(scores_of(weight), weight.output_axis)
                 keeps.append(weight.from_matrix(n_of_m_kept(matrix, n, m)))

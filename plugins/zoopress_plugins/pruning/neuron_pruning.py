@@ -213,10 +213,11 @@ class NeuronPruning(Technique[NeuronPruningConfig]):
         Raises:
             StageError: if rounding leaves none, or some cannot be scored.
         """
-        from zoopress.techniques.scoring import unit_scores
+        from zoopress.techniques.scoring import in_groups, measured, unit_scores
 
         criterion: Criterion[Any] = self.config.criterion.make(context.plugins)
-        scores = unit_scores(criterion, model, groups, context.seed, context.statistic)
+        statistic = measured(criterion, context, model, in_groups(model, groups))
+        scores = unit_scores(criterion, model, groups, context.seed, statistic)
         counts = self._counts(groups, scores)
         chosen = {}
         for group in groups:

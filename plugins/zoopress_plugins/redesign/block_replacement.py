@@ -20,6 +20,7 @@ from zoopress.techniques import (
     Outcome,
     Technique,
     float_weights,
+    weights_below,
 )
 
 if TYPE_CHECKING:
@@ -56,10 +57,13 @@ class BlockReplacement(Technique[BlockReplacementConfig]):
     config_type = BlockReplacementConfig
 
     def effects(self) -> Effects:
-        """Require float weights where it looks everywhere; what replaces a weight has no mask."""
-        everywhere = self.config.include == ("*",)
-        requires = frozenset(map(float_weights, ("linear", "conv"))) if everywhere else frozenset()
-        return Effects(requires=requires, destroys=frozenset({MASKS}))
+        """Require float weights; what replaces a weight has no mask."""
+        return Effects(
+            requires=frozenset(map(float_weights, ("linear", "conv"))),
+            destroys=frozenset({MASKS}),
+            scope=weights_below(self.config.include, self.config.exclude),
+            restructures=True,
+        )
 
     def apply(self, model: Model, context: Context) -> Outcome:
         """Replace each selected module that the block fits and that gets cheaper."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from zoopress.errors import StageError
@@ -14,9 +14,30 @@ if TYPE_CHECKING:
     from zoopress.dependencies import Member, NeuronGroup
     from zoopress.models.model import Model
     from zoopress.models.weights import Weight
+    from zoopress.techniques.technique import Context
 
 Statistic = Callable[[str, "Weight"], "Tensor"]
 """Returns a statistic of a weight by name, of a shape that broadcasts to its matrix [out, in]."""
+
+
+def measured(
+    criterion: Criterion[Any], context: Context, model: Model, weights: Iterable[Weight]
+) -> Statistic | None:
+    """Measure what a criterion has to know of weights; None if that is nothing.
+
+    Raises:
+        StageError: if there is no such statistic, or nothing to measure it on.
+    """
+    names = list(dict.fromkeys(name.partition(".")[0] for name in criterion.statistics))
+    if not names:
+        return None
+    found = dict(zip(names, context.statistics.measure(model, names, list(weights)), strict=True))
+
+    def statistic(name: str, weight: Weight) -> Tensor:
+        of, _, result = name.partition(".")
+        return found[of][weight].spread(result or "value")
+
+    return statistic
 
 
 def weight_scores(
@@ -142,10 +163,20 @@ def _statistics(
     return {name: statistic(name, weight) for name in criterion.statistics if statistic}
 
 
+def in_groups(model: Model, groups: Iterable[NeuronGroup]) -> list[Weight]:
+    """Return the weights, but for vectors, that hold a part of any unit of the groups."""
+    held = {
+        f"{member.path}.{member.tensor}" if member.path else member.tensor
+        for group in groups
+        for member in group.members
+    }
+    return [w for w in model.weights() if any(place.name in held for place in w.locations)]
+
+
 def lacking(criterion: Criterion[Any], names: Sequence[str]) -> str:
     """Word the error that nothing here measures what a criterion has to know."""
     return (
         f"the criterion {criterion.name!r} has to know {', '.join(names)}, which this stage does "
         "not measure. Choose a criterion that looks at the weights alone, such as 'magnitude', or "
-        "a technique that measures it, as 'gradual_pruning' does squared_gradients."
+        "another technique."
     )

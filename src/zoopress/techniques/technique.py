@@ -146,8 +146,6 @@ class Context:
         shelf: keeps what `statistics` has measured; without it everything is measured again.
         plugins: those of the run, which what a config chooses by name is made from; everything
             installed if None.
-        statistic: returns what calibration shows of a weight, by the statistic's name, of a shape
-            that broadcasts to the weight's matrix; None where nothing measures any.
     """
 
     seed: int
@@ -164,7 +162,6 @@ class Context:
     original_bytes: int = 0
     shelf: Shelf | None = None
     plugins: Plugins | None = None
-    statistic: Callable[[str, Weight], Tensor] | None = None
     _trainings: Iterator[int] = field(default_factory=count, repr=False)
 
     @property

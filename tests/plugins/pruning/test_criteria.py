@@ -17,10 +17,12 @@ from zoopress.recipes import Recipe, parse_recipe
 from zoopress.techniques import Criterion, Evidence, Outcome, UnitCriterion, WeightCriterion
 from zoopress.techniques.scoring import unit_scores, weight_scores
 from zoopress.testing import check_criterion, context_for, seeded, tiny_card
+from zoopress.testing import models as testing_models
 from zoopress.testing.models import cnn, transformer
 from zoopress.yaml_source import parse_yaml
 from zoopress_plugins.pruning.criteria.fisher import fisher_scores
 from zoopress_plugins.pruning.criteria.geometric_median import summed_distances
+from zoopress_plugins.pruning.gradual_pruning import GradualPruningConfig, RisingSparsity
 from zoopress_plugins.pruning.magnitude_pruning import (
     MagnitudePruning,
     MagnitudePruningConfig,
@@ -216,9 +218,48 @@ def test_units_get_statistics_of_every_matrix_they_are_in(tmp_path: Path) -> Non
     torch.testing.assert_close(scores["0"], (made / made.mean() + read / read.mean()) / 2)
 
 
-def test_what_nothing_measures_is_refused_with_a_remedy(tmp_path: Path, plugins: Plugins) -> None:
-    with pytest.raises(StageError, match=r"'fisher' has to know squared_gradients.*magnitude"):
-        pruned(tmp_path, plugins, Model(seeded(cnn)), sparsity=0.5, criterion="fisher")
+def test_what_a_criterion_declares_is_measured_on_calibration_data(
+    tmp_path: Path, plugins: Plugins
+) -> None:
+    context = context_for(tiny_card("cnn", tmp_path), tmp_path / "checkpoint", plugins)
+    model = Model(seeded(cnn))
+    weights = list(model.weights(("linear", "conv")))
+    squares = context.statistics.of(model, "gradients", weights)
+    expected = {
+        w.name: weight_kept(
+            fisher_scores(w.parameter.detach(), w.from_matrix(squares[w].spread("mean_square")))
+        )
+        for w in weights
+    }
+    config = MagnitudePruningConfig(
+        sparsity=0.5, kinds=("linear", "conv"), criterion=WeightCriterion(name="fisher")
+    )
+    MagnitudePruning(config).apply(model, context)
+    for name, keep in expected.items():
+        assert torch.equal(model.masks[name], keep)
+
+
+def weight_kept(scores: Tensor) -> Tensor:
+    return smallest_pruned([scores], 0.5)[0]
+
+
+@pytest.mark.parametrize("name", ["cnn", "lstm"])
+def test_neurons_are_scored_by_what_is_measured(
+    name: str, tmp_path: Path, plugins: Plugins
+) -> None:
+    context = context_for(tiny_card(name, tmp_path), tmp_path / "checkpoint", plugins)
+    model = Model(seeded(getattr(testing_models, name)))
+    before = model.parameter_count()
+    config = NeuronPruningConfig(sparsity=0.25, criterion=UnitCriterion(name="fisher"))
+    NeuronPruning(config).apply(model, context)
+    assert model.parameter_count() < before
+
+
+def test_what_a_training_does_not_measure_is_refused(tmp_path: Path) -> None:
+    (weight, *_) = Model(seeded(cnn)).weights()
+    config = GradualPruningConfig.model_validate({"sparsity": 0.5, "training": {"steps": 1}})
+    with pytest.raises(StageError, match="'norms' has to know input_norms, which this stage does"):
+        RisingSparsity([weight], 1, config, Norms(None))
 
 
 class Broken(Criterion[Any]):

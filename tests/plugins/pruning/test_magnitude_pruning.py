@@ -30,7 +30,7 @@ class Tracking:
 
     def __init__(self, recover: Callable[[Model], None] | None = None) -> None:
         self.recover = recover
-        self.seed, self.plugins, self.statistic = 0, PLUGINS, None
+        self.seed, self.plugins = 0, PLUGINS
 
     def track(self, items: list[object]) -> list[object]:
         return items

@@ -28,8 +28,8 @@ class Fisher(Criterion[NoOptions]):
     """Score a weight by its square times the mean of its gradient's square, halved."""
 
     name = "fisher"
-    statistics = ("squared_gradients",)
+    statistics = ("gradients.mean_square",)
 
     def weights(self, evidence: Evidence) -> Tensor:
         """Return an estimate of the loss without each weight, minus the loss with it."""
-        return fisher_scores(evidence.values, evidence.statistics["squared_gradients"])
+        return fisher_scores(evidence.values, evidence.statistics["gradients.mean_square"])
