@@ -103,7 +103,7 @@ def train(folder: Path, plugins: Plugins, task_weight: float = 1.0, **given: Any
 
 
 def size(model: Model) -> float:
-    return sum(float(weight.parameter.abs().sum()) for weight in model.weights())
+    return sum(weight.parameter.abs().sum().item() for weight in model.weights())
 
 
 def test_weights_shrink_under_l1_and_stay_near_the_start_under_l2_sp(
@@ -117,7 +117,7 @@ def test_weights_shrink_under_l1_and_stay_near_the_start_under_l2_sp(
 
     def moved(model: Model) -> float:
         pairs = zip(model.weights(), start.weights(), strict=True)
-        return sum(float((w.parameter - s.parameter).square().sum()) for w, s in pairs)
+        return sum((w.parameter - s.parameter).square().sum().item() for w, s in pairs)
 
     assert moved(near) < 0.3 * moved(free)
 

@@ -65,6 +65,13 @@ class BlockReplacement(Technique[BlockReplacementConfig]):
             restructures=True,
         )
 
+    def refusal(self, model: Model) -> str | None:
+        """Refuse a model without any module of such a path."""
+        paths = (path for path, _ in model.module.named_modules() if path)
+        if any(self.config.selects(path) for path in paths):
+            return None
+        return _none_selected(self.config)
+
     def apply(self, model: Model, context: Context) -> Outcome:
         """Replace each selected module that the block fits and that gets cheaper."""
         block = self.config.block.make(context.plugins)
@@ -135,14 +142,18 @@ def _by_reason(refused: dict[str, str]) -> dict[str, list[str]]:
     return reasons
 
 
+def _none_selected(config: BlockReplacementConfig) -> str:
+    return (
+        f"No module matches include {list(config.include)}, exclude {list(config.exclude)}. "
+        "Paths are those of modules, such as 'layer1.0.conv1', without '.weight'."
+    )
+
+
 def _nothing_fits(
     block: Block[Any], config: BlockReplacementConfig, refused: dict[str, str]
 ) -> str:
     if not refused:
-        return (
-            f"No module matches include {list(config.include)}, exclude {list(config.exclude)}. "
-            "Paths are those of modules, such as 'layer1.0.conv1', without '.weight'."
-        )
+        return _none_selected(config)
     reasons = sorted(_by_reason(refused).items(), key=lambda item: len(item[1]))
     told = "; ".join(f"{paths[0]}: {reason}" for reason, paths in reasons[:4])
     return (
