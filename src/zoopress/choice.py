@@ -16,12 +16,14 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     ValidationError,
     ValidationInfo,
     model_serializer,
     model_validator,
 )
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 
 from zoopress.config import PLUGINS, Config
 from zoopress.errors import PluginError, StageError, nearest
@@ -88,6 +90,19 @@ class Choice(BaseModel):
 
     def __repr__(self) -> str:
         return repr(self.model_dump())
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """Describe what editors accept: a name, or a mapping with it and any options."""
+        mapping = dict(handler.resolve_ref_schema(handler(core_schema)))
+        if cls.key != "name" and "properties" in mapping:
+            swap = {"name": cls.key}
+            properties = mapping["properties"].items()
+            mapping["properties"] = {swap.get(key, key): value for key, value in properties}
+            mapping["required"] = [swap.get(key, key) for key in mapping.get("required", ())]
+        return {"anyOf": [{"type": "string"}, mapping]}
 
     @model_validator(mode="before")
     @classmethod

@@ -292,3 +292,13 @@ def test_a_loss_sees_the_targets(tmp_path: Path) -> None:
     by_task = train(tmp_path / "task", plugins)
     for one, other in zip(by_loss.weights(), by_task.weights(), strict=True):
         torch.testing.assert_close(one.parameter, other.parameter)
+
+
+def test_editors_take_names_and_mappings_for_choices_and_nothing_else() -> None:
+    import jsonschema
+
+    schema = TrainingConfig.model_json_schema()
+    jsonschema.validate({"steps": 1, "losses": ["l1", {"loss": "l1", "include": ["a"]}]}, schema)
+    for wrong in (3, {"weight": 1}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({"steps": 1, "losses": [wrong]}, schema)
