@@ -127,3 +127,14 @@ def test_the_recipe_of_their_page_runs_and_needs_only_the_layer_to_load(
     done = python(tmp_path, "-m", "zoopress", "plan", *files)
     assert done.returncode == 1
     assert "recipe.yaml:4: block: There is no block 'spatially_separable'" in done.stderr
+
+
+def test_plugin_check_tries_criteria_and_losses_and_blocks(site_of_parts: Path) -> None:
+    words = ("plugin", "check", "zoopress-criterion-loss-block", "--json")
+    done = python(site_of_parts, "-m", "zoopress", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    checks = json.loads(done.stdout)["checks"]
+    assert {check["state"] for check in checks} == {"passed"}
+    assert {"criterion filter_entropy", "loss attention_maps", "block spatially_separable"} < {
+        check["subject"] for check in checks
+    }

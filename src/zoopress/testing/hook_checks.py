@@ -26,6 +26,7 @@ from zoopress.recipes import load_recipe
 from zoopress.sources import pull
 from zoopress.tasks import open_dataset, open_task
 from zoopress.techniques import Technique
+from zoopress.testing.blocks import check_block
 from zoopress.testing.conformance import (
     ConformanceError,
     check_declarations,
@@ -36,6 +37,8 @@ from zoopress.testing.conformance import (
 )
 from zoopress.testing.deployment import check_exporter, check_runtime
 from zoopress.testing.entropy_coders import check_entropy_coder
+from zoopress.testing.criteria import check_criterion
+from zoopress.testing.losses import check_loss
 
 TINY = "the tiny models"
 
@@ -196,6 +199,20 @@ def check_measure(name: str, card: Card, folder: Path, plugins: Plugins) -> None
     plugins.ask("measures", name, comparison, lambda item, fraction=None: None)
 
 
+def _chosen(kind: str, check: Callable[[Any, Plugins], None]) -> Callable[..., Iterator[Step]]:
+    def chosen(request: Request, name: str) -> Iterator[Step]:
+        thing = _imported(request, kind, name)
+        try:
+            made = thing(thing.config_type())
+        except ValidationError:
+            # Only its author knows options under which it should work.
+            yield "imported only: options without defaults", lambda: None
+            return
+        yield TINY, partial(check, made, request.plugins)
+
+    return chosen
+
+
 def _card(request: Request, name: str) -> Iterator[Step]:
     yield "", lambda: load_card(str(request.plugins.cards[name]), request.plugins)
 
@@ -223,6 +240,9 @@ CHECKS: dict[str, Callable[[Request, str], Iterator[Step]]] = {
     "task": _task,
     "dataset": _dataset,
     "measure": _measure,
+    "criterion": _chosen("criterion", check_criterion),
+    "loss": _chosen("loss", check_loss),
+    "block": _chosen("block", check_block),
     "card": _card,
     "recipe": _recipe,
     "runtime": _by_name(check_runtime),
