@@ -30,6 +30,7 @@ from zoopress.testing.conformance import (
 from zoopress.testing.conformance import (
     write_card as write_card,
 )
+from zoopress.testing.criteria import check_criterion as check_criterion
 from zoopress.testing.deployment import (
     check_exporter as check_exporter,
 )
@@ -42,5 +43,4 @@ from zoopress.testing.deployment import (
 from zoopress.testing.entropy_coders import (
     check_entropy_coder as check_entropy_coder,
 )
-from zoopress.testing.criteria import check_criterion as check_criterion
 from zoopress.testing.losses import check_loss as check_loss

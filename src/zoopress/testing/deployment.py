@@ -29,7 +29,7 @@ from zoopress.testing import models as testing_models
 from zoopress.testing.conformance import (
     TINY_MODELS,
     ConformanceError,
-    _require,
+    require,
     run_chain,
     tiny_card,
 )
@@ -66,7 +66,7 @@ def check_runtime(
                 continue
             _check_example(name, runtime, artifact, plugins)
             _check_runs(name, artifact, plugins)
-    _require(
+    require(
         len(refused) < len(models),
         f"the runtime {name!r} runs none of the tiny models: {refused}",
     )
@@ -101,7 +101,7 @@ def check_exporter(
                 continue
             _check_example(name, exporter, artifact, plugins, Path(folder) / f"{model}-bare")
             _check_writes(name, exporter, artifact, Path(folder) / f"{model}-out", plugins)
-    _require(
+    require(
         len(refused) < len(models),
         f"the exporter {name!r} writes none of the tiny models: {refused}",
     )
@@ -125,7 +125,7 @@ def tiny_artifact(model: str, folder: Path, plugins: Plugins | None = None) -> O
 
 
 def _check_words(each: Runtime | Exporter) -> None:
-    _require(
+    require(
         bool((vars(type(each)).get("__doc__") or "").strip()),
         f"{type(each).__name__} has no docstring",
     )
@@ -133,7 +133,7 @@ def _check_words(each: Runtime | Exporter) -> None:
 
 def _reason(each: Runtime | Exporter, artifact: Opened) -> str | None:
     reason = each.refusal(artifact)
-    _require(
+    require(
         reason is None or (isinstance(reason, str) and len(reason.split()) > 3),
         f"refusal() must return None, or a sentence that says what would help, not {reason!r}",
     )
@@ -155,12 +155,12 @@ def _check_example(
         else:
             export(name, bare, folder, plugins)
     except DeploymentError as error:
-        _require(
+        require(
             each.needs_example,
             f"without example inputs it fails: {error} Say so with needs_example = True",
         )
         return
-    _require(not each.needs_example, "it says needs_example, but was made without")
+    require(not each.needs_example, "it says needs_example, but was made without")
 
 
 def _check_runs(name: str, artifact: Opened, plugins: Plugins) -> None:
@@ -178,7 +178,7 @@ def _check_runs(name: str, artifact: Opened, plugins: Plugins) -> None:
             ) from error
         _require_near(name, artifact, given, got, artifact.module)
     _require_same(tensors, artifact)
-    _require(
+    require(
         _equal(inputs.arguments, call.arguments), "it changes the example inputs; copy them first"
     )
     # What it keeps in a cache must be as good as what it makes.
@@ -204,7 +204,7 @@ def _check_writes(
         raise ConformanceError(
             f"refusal() let a model pass that cannot be written: {error}"
         ) from error
-    _require(done.difference is not None, "its outputs were not compared")
+    require(done.difference is not None, "its outputs were not compared")
     _require_same(tensors, artifact)
     module = exporter.read(_emptied(artifact), folder)
     _require_near(name, artifact, call, call(module), artifact.dense)
@@ -227,7 +227,7 @@ def _emptied(artifact: Opened) -> Opened:
 
 def _require_near(name: str, artifact: Opened, call: Call, got: object, module: nn.Module) -> None:
     difference, bound = largest_difference(call(module), got), artifact.bound(module)
-    _require(
+    require(
         difference <= bound,
         f"what {name!r} made differs by {difference:.2g} of the largest output on {call.samples} "
         f"samples, more than {bound:.2g}. What it makes must hold for any number of samples and "
@@ -237,7 +237,7 @@ def _require_near(name: str, artifact: Opened, call: Call, got: object, module: 
 
 def _require_same(tensors: dict[str, Tensor], artifact: Opened) -> None:
     after = artifact.model.tensors()
-    _require(
+    require(
         tensors.keys() == after.keys()
         and all(torch.equal(tensor, after[key]) for key, tensor in tensors.items()),
         "it changes the artifact's module; work on a copy, such as artifact.dense",

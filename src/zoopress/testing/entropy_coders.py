@@ -31,7 +31,7 @@ from zoopress.coding.planes import (
 from zoopress.coding.zpz import ZpzReader, write_zpz
 from zoopress.errors import ArtifactError, PluginError
 from zoopress.plugins import Plugins, load_plugins
-from zoopress.testing.conformance import ConformanceError, _require
+from zoopress.testing.conformance import ConformanceError, require
 
 _FREE_BYTES = 1 << 20
 _MOST_BYTES = 64
@@ -50,7 +50,7 @@ def check_entropy_coder(name: str, plugins: Plugins | None = None) -> None:
     """
     plugins = plugins or load_plugins()
     kind: type[EntropyCoder] = plugins.resolve("entropy_coders", name)
-    _require(bool((vars(kind).get("__doc__") or "").strip()), f"{kind.__name__} has no docstring")
+    require(bool((vars(kind).get("__doc__") or "").strip()), f"{kind.__name__} has no docstring")
     try:
         find = finder(plugins)
         coder = find(name).coder
@@ -85,10 +85,10 @@ def _planes() -> Iterator[tuple[Plane, bool]]:
 def _stream(coder: EntropyCoder, plane: Plane, trellis: bool) -> bytes:
     before = plane.copy()
     stream = coder.encode(plane, measure(plane, trellis), trellis)
-    _require(isinstance(stream, bytes), f"encode() returned {type(stream).__name__}, not bytes")
-    _require(np.array_equal(before, plane), "encode() changes the plane")
+    require(isinstance(stream, bytes), f"encode() returned {type(stream).__name__}, not bytes")
+    require(np.array_equal(before, plane), "encode() changes the plane")
     again = type(coder)().encode(plane, measure(plane, trellis), trellis)
-    _require(again == stream, "encode() gives other bytes the second time")
+    require(again == stream, "encode() gives other bytes the second time")
     return stream
 
 
@@ -101,7 +101,7 @@ def _check_gives_back(coder: EntropyCoder, plane: Plane, trellis: bool, stream: 
             f"decode() fails on what encode() made of {plane.shape}: {error!r}"
         ) from error
     wrong = int((out != plane).sum())
-    _require(not wrong, f"{wrong} of {plane.size} integers {plane.shape} come back changed")
+    require(not wrong, f"{wrong} of {plane.size} integers {plane.shape} come back changed")
 
 
 def _check_hostile(coder: EntropyCoder, plane: Plane, trellis: bool, stream: bytes) -> None:
@@ -133,7 +133,7 @@ def _decode_bounded(coder: EntropyCoder, stream: bytes, out: Plane, trellis: boo
     finally:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-    _require(
+    require(
         peak <= bound,
         f"decode() takes {peak:,} bytes of memory for {out.nbytes:,} bytes of plane and "
         f"{len(stream):,} of stream; at most {bound:,} are allowed. Bound what you unpack by the "
@@ -154,7 +154,7 @@ def _check_bomb(coder: EntropyCoder) -> None:
 def _check_threads(coder: EntropyCoder, streams: list[tuple[Plane, bool, bytes]]) -> None:
     with ThreadPoolExecutor(4) as pool:
         again = list(pool.map(lambda s: coder.encode(s[0], measure(s[0], s[1]), s[1]), 4 * streams))
-    _require(
+    require(
         again == [stream for *_, stream in 4 * streams],
         "in several threads encode() gives other bytes. Keep no state in the coder",
     )
@@ -171,7 +171,7 @@ def _check_file(name: str, plugins: Plugins) -> None:
         path = Path(folder) / "tensors.zpz"
         write_zpz(path, {"weight": StoredTensor(tensor)}, coder=chosen)
         with ZpzReader(path, find_coder=finder(plugins)) as reader:
-            _require(torch.equal(reader.read("weight"), tensor), "a file gives other tensors back")
+            require(torch.equal(reader.read("weight"), tensor), "a file gives other tensors back")
         if not isinstance(chosen, NamedCoder) or not _is_used(chosen, tensor):
             return
 
@@ -182,7 +182,7 @@ def _check_file(name: str, plugins: Plugins) -> None:
             try:
                 reader.read("weight")
             except ArtifactError as error:
-                _require(name in str(error), f"without the coder, the error is: {error}")
+                require(name in str(error), f"without the coder, the error is: {error}")
                 return
     raise ConformanceError("a file is read without the coder that it names")
 
@@ -193,5 +193,5 @@ def _is_used(chosen: NamedCoder, tensor: torch.Tensor) -> bool:
     if stream[0] == NAMED:
         again = np.empty_like(plane)
         decode_plane(stream, again, named=(chosen,))
-        _require(np.array_equal(again, plane), "a chunk gives other integers back")
+        require(np.array_equal(again, plane), "a chunk gives other integers back")
     return stream[0] == NAMED

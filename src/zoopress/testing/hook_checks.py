@@ -35,9 +35,9 @@ from zoopress.testing.conformance import (
     check_technique,
     tiny_card,
 )
+from zoopress.testing.criteria import check_criterion
 from zoopress.testing.deployment import check_exporter, check_runtime
 from zoopress.testing.entropy_coders import check_entropy_coder
-from zoopress.testing.criteria import check_criterion
 from zoopress.testing.losses import check_loss
 
 TINY = "the tiny models"
