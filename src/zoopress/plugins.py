@@ -152,9 +152,10 @@ class HookSpecs:
 
     @hookspec
     def zoopress_gates(self) -> Mapping[str, str]:
-        """Return gates, name to "module:function" taking a `GateInput`.
+        """Return gates, name to "module:function" or "module:Class"; recipes choose among them.
 
-        A gate returns None to pass, or a sentence that says what failed and what to change.
+        A gate takes a `GateInput` and returns None to pass, or a sentence that says what failed and
+        what to change. A class has a `Config`, `__init__(config)` and `__call__(given)`.
         """
         raise AssertionError("a specification is never called")
 

@@ -15,6 +15,9 @@ from zoopress.commands.verbs import plugin_verbs
 from zoopress.errors import InputError, ZoopressError
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from rich.table import Table
+
     from zoopress.plugins import Plugins, Registry
 
 
@@ -66,6 +69,21 @@ def completion_of(hook: Registry) -> Callable[[str], list[str]]:
         return sorted(n for n in load_plugins().references[hook] if n.startswith(incomplete))
 
     return complete
+
+
+def options_table(config: type[BaseModel]) -> Table:
+    """Return a table of what a config's keys mean."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("key", "type", "default", "meaning")
+    for key, info in config.model_fields.items():
+        default = "(required)" if info.is_required() else repr(info.default)
+        kind = str(info.annotation).replace("typing.", "")
+        if isinstance(info.annotation, type):
+            kind = info.annotation.__name__
+        table.add_row(key, escape(kind), escape(default), escape(info.description or ""))
+    return table
 
 
 CardArgument = Annotated[

@@ -12,6 +12,7 @@ import typer
 from zoopress.commands import (
     coding,
     export,
+    gates,
     hub,
     init,
     nightly,
@@ -196,6 +197,7 @@ def inspect(
 app.command()(techniques.techniques)
 app.command()(techniques.technique)
 app.command()(schema.schema)
+app.command()(gates.gates)
 
 
 @app.command()

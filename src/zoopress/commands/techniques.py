@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoopress.commands.arguments import JsonOption, completion, loaded_plugins
+from zoopress.commands.arguments import JsonOption, completion, loaded_plugins, options_table
 
 if TYPE_CHECKING:
     from zoopress.plugins import Plugins
@@ -45,8 +45,6 @@ def technique(
         zoopress technique magnitude_pruning --json
     """
     from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
 
     plugins = loaded_plugins()
     chosen = plugins.technique(name)
@@ -56,14 +54,7 @@ def technique(
     if not chosen.config_type.model_fields:
         Console().print(f"{name} has nothing to choose.")
         return
-    table = Table("key", "type", "default", "meaning")
-    for key, info in chosen.config_type.model_fields.items():
-        default = "(required)" if info.is_required() else repr(info.default)
-        kind = str(info.annotation).replace("typing.", "")
-        if isinstance(info.annotation, type):
-            kind = info.annotation.__name__
-        table.add_row(key, escape(kind), escape(default), escape(info.description or ""))
-    Console().print(table)
+    Console().print(options_table(chosen.config_type))
 
 
 def described(name: str, plugins: Plugins) -> dict[str, Any]:

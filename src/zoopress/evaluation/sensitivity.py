@@ -53,7 +53,11 @@ def measure_layers(
         progress: called with each weight's name.
     """
     weights = list(find_weights(original))
-    errors = {weight.name: _relative_error(weight, compressed) for weight in weights}
+    errors = {
+        weight.name: None if dense is None else relative_error(weight, dense)
+        for weight in weights
+        for dense in [compressed_form(weight, compressed)]
+    }
     sensitivities: dict[str, float | None] = {n: 0.0 for n, error in errors.items() if error == 0}
     changed = [weight for weight in weights if errors[weight.name]]  # neither 0 nor None
     parameters = sum(parameter.numel() for parameter in original.parameters())
@@ -147,14 +151,15 @@ def stored_bytes(
     return sizes
 
 
-def _relative_error(weight: Weight, compressed: Model) -> float | None:
-    """Return ‖compressed − original‖ ÷ ‖original‖ (Frobenius), None without a comparable form.
+def relative_error(weight: Weight, dense: Tensor) -> float:
+    """Return ‖compressed − original‖ ÷ ‖original‖ (Frobenius).
 
     Infinite if the original is all zeros and the compressed form is not, or is not finite.
+
+    Args:
+        weight: the original's.
+        dense: its compressed form, of the same shape.
     """
-    dense = compressed_form(weight, compressed)
-    if dense is None:
-        return None
     original = weight.parameter.detach()
     if torch.equal(dense, original):
         return 0.0

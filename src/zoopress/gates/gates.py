@@ -1,26 +1,29 @@
 """Gates: what a stage's result must show before the chain goes on.
 
-The gates in `BUILT_IN` are asked after every stage, then those that plugins register. A result that
-fails one of the first group is broken and never stored; a result that only misses a recipe's
-targets is kept, so that a run with looser targets need not compute it again.
+The gates in `BUILT_IN` are asked after every stage, then those of the recipe's targets, then those
+that the recipe names. A result that fails one of the first group is broken and never stored; a
+result that only fails another is kept, so that a run that asks for less need not compute it again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping
 
 from zoopress.errors import GateError, PluginError
+from zoopress.interface import expected, wrong_answer
+from zoopress.recipes.gate_choices import ChosenGate
 from zoopress.results import GateInput
-
-if TYPE_CHECKING:
-    from zoopress.plugins import Plugins
-
 
 Gate = Callable[[GateInput], str | None]
 
 
+def _always(gate: Gate) -> Gate:
+    """Mark a gate that recipes can neither choose nor leave out."""
+    vars(gate)["always_asked"] = True
+    return gate
+
+
+@_always
 def something_touched(given: GateInput) -> str | None:
     """Fail a stage that changed nothing."""
     if given.result.touched:
@@ -28,6 +31,7 @@ def something_touched(given: GateInput) -> str | None:
     return "it changed nothing. Select other layers with 'kinds', 'include' and 'exclude'."
 
 
+@_always
 def claims_reached(given: GateInput) -> str | None:
     """Fail a stage that fell short of what it was asked for."""
     for claim in given.result.claims:
@@ -39,6 +43,7 @@ def claims_reached(given: GateInput) -> str | None:
     return None
 
 
+@_always
 def outputs_finite(given: GateInput) -> str | None:
     """Fail a model whose outputs hold NaN or infinity."""
     if given.result.finite:
@@ -46,6 +51,7 @@ def outputs_finite(given: GateInput) -> str | None:
     return "the model's outputs hold NaN or infinity. Use milder settings for this stage."
 
 
+@_always
 def reloads_identically(given: GateInput) -> str | None:
     """Fail a model that computes something else once it was saved and loaded."""
     if given.result.reload_difference <= 1e-5:
@@ -57,6 +63,7 @@ def reloads_identically(given: GateInput) -> str | None:
     )
 
 
+@_always
 def bytes_shrank(given: GateInput) -> str | None:
     """Fail a stage that promised to shrink the tensor files and did not."""
     result = given.result
@@ -78,6 +85,7 @@ BUILT_IN: dict[str, Gate] = {
 }
 
 
+@_always
 def fidelity_kept(given: GateInput) -> str | None:
     """Fail a model further from the original than the targets allow."""
     fidelity, targets = given.result.fidelity, given.targets
@@ -99,6 +107,7 @@ def fidelity_kept(given: GateInput) -> str | None:
     return None
 
 
+@_always
 def metric_kept(given: GateInput) -> str | None:
     """Fail a model whose task metric is worse than the targets allow."""
     result, targets = given.result, given.targets
@@ -126,6 +135,7 @@ def metric_kept(given: GateInput) -> str | None:
     return None
 
 
+@_always
 def size_reached(given: GateInput) -> str | None:
     """Fail a result larger than the targets allow."""
     size, targets = given.result.size_bytes, given.targets
@@ -144,6 +154,13 @@ def size_reached(given: GateInput) -> str | None:
     return None
 
 
+OF_TARGETS: dict[str, Gate] = {
+    "fidelity_kept": fidelity_kept,
+    "metric_kept": metric_kept,
+    "size_reached": size_reached,
+}
+
+
 def check_sound(given: GateInput, position: int) -> None:
     """Ask the gates that every stored result must pass.
 
@@ -153,35 +170,45 @@ def check_sound(given: GateInput, position: int) -> None:
     _ask(BUILT_IN, given, position)
 
 
-def check_targets(given: GateInput, position: int, last: bool, plugins: Plugins) -> None:
-    """Ask the gates of the recipe's targets, and those that plugins bring.
+def check_targets(given: GateInput, position: int, last: bool) -> None:
+    """Ask the gates of the recipe's targets.
 
     Size is what the whole chain is for, so only the last stage is held to it.
 
     Raises:
         GateError: naming stage and gate.
     """
-    gates: dict[str, Gate] = {"fidelity_kept": fidelity_kept, "metric_kept": metric_kept}
-    if last:
-        gates["size_reached"] = size_reached
-    for name in plugins.references["gates"]:
-        gates[name] = _guarded(name, partial(plugins.ask, "gates", name))
-    _ask(gates, given, position)
+    names = [name for name in OF_TARGETS if last or name != "size_reached"]
+    _ask({name: OF_TARGETS[name] for name in names}, given, position)
 
 
-def _guarded(name: str, gate: Gate) -> Gate:
-    """Return a plugin's gate that names itself when it fails to judge."""
+def check_chosen(given: GateInput, position: int, chosen: Iterable[ChosenGate]) -> None:
+    """Ask the gates that a recipe names for a stage.
+
+    Raises:
+        GateError: naming stage and gate.
+        PluginError: if a gate fails to judge.
+    """
+    _ask({gate.name: _guarded(gate) for gate in chosen}, given, position)
+
+
+def _guarded(chosen: ChosenGate) -> Gate:
+    """Return a gate that names itself when it fails to judge."""
 
     def ask(given: GateInput) -> str | None:
         try:
-            return gate(given)
-        except PluginError:
-            raise
+            answer = chosen.judge(given)
         except Exception as error:
-            raise PluginError(
-                f"The gate {name!r} of a plugin failed to judge: {type(error).__name__}: {error}. "
-                "Repair the plugin, or leave it out with ZOOPRESS_BLOCK_PLUGINS."
-            ) from error
+            problem = f"failed to judge: {type(error).__name__}: {error}"
+        else:
+            wrong = wrong_answer("gates", answer)
+            if wrong is None:
+                return answer
+            problem = f"must return {expected('gates')}; it returned {wrong}"
+        raise PluginError(
+            f"The gate {chosen.name!r}{chosen.origin and f' of {chosen.origin}'} {problem}. Repair "
+            "it, or leave the gate out of the recipe."
+        )
 
     return ask
 

@@ -8,19 +8,19 @@ run that was interrupted gives the same bytes as one that was not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from zoopress.cards import Card
 from zoopress.cells.cell import Cell, open_cell
-from zoopress.gates import check_targets
+from zoopress.gates import check_chosen, check_targets
 from zoopress.pipeline.delivery import write_results
 from zoopress.plugins import Plugins, load_plugins
 from zoopress.progress import Reporter
 from zoopress.provenance import git_state
-from zoopress.recipes import Recipe, Targets
+from zoopress.recipes import Recipe
 from zoopress.reports.report import stage_line
 from zoopress.results import GateInput, Report, StageResult
 from zoopress.store import Entry, Store
@@ -103,8 +103,8 @@ def find_finished(cell: Cell) -> tuple[Report, Entry] | None:
     if last is None or reported is None:
         return None
     report = Report.from_dict(reported.record)
-    for position, result in enumerate(report.stages, start=1):
-        _check_targets(cell, position, result)
+    for position in range(1, len(report.stages) + 1):
+        _check(cell, report.stages[:position])
     return report, last
 
 
@@ -153,7 +153,7 @@ def run_stages(
         results.append(result)
         bench.reporter.line(stage_line(position, len(stages), result, from_store=found is not None))
         if count is None:
-            _check_targets(cell, position, result)
+            _check(cell, results)
     assert previous is not None, "a recipe has at least one stage"
     return Done(tuple(results), previous, tuple(computed))
 
@@ -195,9 +195,16 @@ def _of_this_run(report: Report, cell: Cell, made_in: Mapping[str, str]) -> Repo
     )
 
 
-def _check_targets(cell: Cell, position: int, result: StageResult) -> None:
-    """Hold a stage's result to its own targets, and to the recipe's where it has none."""
-    stages, shared = cell.recipe.stages, cell.recipe.targets.model_dump(exclude_none=True)
-    own = stages[position - 1].targets.model_dump(exclude_none=True)
-    given = GateInput(result, Targets(**{**shared, **own}), cell.original.files.size_bytes())
-    check_targets(given, position, position == len(stages), cell.plugins)
+def _check(cell: Cell, results: Sequence[StageResult]) -> None:
+    """Hold the last of these stages' results to its targets, and ask it the recipe's gates."""
+    recipe, position = cell.recipe, len(results)
+    given = GateInput(
+        results[-1],
+        recipe.targets_of(position),
+        cell.original.files.size_bytes(),
+        position,
+        len(recipe.stages),
+        results[-2] if position > 1 else None,
+    )
+    check_targets(given, position, given.last)
+    check_chosen(given, position, recipe.gates_of(position))

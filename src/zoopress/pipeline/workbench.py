@@ -25,6 +25,7 @@ from zoopress.evaluation.comparison import Comparison
 from zoopress.evaluation.evaluate import evaluate
 from zoopress.evaluation.fidelity import Run, call, compare_outputs, relative_difference, run_all
 from zoopress.evaluation.latency import measure_latency
+from zoopress.evaluation.layer_changes import layer_changes
 from zoopress.evaluation.machine import describe_machine
 from zoopress.evaluation.sensitivity import measure_layers, stored_bytes
 from zoopress.gates import check_sound
@@ -158,6 +159,7 @@ class Workbench:
                     metric=self.task.metric if metrics else None,
                     metric_drop=self._metric_drop(metrics),
                     lower_is_better=not self.task.higher_is_better,
+                    layers=layer_changes(self.original, model),
                 )
             given = GateInput(result, stage.targets, self.files.size_bytes())
             self._tell(

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zoopress.artifacts.manifest import MANIFEST, Manifest, read_manifest
-from zoopress.errors import ArtifactError
-from zoopress.gates import check_sound, check_targets
+from zoopress.errors import ArtifactError, RecipeError
+from zoopress.gates import check_chosen, check_sound, check_targets
 from zoopress.plugins import Plugins
-from zoopress.recipes import Targets
+from zoopress.recipes import ChosenGate, Targets
+from zoopress.recipes.gate_choices import effective, read_gates
 from zoopress.results import GateInput, Report
 from zoopress.store import file_digest
 
@@ -33,7 +34,8 @@ def open_release(folder: Path, plugins: Plugins) -> Release:
         plugins: for their gates.
 
     Raises:
-        ArtifactError: if it is damaged, or not the one that the report is about.
+        ArtifactError: if it is damaged, or not the one that the report is about, or a gate of its
+            recipe is not installed here.
         GateError: if a stage did not pass a gate, or misses the recipe's targets.
     """
     run = folder if (folder / "artifact").is_dir() else folder.absolute().parent
@@ -57,16 +59,42 @@ def open_release(folder: Path, plugins: Plugins) -> Release:
             f"{run / 'report.json'} is about another model than {artifact}. Run the recipe again; "
             "finished stages are in the store."
         )
+    chosen = _chosen(report, run / "report.json", plugins)
     for position, given in enumerate(stages, start=1):
         check_sound(given, position)
-        check_targets(given, position, position == len(stages), plugins)
+        check_targets(given, position, given.last)
+        check_chosen(given, position, chosen[position - 1])
     return Release(artifact, manifest, report)
 
 
 def _with_targets(report: Report) -> list[GateInput]:
     """Return each stage's result with the targets that the recipe holds it to."""
-    shared = report.recipe["targets"]
+    shared, results = report.recipe["targets"], report.stages
     return [
-        GateInput(result, Targets(**{**shared, **stage["targets"]}), report.original_size_bytes)
-        for result, stage in zip(report.stages, report.recipe["stages"], strict=True)
+        GateInput(
+            result,
+            Targets(**{**shared, **stage["targets"]}),
+            report.original_size_bytes,
+            position,
+            len(results),
+            results[position - 2] if position > 1 else None,
+        )
+        for position, (result, stage) in enumerate(
+            zip(results, report.recipe["stages"], strict=True), start=1
+        )
     ]
+
+
+def _chosen(report: Report, path: Path, plugins: Plugins) -> list[tuple[ChosenGate, ...]]:
+    """Return the gates that the recipe names for each stage."""
+    try:
+        shared = read_gates(report.recipe.get("gates", []), path, plugins)
+        return [
+            effective(shared, read_gates(stage.get("gates", []), path, plugins))
+            for stage in report.recipe["stages"]
+        ]
+    except RecipeError as error:
+        raise ArtifactError(
+            f"A gate that the run's recipe names cannot be asked here: {error} Or run the recipe "
+            "again without it; finished stages are in the store."
+        ) from error

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from zoopress.recipes.gate_choices import (
+    ChosenGate as ChosenGate,
+)
 from zoopress.recipes.recipe import (
     Recipe as Recipe,
 )

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from zoopress.config import PLUGINS
 from zoopress.errors import PluginError, RecipeError, nearest
+from zoopress.recipes.gate_choices import ChosenGate, effective, parse_gates
 from zoopress.techniques import Technique
 from zoopress.yaml_source import YamlSource, read_yaml, validate, validate_mapping
 
@@ -49,7 +50,7 @@ class Targets(BaseModel):
     )
 
 
-BESIDES = ("targets", "recovery")
+BESIDES = ("targets", "recovery", "gates")
 """The keys of a stage that are not of its technique's config."""
 
 
@@ -64,6 +65,7 @@ class _RecipeFile(BaseModel):
     description: str = Field(default="", description="for people")
     seed: int = Field(default=0, ge=0, lt=2**63, description="equal seeds give equal results")
     targets: Targets = Field(default=Targets(), description="bounds that the result must meet")
+    gates: list[Any] = Field(default=[], description="what results must show besides")
     stages: list[dict[str, Any]] = Field(
         min_length=1, description="what the model goes through, in order"
     )
@@ -77,18 +79,20 @@ class Stage:
         technique: what compresses.
         targets: bounds for the result of this stage.
         recovery: what trains the model before the stage is judged, if anything does.
+        gates: what its result is asked besides what the recipe asks of every stage.
     """
 
     technique: Technique[Any]
     targets: Targets = field(default_factory=Targets)
     recovery: Technique[Any] | None = None
+    gates: tuple[ChosenGate, ...] = ()
 
     @property
     def name(self) -> str:
         return self.technique.name
 
     def as_dict(self, defaults: bool = True) -> dict[str, Any]:
-        """Return the stage as a recipe spells it, without its targets."""
+        """Return the stage as a recipe spells it, without its targets and gates."""
         spelled = _spelled(self.technique, defaults)
         if self.recovery is not None:
             spelled["recovery"] = _spelled(self.recovery, defaults)
@@ -114,19 +118,39 @@ class Recipe:
     targets: Targets = field(default_factory=Targets)
     seed: int = 0
     description: str = ""
+    gates: tuple[ChosenGate, ...] = ()
+
+    def targets_of(self, position: int) -> Targets:
+        """Return what a stage, 1 for the first, is held to: its own targets before the recipe's."""
+        own = self.stages[position - 1].targets.model_dump(exclude_none=True)
+        return Targets(**{**self.targets.model_dump(exclude_none=True), **own})
+
+    def gates_of(self, position: int) -> tuple[ChosenGate, ...]:
+        """Return what a stage is asked: the recipe's gates, and its own, which take their place."""
+        return effective(self.gates, self.stages[position - 1].gates)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the recipe as plain data, defaults included."""
+        """Return the recipe as plain data, defaults included; gates only where there are some."""
         return {
             "name": self.name,
             "description": self.description,
             "seed": self.seed,
             "stages": [
-                {**stage.as_dict(), "targets": stage.targets.model_dump(exclude_none=True)}
+                {
+                    **stage.as_dict(),
+                    "targets": stage.targets.model_dump(exclude_none=True),
+                    **_spelled_gates(stage.gates),
+                }
                 for stage in self.stages
             ],
             "targets": self.targets.model_dump(exclude_none=True),
+            **_spelled_gates(self.gates),
         }
+
+
+def _spelled_gates(gates: tuple[ChosenGate, ...]) -> dict[str, Any]:
+    # A recipe without gates is written as before there were any: its reports stay the same bytes.
+    return {"gates": [gate.as_dict() for gate in gates]} if gates else {}
 
 
 def load_recipe(reference: str, plugins: Plugins) -> Recipe:
@@ -166,7 +190,10 @@ def parse_recipe(source: YamlSource, plugins: Plugins, default_name: str) -> Rec
         _parse_stage(options, ("stages", i), source, plugins)
         for i, options in enumerate(file.stages)
     )
-    return Recipe(file.name or default_name, stages, file.targets, file.seed, file.description)
+    gates = parse_gates(file.gates, ("gates",), source, plugins)
+    return Recipe(
+        file.name or default_name, stages, file.targets, file.seed, file.description, gates
+    )
 
 
 def _parse_stage(
@@ -196,7 +223,8 @@ def _parse_stage(
             f"{source.where(at)}: {name!r} in {technique.rounds()} rounds trains between them, so "
             "the stage needs a 'recovery', such as {technique: fine_tuning, epochs: 1}."
         )
-    return Stage(technique, targets, recovery)
+    gates = parse_gates(options.get("gates", []), (*at, "gates"), source, plugins)
+    return Stage(technique, targets, recovery, gates)
 
 
 def _parse_technique(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from inspect import getdoc
 from typing import Any
 
 from zoopress.config import DIALECT, json_schema
 from zoopress.plugins import Plugins
+from zoopress.recipes.gate_choices import config_of
 from zoopress.recipes.recipe import BESIDES, Targets, _RecipeFile
 
 _BESIDE: dict[str, Any] = {
@@ -15,6 +17,7 @@ _BESIDE: dict[str, Any] = {
         "anyOf": [{"$ref": "#/$defs/recovery"}, {"type": "null"}],
         "description": "what trains the model before the stage is judged",
     },
+    "gates": {"$ref": "#/$defs/gates"},
 }
 
 
@@ -29,6 +32,8 @@ def recipe_schema(plugins: Plugins) -> dict[str, Any]:
         definitions[kind] = _tagged(plugins, names, kind)
         for name in names:
             definitions[f"{kind}:{name}"] = _with_keys(plugins, name, f"{kind}:{name}", besides)
+    definitions["gates"] = _gates(plugins)
+    schema["properties"]["gates"] = {"$ref": "#/$defs/gates"}
     schema["properties"]["stages"]["items"] = {"$ref": "#/$defs/stage"}
     about = "Stages in order, and what their result must meet."
     return {"$schema": DIALECT, "title": "A recipe of zoopress", **schema, "description": about}
@@ -78,6 +83,36 @@ def _with_keys(
             **{key: _BESIDE[key] for key in besides},
         },
         "required": ["technique", *config.get("required", ())],
+    }
+
+
+def _gates(plugins: Plugins) -> dict[str, Any]:
+    """Return the schema of a list of gates: names, and names with options."""
+    plain, with_options = [], []
+    for name in sorted(plugins.references["gates"]):
+        try:
+            gate = plugins.resolve("gates", name)
+            config = config_of(gate, name)
+            keys = {} if config is None else json_schema(config, "#/$defs/gates")
+        except Exception:  # a plugin's, which recipes cannot name either
+            continue
+        if getattr(gate, "always_asked", False):
+            continue
+        if not keys.get("required"):
+            plain.append(name)
+        tag = {"const": name, "description": (getdoc(gate) or "").partition("\n")[0]}
+        with_options.append(
+            {
+                "type": "object",
+                "additionalProperties": False,
+                "properties": {"gate": tag, **keys.get("properties", {})},
+                "required": ["gate", *keys.get("required", ())],
+            }
+        )
+    return {
+        "type": "array",
+        "items": {"anyOf": [{"enum": plain}, *with_options]},
+        "description": "what results must show besides",
     }
 
 

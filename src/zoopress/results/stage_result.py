@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -25,6 +26,29 @@ class Fidelity:
     cosine: float
     label_loyalty: float | None = None
     probability_loyalty: float | None = None
+
+
+@dataclass(frozen=True)
+class LayerChange:
+    """What a chain has done so far to one weight of the original, of two or more axes.
+
+    Attributes:
+        name: the weight's; tied weights count once, under their first name.
+        relative_error: Frobenius norm of the difference ÷ that of the original; None if nothing of
+            its shape stands in its place, or the error is infinite.
+        zero_share: share of its numbers that are zero, 0 to 1; None if nothing of its shape stands
+            in its place.
+    """
+
+    name: str
+    relative_error: float | None
+    zero_share: float | None
+
+    @property
+    def error(self) -> float | None:
+        """The relative error, infinite for an original of zeros that are none any more."""
+        infinite = self.relative_error is None and self.zero_share is not None
+        return math.inf if infinite else self.relative_error
 
 
 @dataclass(frozen=True)
@@ -53,6 +77,8 @@ class StageResult:
         metric: name of the one that the task is judged by.
         metric_drop: how much worse that one is than the original's; negative if it is better.
         lower_is_better: whether a smaller value of it is a better one.
+        layers: what was done to each weight so far; None in results of versions that did not
+            measure it.
     """
 
     technique: str
@@ -75,6 +101,7 @@ class StageResult:
     metric: str | None = None
     metric_drop: float | None = None
     lower_is_better: bool = False
+    layers: list[LayerChange] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data."""
@@ -86,13 +113,32 @@ class StageResult:
         values = dict(data)
         values["claims"] = [Claim(**claim) for claim in values["claims"]]
         values["fidelity"] = Fidelity(**values["fidelity"])
+        if values.get("layers") is not None:
+            values["layers"] = [LayerChange(**layer) for layer in values["layers"]]
         return cls(**values)
 
 
 @dataclass(frozen=True)
 class GateInput:
-    """What a gate judges: a stage's result, and the targets it is held to."""
+    """What a gate judges: a stage's result, and the targets it is held to.
+
+    Attributes:
+        result: what was measured of the stage.
+        targets: what the recipe asks of it.
+        original_size_bytes: of all files of the original.
+        position: which stage; 1 for the first.
+        count: how many stages the recipe has.
+        previous: the result of the stage before; None for the first.
+    """
 
     result: StageResult
     targets: Targets
     original_size_bytes: int
+    position: int = 1
+    count: int = 1
+    previous: StageResult | None = None
+
+    @property
+    def last(self) -> bool:
+        """Whether the recipe ends with this stage."""
+        return self.position == self.count

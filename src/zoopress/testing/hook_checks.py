@@ -23,6 +23,7 @@ from zoopress.models.model import Model
 from zoopress.models.packing import PackedWeight
 from zoopress.plugins import Plugins, registries
 from zoopress.recipes import load_recipe
+from zoopress.recipes.gate_choices import config_of
 from zoopress.sources import pull
 from zoopress.tasks import open_dataset, open_task
 from zoopress.techniques import Technique
@@ -213,6 +214,17 @@ def _chosen(kind: str, check: Callable[[Any, Plugins], None]) -> Callable[..., I
     return chosen
 
 
+def _gate(request: Request, name: str) -> Iterator[Step]:
+    yield "", lambda: check_gate(_imported(request, "gate", name), name)
+
+
+def check_gate(gate: Any, name: str) -> None:
+    """Check that recipes can choose a gate, with its defaults where it has some for all options."""
+    config = config_of(gate, name)
+    if config is not None and not any(each.is_required() for each in config.model_fields.values()):
+        gate(config())
+
+
 def _card(request: Request, name: str) -> Iterator[Step]:
     yield "", lambda: load_card(str(request.plugins.cards[name]), request.plugins)
 
@@ -243,6 +255,7 @@ CHECKS: dict[str, Callable[[Request, str], Iterator[Step]]] = {
     "criterion": _chosen("criterion", check_criterion),
     "loss": _chosen("loss", check_loss),
     "block": _chosen("block", check_block),
+    "gate": _gate,
     "card": _card,
     "recipe": _recipe,
     "runtime": _by_name(check_runtime),
