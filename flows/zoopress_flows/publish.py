@@ -30,9 +30,10 @@ def publish_flow(
     tag: str | None = None,
     branch: str = "main",
     permission: str | None = None,
+    allow_low_quality: bool = False,
     quiet: bool = False,
 ) -> Any:
-    """Publish every run that passed its gates.
+    """Publish every run that passed its gates and is like its original.
 
     Args:
         repo: where to, as my-org/{card}-{recipe}.
@@ -43,13 +44,20 @@ def publish_flow(
         tag: of the versions, as v1.
         branch: to commit to.
         permission: where the owner allows what the original's licence does not; for every run.
+        allow_low_quality: whether to publish models that are unlike their original, too.
         quiet: whether to print nothing.
 
     Returns:
         How publishing each ended. The run's state is Failed if one was not published.
     """
     plugins, reporter = load_plugins(), terminal(quiet)
-    options = PushOptions(private=private, branch=branch, tag=tag, permission=permission)
+    options = PushOptions(
+        private=private,
+        branch=branch,
+        tag=tag,
+        permission=permission,
+        allow_low_quality=allow_low_quality,
+    )
     runs = _runs(folders, matrix, Path(out), plugins)
     done: list[Publication] = []
     for item in publish_runs(runs, repo, options, plugins, reporter):

@@ -61,6 +61,10 @@ class Cell:
     plugins: Plugins
     store: Store
 
+    @property
+    def title(self) -> str:
+        return f"{self.original.card.name} × {self.recipe.name}"
+
     @cached_property
     def source_key(self) -> str:
         """The key of all that the first stage depends on."""

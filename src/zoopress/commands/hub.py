@@ -37,6 +37,13 @@ def push(
             show_default=False,
         ),
     ] = None,
+    allow_low_quality: Annotated[
+        bool,
+        typer.Option(
+            "--allow-low-quality",
+            help="Publish a model that is unlike its original, with a warning on its page.",
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be sent; send nothing.")
     ] = False,
@@ -45,7 +52,7 @@ def push(
     """Publish a compressed model on the Hub: one commit, verified; nothing if nothing changed.
 
     It needs a token with write access: `hf auth login`, or HF_TOKEN. What did not pass its gates,
-    or what the original's licence does not allow to be passed on, is refused.
+    is unlike its original, or may not be passed on by the original's licence, is refused.
 
     Examples:
 
@@ -64,6 +71,7 @@ def push(
         message=message,
         template=template,
         permission=permission,
+        allow_low_quality=allow_low_quality,
     )
     release = open_release(folder, loaded_plugins())
     hub = Hub()

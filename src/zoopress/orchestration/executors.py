@@ -68,7 +68,7 @@ class LocalExecutor:
         """
 
         def told(event: dict[str, Any]) -> None:
-            self.tell({**event, "cell": job.title})
+            self.tell({"cell": job.title, **event})  # some are about one of a job's cells
             if tell is not None:
                 tell(event)
 

@@ -110,7 +110,7 @@ class _Desk:
 
     def perform(self, job: Job, tell: Listener) -> dict[str, Any]:
         if job.kind == "open":
-            return {"cells": self._open(job)}
+            return {"cells": self._open(job, tell)}
         start = time.perf_counter()
         cell = self._cell(job, 0)
         bench = self._workbench(cell, Reporter(listeners=[tell]), job.threads)
@@ -120,33 +120,37 @@ class _Desk:
                 answer: dict[str, Any] = {"computed": list(done.computed)}
                 if job.kind == "finish":
                     report, folder = bench.evaluate(done.last, done.results), Path(job.folders[0])
-                    answer["result"] = _plain(
-                        deliver(cell, report, done.last, folder, done.computed, job.made_in)
-                    )
+                    given = (done.last, folder, done.computed, job.made_in, bench.reporter)
+                    answer["result"] = _plain(deliver(cell, report, *given))
         finally:
             if cell.original.files.size_bytes() > _KEPT_BYTES:
                 self._bench = None
         return {**answer, "seconds": time.perf_counter() - start}
 
-    def _open(self, job: Job) -> list[dict[str, Any]]:
+    def _open(self, job: Job, tell: Listener) -> list[dict[str, Any]]:
         """Return what is known of each cell of a card before anything is computed."""
         self._opened = None  # a branch may have moved since
         self._original(job)
         found = []
         for index, folder in enumerate(job.folders):
             try:
-                found.append(self._state(self._cell(job, index), Path(folder), job.made_in))
+                cell = self._cell(job, index)
+                found.append(self._state(cell, Path(folder), job.made_in, tell))
             except ZoopressError as error:
                 found.append({"failure": str(error)})
         return found
 
-    def _state(self, cell: Cell, folder: Path, made_in: dict[str, str]) -> dict[str, Any]:
+    def _state(
+        self, cell: Cell, folder: Path, made_in: dict[str, str], tell: Listener
+    ) -> dict[str, Any]:
         from zoopress.estimates.memory import memory_bytes
 
         with cell.store.using(cell.store_keys):
             finished = find_finished(cell)
             if finished is not None:
-                return {"result": _plain(deliver(cell, *finished, folder, made_in=made_in))}
+                reporter = Reporter([tell], cell=cell.title)
+                result = deliver(cell, *finished, folder, made_in=made_in, reporter=reporter)
+                return {"result": _plain(result)}
         return {
             "keys": list(cell.keys),
             "report_key": cell.report_key,

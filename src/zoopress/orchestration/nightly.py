@@ -240,7 +240,9 @@ class _Night:
         if self.section is None or not self.options.publish:
             return
         runs = [run for run in self._runs(self.done) if self._is_versioned(run)]
-        options = PushOptions(private=self.section.private)
+        options = PushOptions(
+            private=self.section.private, allow_low_quality=self.section.allow_low_quality
+        )
         for item in publish_runs(runs, self.section.repo, options, self.plugins, self.reporter):
             self.summary.published.append(item)
             if item.state == "failed":

@@ -47,6 +47,9 @@ class PublishSection(BaseModel):
 
     repo: str = Field(description="repositories on the Hub, as my-org/{card}-{recipe}")
     private: bool | None = Field(default=None, description="whether new repositories are private")
+    allow_low_quality: bool = Field(
+        default=False, description="whether models that are unlike their original are published"
+    )
 
     _check_repo = field_validator("repo")(check_pattern)
 

@@ -29,6 +29,7 @@ from zoopress.reports.headline import times_smaller
 from zoopress.reports.leaderboard import CellOutcome, Leaderboard
 from zoopress.reports.leaderboard_page import leaderboard_page
 from zoopress.reports.leaderboard_table import leaderboard_markdown
+from zoopress.reports.quality_words import MEANING
 from zoopress.reports.standing import State
 from zoopress.results import Report
 from zoopress.store import Store, write_atomic
@@ -282,6 +283,7 @@ class ZooRun:
         if report:
             cosine = report.last.fidelity.cosine
             text = f"{times_smaller(report.compression_ratio)}, cosine {cosine:.4f}"
+            text += "" if report.last_judged.like_original else f", {MEANING}"
         self.tell({"event": state, "cell": cell.title, "text": text})
 
 

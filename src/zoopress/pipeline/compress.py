@@ -21,8 +21,10 @@ from zoopress.plugins import Plugins, load_plugins
 from zoopress.progress import Reporter
 from zoopress.provenance import git_state
 from zoopress.recipes import Recipe
+from zoopress.reports.quality_words import unlike_remedy, unlike_words
 from zoopress.reports.report import stage_line
 from zoopress.results import GateInput, Report, StageResult
+from zoopress.results.quality import judge_quality, judge_stages
 from zoopress.store import Entry, Store
 
 if TYPE_CHECKING:
@@ -80,7 +82,7 @@ def compress(
         finished = find_finished(cell)
         if finished is not None:
             reporter.line(f"nothing to compute: {card.name} × {recipe.name} is in the store")
-            return deliver(cell, *finished, folder)
+            return deliver(cell, *finished, folder, reporter=reporter)
 
         for text in cell.advice:
             reporter.line(text)
@@ -90,7 +92,7 @@ def compress(
         bench = Workbench(cell, reporter)
         done = run_stages(bench, execute)
         report = execute("evaluate", lambda: bench.evaluate(done.last, done.results))
-        return deliver(cell, report, done.last, folder, done.computed)
+        return deliver(cell, report, done.last, folder, done.computed, reporter=reporter)
 
 
 def find_finished(cell: Cell) -> tuple[Report, Entry] | None:
@@ -151,7 +153,8 @@ def run_stages(
             computed.append(stage.name)
         result = StageResult.from_dict(previous.record)
         results.append(result)
-        bench.reporter.line(stage_line(position, len(stages), result, from_store=found is not None))
+        quality = judge_quality(result, cell.recipe.targets_of(position))
+        bench.reporter.line(stage_line(position, len(stages), result, found is not None, quality))
         if count is None:
             _check(cell, results)
     assert previous is not None, "a recipe has at least one stage"
@@ -165,8 +168,9 @@ def deliver(
     folder: Path,
     computed: tuple[str, ...] = (),
     made_in: Mapping[str, str] | None = None,
+    reporter: Reporter | None = None,
 ) -> Result:
-    """Write what is in the store of a finished cell to a folder.
+    """Write what is in the store of a finished cell to a folder; warn of one unlike its original.
 
     Args:
         cell: which one.
@@ -175,12 +179,17 @@ def deliver(
         folder: where to.
         computed: names of the stages that were computed just now.
         made_in: the commit that this run belongs to; that of the working folder by default.
+        reporter: where the warning goes; nowhere by default.
 
     Raises:
         StoreError: if the folder cannot be written.
     """
     report = _of_this_run(report, cell, git_state(Path.cwd()) if made_in is None else made_in)
     write_results(report, last, folder, cell.plugins)
+    words = unlike_words(report)
+    if words and reporter is not None:
+        remedy = unlike_remedy(report.last_judged)
+        reporter.warn(f"{words} {remedy} `zoopress push` refuses it as it is.", loud=True)
     return Result(report, folder, computed)
 
 
@@ -191,6 +200,7 @@ def _of_this_run(report: Report, cell: Cell, made_in: Mapping[str, str]) -> Repo
         card=cell.original.card.as_dict(),
         recipe=cell.recipe.as_dict(),
         store_keys=list(cell.store_keys),
+        quality=judge_stages(cell.recipe, report.stages),
         made_with={**report.made_with, **made_in},
     )
 

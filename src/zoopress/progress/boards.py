@@ -92,7 +92,7 @@ class Board:
                 row.item = str(event.get("text", ""))
             count = sum(self.ended.values())
         # Not under the lock: what prints takes locks of its own, under which it may draw.
-        self._show(str(kind), name, str(event.get("text", "")), count)
+        self._show(str(kind), name, str(event.get("text", "")), count, loud=bool(event.get("loud")))
 
     @property
     def summary(self) -> str:
@@ -103,7 +103,7 @@ class Board:
         ]
         return ", ".join([*parts, f"{len(self.running)} running", show_seconds(self.clock.seconds)])
 
-    def _show(self, kind: str, name: str, text: str, count: int) -> None:
+    def _show(self, kind: str, name: str, text: str, count: int, loud: bool) -> None:
         """Show what is worth a line that stays."""
 
 
@@ -142,7 +142,7 @@ class PlainBoard(Board):
     def __exit__(self, *_: object) -> None:
         self._beat.stop()
 
-    def _show(self, kind: str, name: str, text: str, count: int) -> None:
+    def _show(self, kind: str, name: str, text: str, count: int, loud: bool) -> None:
         first = next(iter(text.strip().splitlines()), "")
         if kind in SIGNS:
             sign, colour = SIGNS[kind]
@@ -152,7 +152,7 @@ class PlainBoard(Board):
         elif kind == "retry":
             line = styled("warning", f"{name} is tried again: {first}")
         elif kind == "warning":
-            line = styled("warning", f"{name}: {text}" if name else text)
+            line = styled("warning", f"{name}: {text}" if name else text, loud)
         else:
             return
         self._console.print(line, soft_wrap=True)

@@ -99,7 +99,7 @@ class PlainDisplay:
     def __call__(self, event: Event) -> None:
         kind, text = event["event"], str(event.get("text", ""))
         if kind in ("line", "warning"):
-            print_line(self._console, kind, text)
+            print_line(self._console, kind, text, bool(event.get("loud")))
         elif kind == "stage":
             row = Row(text)
             print_line(self._console, kind, f"{text} …")
@@ -137,7 +137,7 @@ class LiveDisplay:
     def __call__(self, event: Event) -> None:
         kind, text = event["event"], str(event.get("text", ""))
         if kind in ("line", "warning"):
-            print_line(self._console, kind, text)
+            print_line(self._console, kind, text, bool(event.get("loud")))
         elif kind == "stage":
             self._rows[event["step"]] = Row(text)
             self._switch()
@@ -190,15 +190,17 @@ def rows_table(rows: Iterable[Row]) -> RenderableType:
     return table
 
 
-def print_line(console: Console, kind: str, text: str) -> None:
+def print_line(console: Console, kind: str, text: str, loud: bool = False) -> None:
     """Print a line; it comes from anywhere and holds no markup."""
-    console.print(styled(kind, text), soft_wrap=True)
+    console.print(styled(kind, text, loud), soft_wrap=True)
 
 
-def styled(kind: str, text: str) -> Text:
+def styled(kind: str, text: str, loud: bool = False) -> Text:
     """Return a line as it looks on a terminal."""
     from rich.text import Text
 
+    if kind == "warning" and loud:
+        return Text(f"WARNING: {text}", "bold red")
     if kind == "warning":
         return Text.assemble(("warning: ", "yellow"), text)
     line = Text(text)

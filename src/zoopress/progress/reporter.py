@@ -9,7 +9,8 @@ else wants to know, such as an engine's progress bar.
     progress     step, text, fraction             an item of the step is done; text names it
     stage_ended  step, text, seconds, failed      the step is over
     line         text                             worth a line that stays
-    warning      text                             the same, of something that is not right
+    warning      text, loud                       the same, of something that is not right; `loud`
+                                                  is there, and true, where nobody may miss it
 
 `step` is a number that is one step's own; `fraction` is None or how much of the step is done, 0 to
 1. Every event has the key `cell` if its reporter was given one. A listener may meet further
@@ -55,9 +56,14 @@ class Reporter:
         """Tell something worth a line."""
         self._emit("line", text=text)
 
-    def warn(self, text: str) -> None:
-        """Tell something that is not right, but does not stop the work."""
-        self._emit("warning", text=text)
+    def warn(self, text: str, loud: bool = False) -> None:
+        """Tell something that is not right, but does not stop the work.
+
+        Args:
+            text: what.
+            loud: whether nobody may miss it.
+        """
+        self._emit("warning", text=text, **({"loud": True} if loud else {}))
 
     @contextmanager
     def step(self, title: str, closing_line: bool = True) -> Iterator[Progress]:

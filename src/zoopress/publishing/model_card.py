@@ -35,6 +35,7 @@ from zoopress.reports.markdown import (
     web_address,
     yaml_block,
 )
+from zoopress.reports.quality_words import unlike_words
 from zoopress.reports.report import comparison_rows
 from zoopress.reports.run_words import evaluation_data, settings_text, shown_recipe
 from zoopress.results import Report
@@ -119,6 +120,7 @@ def _context(
         "times_smaller": times_smaller(ratio),
         "size": show_bytes(last.size_bytes),
         "original_size": show_bytes(report.original_size_bytes),
+        "unlike": text(unlike_words(report)),
         "cosine": f"{fidelity.cosine:.4f}",
         "task_metric": _task_metric(report),
         "intervals": any(m.difference_interval for m in task_metrics(report.evaluation, last)),

@@ -23,7 +23,7 @@ from zoopress.publishing.card_metadata import base_model
 from zoopress.publishing.licenses import LEGAL_FILE, BaseInfo, check_license
 from zoopress.publishing.model_card import render_model_card
 from zoopress.publishing.published import PUBLISHED, PublishedRecord, add_published, last_published
-from zoopress.publishing.release import Release
+from zoopress.publishing.release import Release, refuse_low_quality
 from zoopress.results import Report
 
 README = "README.md"
@@ -42,6 +42,7 @@ class PushOptions:
         message: of the commit.
         template: file of a template for the model card, see docs/model-card.md.
         permission: where the owner of the original allows what its licence does not.
+        allow_low_quality: whether to publish a model that is unlike its original.
     """
 
     private: bool | None = None
@@ -50,6 +51,7 @@ class PushOptions:
     message: str | None = None
     template: Path | None = None
     permission: str | None = None
+    allow_low_quality: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,10 +106,13 @@ def plan_push(hub: Hub, release: Release, repo_id: str, options: PushOptions) ->
     """Find out what a push would do; changes nothing.
 
     Raises:
+        GateError: if the model is unlike its original, and the options do not allow it.
         HubError: if it must not be done, or the Hub cannot be asked.
     """
     if hub.offline:
         raise HubError("HF_HUB_OFFLINE forbids requests. Unset it to publish.")
+    if not options.allow_low_quality:
+        refuse_low_quality(release.report)
     repo_id = _full_name(hub, repo_id)
     report = naming_commit(release, repo_id).report
     base = _base(hub, report)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zoopress.artifacts.manifest import MANIFEST, Manifest, read_manifest
-from zoopress.errors import ArtifactError, RecipeError
+from zoopress.errors import ArtifactError, GateError, RecipeError
 from zoopress.gates import check_chosen, check_sound, check_targets
 from zoopress.plugins import Plugins
 from zoopress.recipes import ChosenGate, Targets
 from zoopress.recipes.gate_choices import effective, read_gates
+from zoopress.reports.quality_words import unlike_remedy, unlike_words
 from zoopress.results import GateInput, Report
+from zoopress.results.quality import judge_stages
 from zoopress.store import file_digest
 
 
@@ -65,6 +67,23 @@ def open_release(folder: Path, plugins: Plugins) -> Release:
         check_targets(given, position, given.last)
         check_chosen(given, position, chosen[position - 1])
     return Release(artifact, manifest, report)
+
+
+def refuse_low_quality(report: Report) -> None:
+    """Refuse a model that is unlike its original, where no target of the recipe allows it.
+
+    It is judged anew: the report may be older than the guard, or say what is not so.
+
+    Raises:
+        GateError: saying what it was judged by, and what to do.
+    """
+    quality = judge_stages(report.recipe, report.stages)
+    if not quality[-1].like_original:
+        words = unlike_words(replace(report, quality=quality))
+        raise GateError(
+            f"{report.name} is not published: {words} {unlike_remedy(quality[-1])} Or publish it "
+            "as it is, with a warning on its page: --allow-low-quality."
+        )
 
 
 def _with_targets(report: Report) -> list[GateInput]:

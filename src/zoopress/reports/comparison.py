@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from zoopress.errors import InputError
 from zoopress.reports.drawing import Chart
 from zoopress.reports.leaderboard import Leaderboard
-from zoopress.reports.leaderboard_table import Column, columns_of
+from zoopress.reports.leaderboard_table import Column, columns_of, is_unlike
 from zoopress.reports.markdown import one_line, table, text
+from zoopress.reports.quality_words import MEANING
 from zoopress.reports.standing import Figures, Latency, Standing, figures_of
 from zoopress.results.figures import mapping, metric_of_figures, number
 
@@ -141,7 +142,10 @@ def compare(found: Sequence[Found]) -> Comparison:
     front = [Cell("★" if cell.on_front else "", False) for cell, _ in board.done]
     rows = [Row("Pareto front", "no other is at least as good in all, and better in one", front)]
     rows += [_row(column, figures, same_card) for column in columns_of(board)]
-    return Comparison(board, names, rows, _notes(found))
+    notes = [
+        f"{name}: {MEANING}." for name, one in zip(names, figures, strict=True) if is_unlike(one)
+    ]
+    return Comparison(board, names, rows, notes + _notes(found))
 
 
 def _row(column: Column, figures: Sequence[Figures], same_card: bool) -> Row:
@@ -192,6 +196,7 @@ def _published_figures(lineage: Lineage, size_bytes: int | None) -> Figures:
         latency=tuple(sorted(latency, key=lambda row: row.batch_size)),
         metric=metric_of_figures(known),
         macs_reduction=number(known.get("macs_reduction")),
+        like_original=like if isinstance(like := known.get("like_original"), bool) else None,
     )
 
 

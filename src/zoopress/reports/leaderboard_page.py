@@ -12,7 +12,14 @@ from zoopress.reports.drawing import Chart, ChartsMissingError
 from zoopress.reports.html import render
 from zoopress.reports.leaderboard import Leaderboard
 from zoopress.reports.leaderboard_charts import charts
-from zoopress.reports.leaderboard_table import MARKS, Column, columns_of, mark, stages_text
+from zoopress.reports.leaderboard_table import (
+    MARKS,
+    Column,
+    columns_of,
+    is_unlike,
+    mark,
+    stages_text,
+)
 from zoopress.reports.markdown import one_line
 from zoopress.reports.standing import Figures, Standing
 from zoopress.units import show_seconds
@@ -73,6 +80,7 @@ def _row(
         "place": place,
         "mark": mark(cell),
         "on_front": cell.on_front,
+        "unlike": is_unlike(figures),
         "on_card_front": cell.on_card_front,
         "card": one_line(cell.card),
         "recipe": one_line(cell.recipe),

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 
 from zoopress.reports.leaderboard import Leaderboard
 from zoopress.reports.markdown import one_line, table, text
+from zoopress.reports.quality_words import MARK, MEANING
 from zoopress.reports.standing import Figures, Latency, Standing
 from zoopress.units import show_bytes, show_seconds
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
 
-MARKS = "★ on the Pareto front of the whole zoo, ☆ on that of its card"
+MARKS = f"★ on the Pareto front of the whole zoo, ☆ on that of its card, {MEANING}"
 MARKDOWN_ROWS = 500
 """GitHub's summaries hold 1 MiB, so longer leaderboards are cut there."""
 
@@ -180,8 +181,14 @@ def stages_text(figures: Figures) -> str:
 
 
 def mark(cell: Standing) -> str:
-    """Return the sign of a cell on a front."""
-    return "★" if cell.on_front else "☆" if cell.on_card_front else ""
+    """Return the signs of a cell: on a front, and unlike its original."""
+    front = "★" if cell.on_front else "☆" if cell.on_card_front else ""
+    return front + (MARK if cell.figures is not None and is_unlike(cell.figures) else "")
+
+
+def is_unlike(figures: Figures) -> bool:
+    """Tell whether the guard on quality found the model unlike its original."""
+    return figures.like_original is False
 
 
 class LeaderboardTable:

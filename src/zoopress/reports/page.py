@@ -15,6 +15,7 @@ from zoopress.reports.headline import headline, times_fewer, times_smaller
 from zoopress.reports.html import render
 from zoopress.reports.local_paths import without_local_paths
 from zoopress.reports.markdown import one_line, yaml_text
+from zoopress.reports.quality_words import unlike_words
 from zoopress.reports.report import comparison_rows
 from zoopress.reports.run_words import evaluation_data, settings_text, shown_recipe
 from zoopress.reports.words import TERMS
@@ -93,6 +94,7 @@ def _article(report: Report, draw: Draw) -> dict[str, Any]:
         "description": one_line(report.card.get("description", "")),
         "recipe_description": one_line(report.recipe.get("description", "")),
         "headline": headline(report),
+        "unlike": one_line(unlike_words(report)),
         "tiles": tiles(report),
         "rows": comparison_rows(report),
         "metrics": task_metrics(report.evaluation, report.last),

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from zoopress.reports.headline import headline, times_fewer, times_smaller
-from zoopress.results import Report, StageResult
+from zoopress.reports.markdown import text
+from zoopress.reports.quality_words import MARK, MEANING, unlike_words
+from zoopress.results import Quality, Report, StageResult
 from zoopress.results.figures import (
     macs_reduction,
     mapping,
@@ -75,8 +77,14 @@ def comparison_rows(report: Report, latency: bool = True) -> list[tuple[str, str
     return rows
 
 
-def stage_line(position: int, count: int, result: StageResult, from_store: bool) -> str:
-    """Return one line on a stage: what it did to bytes and fidelity."""
+def stage_line(
+    position: int,
+    count: int,
+    result: StageResult,
+    from_store: bool,
+    quality: Quality | None = None,
+) -> str:
+    """Return one line on a stage: what it did to bytes and fidelity, and if that is too much."""
     loyalty = result.fidelity.label_loyalty
     parts = [
         f"stage {position}/{count}  {result.technique:<20}",
@@ -89,6 +97,8 @@ def stage_line(position: int, count: int, result: StageResult, from_store: bool)
         value = show_metric(result.metric, result.metrics.get(result.metric))
         parts.append(f"{result.metric.replace('_', ' ')} {value}")
     parts.append("from the store" if from_store else f"{result.seconds:.1f} s")
+    if quality is not None and not quality.like_original:
+        parts.append(f"{MEANING}: {quality.problem}")
     return "  ".join(parts)
 
 
@@ -101,6 +111,7 @@ def markdown(report: Report) -> str:
             "",
             f"{', '.join(headline(report))}.",
             "",
+            *([f"**{MARK} {text(words)}**", ""] if (words := unlike_words(report)) else []),
             *_table(("", "original", "compressed", ""), comparison_rows(report)),
             "",
             f"Latency: in turns in one process, {machine['threads']} threads on "
@@ -125,7 +136,7 @@ def _kernel_line(report: Report) -> list[str]:
 def _stage_table(report: Report) -> list[str]:
     metric = report.last.metric
     rows = []
-    for i, stage in enumerate(report.stages, start=1):
+    for i, (stage, quality) in enumerate(zip(report.stages, report.judged, strict=True), start=1):
         config = ", ".join(f"{key}: {json.dumps(value)}" for key, value in stage.config.items())
         measured = () if metric is None else (show_metric(metric, stage.metrics.get(metric)),)
         rows.append(
@@ -136,7 +147,7 @@ def _stage_table(report: Report) -> list[str]:
                 str(len(stage.touched)),
                 f"{stage.weight_bytes:,}",
                 *measured,
-                f"{stage.fidelity.cosine:.4f}",
+                f"{stage.fidelity.cosine:.4f}" + ("" if quality.like_original else f" {MARK}"),
                 _or_dash(stage.fidelity.label_loyalty),
             )
         )

@@ -12,7 +12,8 @@ import re
 from dataclasses import fields
 from typing import Any
 
-from zoopress.results import Fidelity, LayerResult, Report, StageResult
+from zoopress.results import Fidelity, LayerChange, LayerResult, Quality, Report, StageResult
+from zoopress.results.quality import Judgement
 from zoopress.techniques import Claim
 
 _NUMBER = {"type": ["number", "null"]}
@@ -68,13 +69,16 @@ _EVALUATION = {
 }
 
 
+_RECORDS = (Report, StageResult, LayerResult, LayerChange, Fidelity, Claim, Quality, Judgement)
+
+
 def report_schema() -> dict[str, Any]:
     """Return the schema, JSON Schema draft 2020-12."""
     from pydantic import TypeAdapter
 
     made = TypeAdapter(Report).json_schema()
     parts = {"Report": made, **made["$defs"]}
-    for kind in (Report, StageResult, LayerResult, Fidelity, Claim):
+    for kind in _RECORDS:
         _describe(parts[kind.__name__], kind)
     made["properties"]["evaluation"] = _EVALUATION
     [current] = [field.default for field in fields(Report) if field.name == "schema"]

@@ -93,6 +93,8 @@ class Figures:
     """What the task is judged by, if it has labels."""
     macs_reduction: float | None = None
     """The original's MACs ÷ the compressed model's."""
+    like_original: bool | None = None
+    """What the guard on quality says; None if unknown."""
 
     @property
     def compression_ratio(self) -> float:
@@ -220,6 +222,7 @@ def figures_of(report: Report, computed: tuple[str, ...] = ()) -> Figures:
         processor=str(report.machine.get("processor", "")),
         metric=primary_metric(report),
         macs_reduction=macs_reduction(report),
+        like_original=report.last_judged.like_original,
     )
 
 

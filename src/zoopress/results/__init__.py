@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from zoopress.results.quality import Quality as Quality
 from zoopress.results.report import LayerResult as LayerResult
 from zoopress.results.report import Report as Report
 from zoopress.results.report import read_report as read_report

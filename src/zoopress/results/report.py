@@ -10,6 +10,7 @@ from typing import Any
 
 from zoopress.errors import InputError
 from zoopress.results.figures import task_figures
+from zoopress.results.quality import Quality, judge_stages
 from zoopress.results.stage_result import StageResult
 
 
@@ -79,6 +80,9 @@ class Report:
     """The task's metrics under "task", each other measure by its name: docs/evaluation.md."""
     store_keys: list[str] = field(default_factory=list)
     """Of the stages' results and of this report, which `zoopress store gc` keeps on request."""
+    quality: list[Quality] = field(default_factory=list)
+    """What the guard on quality says of each stage's result; empty in reports of versions that had
+    none."""
     schema: int = field(default=3)
 
     @property
@@ -88,6 +92,16 @@ class Report:
     @property
     def last(self) -> StageResult:
         return self.stages[-1]
+
+    @property
+    def judged(self) -> list[Quality]:
+        """What the guard on quality says of each stage's result, also in a report that does not."""
+        return self.quality or judge_stages(self.recipe, self.stages)
+
+    @property
+    def last_judged(self) -> Quality:
+        """What it says of the model that came out."""
+        return self.judged[-1]
 
     @property
     def compression_ratio(self) -> float:
@@ -114,6 +128,7 @@ class Report:
             "parameters": self.last.parameters,
             "nonzero_parameters": self.last.parameters - self.last.pruned,
             "cosine": round(self.last.fidelity.cosine, 6),
+            "like_original": self.last_judged.like_original,
         }
         for name in ("label_loyalty", "probability_loyalty"):
             value = getattr(self.last.fidelity, name)
@@ -132,6 +147,7 @@ class Report:
         """Rebuild from `as_dict`."""
         values = dict(data)
         values["stages"] = [StageResult.from_dict(stage) for stage in values["stages"]]
+        values["quality"] = [Quality.from_dict(each) for each in values.get("quality", [])]
         values["layers"] = [LayerResult(**layer) for layer in values.get("layers", [])]
         return cls(**values)
 
