@@ -81,6 +81,7 @@ def in_process(folder: Path, cells: int) -> dict[str, float]:
     from zoopress.cells.selection import select_cells
     from zoopress.estimates.budget import MemoryBudget
     from zoopress.evaluation.latency import measure_latency
+    from zoopress.observers.watch import Observers
     from zoopress.orchestration.executors import run_here
     from zoopress.orchestration.jobs import Job
     from zoopress.orchestration.zoo_run import ZooOptions, ZooRun, write_leaderboard
@@ -114,8 +115,9 @@ def in_process(folder: Path, cells: int) -> dict[str, float]:
         start = time.process_time()
         recipes = f"{folder / 'params.yaml'}#recipes"
         selection = select_cells([str(folder / "card.yaml")], [recipes], None, load_plugins())
+        observers = Observers(load_plugins(), print)
         options = ZooOptions(folder / "out", str(folder / "store"))
-        board = ZooRun(selection, options, submit, lambda event: None).run()
+        board = ZooRun(selection, options, submit, lambda event: None, observers).run()
         write_leaderboard(board, folder / "out")
         assert all(cell.state == "done" for cell in board.cells)
         return time.process_time() - start

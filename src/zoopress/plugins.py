@@ -11,6 +11,7 @@ import importlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib.metadata import EntryPoint, entry_points
@@ -35,7 +36,8 @@ from zoopress.interface import (
 )
 
 if TYPE_CHECKING:
-    from zoopress.results import GateInput
+    from zoopress.observers import CellEnd, CellNews, RunNews, StageNews, State
+    from zoopress.results import GateInput, Report, StageResult
     from zoopress.techniques import Technique
 
 GROUP = "zoopress"
@@ -214,6 +216,45 @@ class HookSpecs:
     @hookspec
     def zoopress_after_stage(self, technique: str, position: int, result: GateInput) -> None:
         """Observe a computed stage, before its gates decide."""
+
+    @hookspec
+    def zoopress_run_started(self, run: RunNews) -> None:
+        """Observe that a run begins: one cell, or a whole zoo's."""
+
+    @hookspec
+    def zoopress_run_ended(self, run: RunNews, cells: Sequence[CellEnd], seconds: float) -> None:
+        """Observe that a run is over, and how each of its cells ended."""
+
+    @hookspec
+    def zoopress_cell_started(self, cell: CellNews) -> None:
+        """Observe that work on a card and a recipe begins."""
+
+    @hookspec
+    def zoopress_cell_ended(
+        self,
+        cell: CellNews,
+        state: State,
+        report: Report | None,
+        error: str | None,
+        seconds: float,
+    ) -> None:
+        """Observe that a cell is done, with its report, or that it failed or was stopped."""
+
+    @hookspec
+    def zoopress_stage_started(self, cell: CellNews, stage: StageNews) -> None:
+        """Observe that a stage is about to be computed (not when it comes from the store)."""
+
+    @hookspec
+    def zoopress_stage_ended(
+        self, cell: CellNews, stage: StageNews, result: StageResult, computed: bool, seconds: float
+    ) -> None:
+        """Observe a stage's result, computed just now or found in the store."""
+
+    @hookspec
+    def zoopress_stage_failed(
+        self, cell: CellNews, stage: StageNews, error: str, result: StageResult | None
+    ) -> None:
+        """Observe a stage that failed; with its result, if it only missed what the recipe asks."""
 
 
 @dataclass(frozen=True)

@@ -22,15 +22,17 @@ from small_zoo import write_zoo
 from zoopress.cells.selection import select_cells
 from zoopress.errors import StoreError
 from zoopress.estimates.budget import MemoryBudget
+from zoopress.observers.watch import Observers
 from zoopress.orchestration.executors import LocalExecutor, run_here, share_cores
 from zoopress.orchestration.jobs import Job
 from zoopress.orchestration.workers import StoppedError, WorkerPool
 from zoopress.orchestration.zoo_run import ZooOptions, ZooRun, write_leaderboard
 from zoopress.pipeline.compress import compress
-from zoopress.plugins import Plugins
+from zoopress.plugins import Plugins, load_plugins
 from zoopress.reports.leaderboard import Leaderboard
 from zoopress.store import Store
 
+OBSERVERS = Observers(load_plugins(), print)
 PARAMS = """
 recipes:
   grid:
@@ -111,7 +113,7 @@ def run(
     events: list[dict[str, Any]] = []
     selection = select_cells(["small/card.yaml", "large/card.yaml"], [recipes], None, plugins)
     options = ZooOptions(Path("out"), str(zoo / "store"))
-    return ZooRun(selection, options, executor.submit, events.append).run(), events
+    return ZooRun(selection, options, executor.submit, events.append, OBSERVERS).run(), events
 
 
 def states(board: Leaderboard) -> dict[str, str]:
@@ -261,7 +263,7 @@ def test_an_output_folder_that_cannot_be_written_is_told_before_any_work(
     executor = Here(zoo / "budget")
     options = ZooOptions(zoo / "file", str(zoo / "store"))
     works = {
-        "run": ZooRun(selection, options, executor.submit, lambda event: None).run,
+        "run": ZooRun(selection, options, executor.submit, lambda event: None, OBSERVERS).run,
         "leaderboard": lambda: write_leaderboard(Leaderboard([]), zoo / "file"),
     }
     with pytest.raises(StoreError, match="Choose another --out"):
@@ -272,7 +274,9 @@ def test_an_output_folder_that_cannot_be_written_is_told_before_any_work(
 def test_a_store_is_the_same_one_in_every_working_folder(zoo: Path, plugins: Plugins) -> None:
     selection = select_cells(["small/card.yaml"], ["params.yaml#recipes.grid"], None, plugins)
     executor = Here(zoo / "budget")
-    ZooRun(selection, ZooOptions(Path("out"), "store"), executor.submit, lambda event: None).run()
+    ZooRun(
+        selection, ZooOptions(Path("out"), "store"), executor.submit, lambda event: None, OBSERVERS
+    ).run()
     assert {job.store for job in executor.jobs} == {str(zoo / "store")}
 
 

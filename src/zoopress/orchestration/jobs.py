@@ -20,6 +20,7 @@ from zoopress.cards import Card, load_card
 from zoopress.cells.cell import Cell, Original, open_original
 from zoopress.cells.plan import make_plan
 from zoopress.errors import ZoopressError
+from zoopress.observers.watch import NOBODY, Sender
 from zoopress.pipeline.compress import Result, deliver, find_finished, run_stages
 from zoopress.plugins import Plugins, load_plugins
 from zoopress.progress import Listener, Reporter
@@ -49,6 +50,7 @@ class Job:
         count: for "prefix", how many stages.
         threads: how many torch computes with; None for all.
         made_in: the commit that the run belongs to, as `provenance.git_state` says it.
+        number: of the job in its run, which its stages' news name.
     """
 
     kind: Kind
@@ -61,6 +63,7 @@ class Job:
     count: int | None = None
     threads: int | None = None
     made_in: dict[str, str] = field(default_factory=dict)
+    number: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data."""
@@ -82,7 +85,9 @@ def perform(data: dict[str, Any], tell: Listener) -> dict[str, Any]:
 
     Returns:
         Plain data: for "open", `{"cells": […]}` with, for each recipe, either `result`, `failure`,
-        or `keys`, `missing` and `memory_bytes`; else `computed`, and for "finish" the `result`.
+        or `missing` and `memory_bytes`, and of what could be opened `card`, `recipe`, `keys` and
+        `report_key`; else `computed` and `news`, which were told as events too, and for "finish"
+        the `result`.
 
     Raises:
         ZoopressError: if it fails for a reason that a user can act on.
@@ -115,9 +120,12 @@ class _Desk:
         cell = self._cell(job, 0)
         bench = self._workbench(cell, Reporter(listeners=[tell]), job.threads)
         try:
+            sender = Sender(tell, job.number)
+            # What is finished passed its stages in a job before, which told of them.
+            watch = NOBODY if job.kind == "finish" else sender
             with cell.store.using(cell.store_keys):
-                done = run_stages(bench, count=job.count)
-                answer: dict[str, Any] = {"computed": list(done.computed)}
+                done = run_stages(bench, count=job.count, watch=watch)
+                answer: dict[str, Any] = {"computed": list(done.computed), "news": sender.sent}
                 if job.kind == "finish":
                     report, folder = bench.evaluate(done.last, done.results), Path(job.folders[0])
                     given = (done.last, folder, done.computed, job.made_in, bench.reporter)
@@ -133,11 +141,15 @@ class _Desk:
         self._original(job)
         found = []
         for index, folder in enumerate(job.folders):
+            known: dict[str, Any] = {}
             try:
                 cell = self._cell(job, index)
-                found.append(self._state(cell, Path(folder), job.made_in, tell))
+                known.update(card=cell.original.card.as_dict(), recipe=cell.recipe.as_dict())
+                known.update(keys=list(cell.keys), report_key=cell.report_key)
+                state = self._state(cell, Path(folder), job.made_in, tell)
             except ZoopressError as error:
-                found.append({"failure": str(error)})
+                state = {"failure": str(error)}
+            found.append({**known, **state})
         return found
 
     def _state(
@@ -152,8 +164,6 @@ class _Desk:
                 result = deliver(cell, *finished, folder, made_in=made_in, reporter=reporter)
                 return {"result": _plain(result)}
         return {
-            "keys": list(cell.keys),
-            "report_key": cell.report_key,
             "missing": [key for key in cell.keys if cell.store.find(key) is None],
             "memory_bytes": memory_bytes(cell),
         }

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from zoopress.cells.selection import Selection, select_cells
 from zoopress.estimates.budget import MemoryBudget
+from zoopress.observers.watch import NEWS, Observers
 from zoopress.orchestration.executors import LocalExecutor, share_cores
 from zoopress.orchestration.zoo_run import Submit, ZooOptions, ZooRun, write_leaderboard
 from zoopress.plugins import Plugins
-from zoopress.progress import zoo_board
+from zoopress.progress import Event, zoo_board
 from zoopress.reports.leaderboard import Leaderboard
 from zoopress.units import parse_bytes
 
@@ -87,11 +88,24 @@ def run_zoo(request: ZooRequest, plugins: Plugins, carrier: Carrier = _in_worker
     workers, threads = share_cores(request.workers, total)
     options = ZooOptions(Path(request.out), request.store, threads)
     with zoo_board(total, quiet=request.quiet) as shown:
+        started: list[ZooRun] = []
+
+        def tell(event: Event) -> None:
+            if event["event"] != NEWS:
+                shown.tell(event)
+            elif started:
+                started[0].hear(event)
+
+        def warn(text: str) -> None:
+            shown.tell({"event": "warning", "text": text})
+
         with (
-            LocalExecutor(workers, budget, shown.tell) as executor,
+            LocalExecutor(workers, budget, tell) as executor,
             carrier(executor, workers) as submit,
         ):
-            board = ZooRun(selection, options, submit, shown.tell).run()
+            observers = Observers(plugins, warn)
+            started.append(ZooRun(selection, options, submit, shown.tell, observers))
+            board = started[0].run()
             executor.close()  # before the carrier waits for what was interrupted
         write_leaderboard(board, options.out)
     return board

@@ -15,12 +15,13 @@ import json
 import queue
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from zoopress.cells.selection import Selection
 from zoopress.errors import StoreError, ZoopressError
+from zoopress.observers.watch import NOBODY, CellWatch, Observers, RunWatch, StageWatch, hear
 from zoopress.orchestration.jobs import Job, Kind
 from zoopress.orchestration.prefixes import Shared, shared_prefixes
 from zoopress.progress import Listener
@@ -77,10 +78,16 @@ class _CellState:
     computed: list[str] = field(default_factory=list)
     seconds: float = 0.0
     outcome: CellOutcome | None = None
+    watch: CellWatch | None = None
 
     @property
     def title(self) -> str:
         return f"{self.card} × {self.recipe}"
+
+    @property
+    def hears(self) -> StageWatch:
+        """What tells observers of its stages; nobody before it is open."""
+        return self.watch or NOBODY
 
 
 class ZooRun:
@@ -91,6 +98,7 @@ class ZooRun:
         options: where to.
         submit: starts a job.
         tell: gets events: cells that start, finish and fail.
+        observers: plugins that hear of the run, its cells and their stages.
     """
 
     def __init__(
@@ -99,6 +107,7 @@ class ZooRun:
         options: ZooOptions,
         submit: Submit,
         tell: Listener,
+        observers: Observers,
     ) -> None:
         self.options, self.submit, self.tell = options, submit, tell
         self._done: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -107,6 +116,7 @@ class ZooRun:
         self._numbers = 0
         self._store, self._in_use = Store(options.store), ExitStack()
         self._made_in = git_state(Path.cwd())
+        self._cells_of: dict[int, list[_CellState]] = {}
         self._cells: dict[str, list[_CellState]] = {}
         self._problems: list[tuple[_CellState, str]] = []
         for card, recipe in selection.cells():
@@ -121,6 +131,15 @@ class ZooRun:
             self._cells.setdefault(card.reference, []).append(cell)
             if problem:
                 self._problems.append((cell, problem))
+        names = [(cell.card, cell.recipe) for cell in self.cells]
+        self._watch = RunWatch(observers, names, options.out)
+
+    def hear(self, event: dict[str, Any]) -> None:
+        """Take in what a job has to tell of its stages; it may come from any thread, and twice."""
+        cells = self._cells_of.get(event["job"], [])
+        # A prefix is computed for its first cell; the others will find it in the store.
+        if cells:
+            hear(event, cells[0].hears)
 
     def run(self) -> Leaderboard:
         """Run every cell; what is interrupted is told apart from what failed.
@@ -130,7 +149,7 @@ class ZooRun:
         """
         with _writing(self.options.out):  # before hours of work
             self.options.out.mkdir(parents=True, exist_ok=True)
-        with self._in_use:  # also between two jobs of a cell
+        with self._watch, self._in_use:  # in use also between two jobs of a cell
             self._run()
         return Leaderboard([cell.outcome for cell in self.cells if cell.outcome is not None])
 
@@ -164,9 +183,21 @@ class ZooRun:
             missing: set[str] = set()
             reports: set[str] = set()
             for i, (cell, state) in enumerate(zip(cells, answer["cells"], strict=True)):
+                if "report_key" in state:
+                    cell.watch = self._watch.cell(
+                        state["card"],
+                        state["recipe"],
+                        cell.folder,
+                        state["keys"],
+                        state["report_key"],
+                    )
+                    cell.watch.start()
                 if "failure" in state:
                     self._fail([cell], state["failure"])
                 elif "result" in state:
+                    report = Report.from_dict(state["result"]["report"])
+                    for position, result in enumerate(report.stages, start=1):
+                        cell.hears.stage_ended(position, result, computed=False, seconds=0.0)
                     self._conclude(cell, "done", result=state["result"])
                 else:
                     keys[i] = state["keys"]
@@ -239,7 +270,8 @@ class ZooRun:
         """Submit a job; `then` gets its answer, and if it fails so do the cells."""
         self._numbers += 1
         number = self._numbers
-        submitted = self.submit(job)
+        self._cells_of[number] = cells  # before anything can be heard of it
+        submitted = self.submit(replace(job, number=number))
         self._under_way[number] = (submitted, then, cells)
         submitted.add_done_callback(lambda _: self._done.put(number))
 
@@ -249,6 +281,8 @@ class ZooRun:
             submitted, then, cells = self._under_way.pop(self._done.get())
             try:
                 answer = submitted.result()
+                for event in answer.get("news", ()):  # a cluster's machines tell no events
+                    self.hear(event)
             except Exception as error:  # whatever went wrong, it is this job's alone
                 self._fail(cells, str(error) or type(error).__name__)
                 continue
@@ -279,6 +313,10 @@ class ZooRun:
             computed=tuple(cell.computed),
             seconds=cell.seconds,
         )
+        if cell.watch is None:  # not even opened
+            named = ({"name": cell.card}, {"name": cell.recipe})
+            cell.watch = self._watch.cell(*named, cell.folder)
+        cell.watch.end(state, report, reason)
         text = reason or ""
         if report:
             cosine = report.last.fidelity.cosine

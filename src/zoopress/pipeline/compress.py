@@ -8,7 +8,9 @@ run that was interrupted gives the same bytes as one that was not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from zoopress.cards import Card
 from zoopress.cells.cell import Cell, open_cell
 from zoopress.gates import check_chosen, check_targets
+from zoopress.observers.watch import NOBODY, Observers, RunWatch, StageWatch, ending
 from zoopress.pipeline.delivery import write_results
 from zoopress.plugins import Plugins, load_plugins
 from zoopress.progress import Reporter
@@ -77,11 +80,25 @@ def compress(
         ZoopressError: whatever goes wrong; finished stages stay in the store.
     """
     plugins, reporter = plugins or load_plugins(), reporter or Reporter()
-    cell = open_cell(card, recipe, store or Store(), plugins)
+    observers = Observers(plugins, reporter.warn)
+    with RunWatch(observers, [(card.name, recipe.name)], folder) as run:
+        watch = run.cell(card.as_dict(), recipe.as_dict(), folder)
+        with ending(lambda: watch):
+            cell = open_cell(card, recipe, store or Store(), plugins)
+            watch = run.cell(card.as_dict(), recipe.as_dict(), folder, cell.keys, cell.report_key)
+            watch.start()
+            result = _compress(cell, folder, reporter, execute, watch)
+            watch.end("done", result.report)
+            return result
+
+
+def _compress(
+    cell: Cell, folder: Path, reporter: Reporter, execute: Execute[Any], watch: StageWatch
+) -> Result:
     with cell.store.using(cell.store_keys):
-        finished = find_finished(cell)
+        finished = find_finished(cell, watch)
         if finished is not None:
-            reporter.line(f"nothing to compute: {card.name} × {recipe.name} is in the store")
+            reporter.line(f"nothing to compute: {cell.title} is in the store")
             return deliver(cell, *finished, folder, reporter=reporter)
 
         for text in cell.advice:
@@ -90,13 +107,17 @@ def compress(
         from zoopress.pipeline.workbench import Workbench
 
         bench = Workbench(cell, reporter)
-        done = run_stages(bench, execute)
+        done = run_stages(bench, execute, watch=watch)
         report = execute("evaluate", lambda: bench.evaluate(done.last, done.results))
         return deliver(cell, report, done.last, folder, done.computed, reporter=reporter)
 
 
-def find_finished(cell: Cell) -> tuple[Report, Entry] | None:
+def find_finished(cell: Cell, watch: StageWatch = NOBODY) -> tuple[Report, Entry] | None:
     """Return report and last result of a cell of which nothing is left to compute, else None.
+
+    Args:
+        cell: which one.
+        watch: told each stage's result.
 
     Raises:
         GateError: if the stored result misses this recipe's targets.
@@ -106,7 +127,7 @@ def find_finished(cell: Cell) -> tuple[Report, Entry] | None:
         return None
     report = Report.from_dict(reported.record)
     for position in range(1, len(report.stages) + 1):
-        _check(cell, report.stages[:position])
+        _pass_on(cell, report.stages[:position], watch, computed=False, seconds=0.0)
     return report, last
 
 
@@ -126,7 +147,10 @@ class Done:
 
 
 def run_stages(
-    bench: Workbench, execute: Execute[Any] = run_inline, count: int | None = None
+    bench: Workbench,
+    execute: Execute[Any] = run_inline,
+    count: int | None = None,
+    watch: StageWatch = NOBODY,
 ) -> Done:
     """Compute the stages of a cell that are not in the store.
 
@@ -135,6 +159,7 @@ def run_stages(
         execute: runs each stage, given its name.
         count: stop after so many, and hold none to the recipe's targets: these stages are the
             beginning of other recipes as well. All of them by default.
+        watch: told of each stage.
 
     Raises:
         StageError: if a technique cannot do its work.
@@ -147,16 +172,22 @@ def run_stages(
     previous: Entry | None = None
     for position, stage in enumerate(stages[:count], start=1):
         found = cell.store.find(cell.keys[position - 1])
-        before = previous
-        previous = found or execute(stage.name, lambda: bench.run_stage(position, before))  # noqa: B023
+        before, start = previous, time.perf_counter()
+        if found is None:
+            watch.stage_started(position)
+            with _failing(watch, position):
+                previous = execute(stage.name, lambda: bench.run_stage(position, before))  # noqa: B023
+        else:
+            previous = found
+        assert previous is not None
         if found is None:
             computed.append(stage.name)
         result = StageResult.from_dict(previous.record)
         results.append(result)
         quality = judge_quality(result, cell.recipe.targets_of(position))
         bench.reporter.line(stage_line(position, len(stages), result, found is not None, quality))
-        if count is None:
-            _check(cell, results)
+        seconds = time.perf_counter() - start
+        _pass_on(cell, results, watch, found is None, seconds, held_to_targets=count is None)
     assert previous is not None, "a recipe has at least one stage"
     return Done(tuple(results), previous, tuple(computed))
 
@@ -203,6 +234,30 @@ def _of_this_run(report: Report, cell: Cell, made_in: Mapping[str, str]) -> Repo
         quality=judge_stages(cell.recipe, report.stages),
         made_with={**report.made_with, **made_in},
     )
+
+
+@contextmanager
+def _failing(watch: StageWatch, position: int, result: StageResult | None = None) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        watch.stage_failed(position, str(error) or type(error).__name__, result)
+        raise
+
+
+def _pass_on(
+    cell: Cell,
+    results: Sequence[StageResult],
+    watch: StageWatch,
+    computed: bool,
+    seconds: float,
+    held_to_targets: bool = True,
+) -> None:
+    """Ask the last of these results what the recipe asks of it, and tell it, or that it failed."""
+    if held_to_targets:
+        with _failing(watch, len(results), results[-1]):
+            _check(cell, results)
+    watch.stage_ended(len(results), results[-1], computed, seconds)
 
 
 def _check(cell: Cell, results: Sequence[StageResult]) -> None:

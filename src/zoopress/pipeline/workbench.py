@@ -32,6 +32,7 @@ from zoopress.gates import check_sound
 from zoopress.models.model import Model
 from zoopress.models.packing import unpack
 from zoopress.pipeline.deployment import start_on_task
+from zoopress.observers.watch import Observers
 from zoopress.plugins import Plugins
 from zoopress.progress import Progress, Reporter
 from zoopress.recipes import Stage
@@ -108,10 +109,9 @@ class Workbench:
             with self.reporter.step(title, closing_line=False) as progress:
                 before = self._input(previous)
                 model = before.model
-                hooks = self.plugins.manager.hook
-                self._tell(
-                    hooks.zoopress_before_stage, technique=stage.name, position=position, key=key
-                )
+                told = {"technique": stage.name, "position": position}
+                observers = Observers(self.plugins, self.reporter.warn)
+                observers.tell("zoopress_before_stage", **told, key=key)
                 save = partial(self._save, stage, before)
                 torch.manual_seed(self.recipe.seed)
                 start = time.perf_counter()
@@ -161,10 +161,15 @@ class Workbench:
                     lower_is_better=not self.task.higher_is_better,
                     layers=layer_changes(self.original, model),
                 )
-            given = GateInput(result, stage.targets, self.files.size_bytes())
-            self._tell(
-                hooks.zoopress_after_stage, technique=stage.name, position=position, result=given
+            given = GateInput(
+                result,
+                self.recipe.targets_of(position),
+                self.files.size_bytes(),
+                position,
+                len(self.recipe.stages),
+                None if previous is None else StageResult.from_dict(previous.record),
             )
+            observers.tell("zoopress_after_stage", **told, result=given)
             check_sound(given, position)
             return claim.commit(result.as_dict())
 
@@ -380,13 +385,6 @@ class Workbench:
     @property
     def _original_parameters(self) -> int:
         return Model(self.original).parameter_count()
-
-    def _tell(self, hook: Callable[..., Any], **news: Any) -> None:
-        """Call observers; what they do with it is not the run's concern."""
-        try:
-            hook(**news)
-        except Exception as error:
-            self.reporter.warn(f"an observer failed: {type(error).__name__}: {error}")
 
     def _input(self, previous: Entry | None) -> _Input:
         """Return what a stage starts from."""
