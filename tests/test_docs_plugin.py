@@ -41,7 +41,8 @@ def test_its_techniques_gate_source_and_observer_run_from_the_command_line(
     card["source"] = "shelf:cnn"
     (tmp_path / "card.yaml").write_text(json.dumps(card))
     stages = ["input_norm_pruning", "ternary_weights", "entropy_coding"]
-    recipe = {"stages": [{"technique": name} for name in stages]}
+    gates = ["cosine_positive", {"gate": "pruned_at_most", "share": 0.95}]
+    recipe = {"gates": gates, "stages": [{"technique": name} for name in stages]}
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
     files = str(tmp_path / "card.yaml"), str(tmp_path / "recipe.yaml")
     out = str(tmp_path / "out")
@@ -49,6 +50,12 @@ def test_its_techniques_gate_source_and_observer_run_from_the_command_line(
     assert done.returncode == 0, done.stderr
     assert [line.split()[1] for line in done.stderr.splitlines() if "observed" in line] == stages
     assert json.loads(done.stdout)["compression_ratio"] > 8
+    recipe["gates"][1]["share"] = 0
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    done = python(installed, "-m", "zoopress", "run", *files, "--out", out)
+    assert done.returncode == 1
+    assert "did not pass the gate 'pruned_at_most'" in done.stderr
+    assert "observed" not in done.stderr  # it failed at the first of them
 
 
 def test_a_plugin_is_left_out_when_it_is_blocked(

@@ -355,3 +355,22 @@ def test_commands_write_lookalikes_where_signs_cannot_be_written(tmp_path: Path)
     )
     assert done.stderr == b""
     assert re.search(r"^\W*ok\W+source", done.stdout.decode("ascii"), re.M)
+
+
+def test_a_loud_warning_cannot_be_missed() -> None:
+    events: list[Event] = []
+    reporter = Reporter([events.append])
+    reporter.warn("mind")
+    reporter.warn("stop", loud=True)
+    assert [event.get("loud") for event in events] == [None, True]
+    for display in (PlainDisplay, LiveDisplay):
+        stream = StringIO()
+        shown = display(Console(file=stream, width=200, force_terminal=True))
+        for event in events:
+            shown(event)
+        mild, loud = stream.getvalue().splitlines()
+        assert "warning: " in mild
+        assert "\x1b[1;31mWARNING: stop" in loud
+    stream = StringIO()
+    PlainBoard(1, console(stream)).tell({**events[1], "cell": "net × small"})
+    assert stream.getvalue() == "WARNING: net × small: stop\n"

@@ -263,6 +263,39 @@ def test_what_failed_a_gate_is_refused(
     assert alice.requests == []
 
 
+def of_bad_quality(report: dict[str, Any]) -> None:
+    report["stages"][0]["fidelity"].update(cosine=0.0912)
+    report["recipe"]["targets"].clear()
+
+
+def test_what_is_unlike_its_original_is_refused_unless_asked_for(
+    alice: HubFixture, run: Path, plugins: Plugins
+) -> None:
+    edit_report(run, of_bad_quality)  # the report's own field still says that all is well
+    with pytest.raises(GateError, match=r"not published: UNLIKE.*0\.0912.*--allow-low-quality"):
+        publish(run, plugins)
+    with pytest.raises(GateError, match="min_cosine"):
+        plan_push(Hub(), open_release(run, plugins), REPO, PushOptions())
+    assert "zoo/small" not in alice.repos
+    edit_report(run, lambda report: report.pop("quality"))  # as versions without the guard wrote
+    with pytest.raises(GateError, match="UNLIKE THE ORIGINAL"):
+        publish(run, plugins)
+    publish(run, plugins, allow_low_quality=True)
+    page = remote_files(alice)["README.md"].decode()
+    assert "⚠ **UNLIKE THE ORIGINAL: cosine is 0.0912, the bound 0.9.**" in page
+    assert "like_original: false" in page
+
+
+def test_a_target_that_is_met_makes_low_quality_the_users_choice(
+    alice: HubFixture, run: Path, plugins: Plugins
+) -> None:
+    edit_report(run, of_bad_quality)
+    edit_report(run, lambda report: report["recipe"]["targets"].update(min_cosine=0.05))
+    edit_report(run, lambda report: report.pop("quality"))
+    publish(run, plugins)
+    assert "UNLIKE" not in remote_files(alice)["README.md"].decode()
+
+
 def test_what_is_not_what_the_report_is_about_is_refused(
     run: Path, plugins: Plugins, tmp_path: Path
 ) -> None:

@@ -119,11 +119,6 @@ def run(
         print(json.dumps(result.report.metrics()))
     elif not quiet:
         _print_result(result)
-    from zoopress.reports.quality_words import unlike_words
-
-    words = unlike_words(result.report)
-    if words and silent:
-        note(f"WARNING: {words}")  # what is silent says what is wrong all the same
 
 
 app.command()(plan.plan)

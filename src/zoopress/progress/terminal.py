@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from zoopress.errors import InputError, nearest
-from zoopress.progress.reporter import Listener, Reporter
+from zoopress.progress.reporter import Event, Listener, Reporter
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,7 +23,8 @@ def terminal(quiet: bool = False, also: Sequence[Listener] = ()) -> Reporter:
     """Return a reporter that writes to standard error, so that results can be piped.
 
     Args:
-        quiet: tell people nothing; JSON is written all the same where $ZOOPRESS_PROGRESS asks.
+        quiet: tell people nothing but what nobody may miss; JSON is written all the same where
+            $ZOOPRESS_PROGRESS asks.
         also: who else is told.
 
     Raises:
@@ -33,12 +34,19 @@ def terminal(quiet: bool = False, also: Sequence[Listener] = ()) -> Reporter:
 
     mode = _mode(quiet)
     if mode == "quiet":
-        return Reporter(also)
+        return Reporter([_show_if_loud, *also])
     if mode == "json":
         return Reporter([JsonDisplay(sys.stderr), *also])
     console = error_console()
     live = mode == "auto" and console.is_interactive
     return Reporter([LiveDisplay(console) if live else PlainDisplay(console), *also])
+
+
+def _show_if_loud(event: Event) -> None:
+    if event.get("loud"):
+        from zoopress.progress.displays import print_line
+
+        print_line(error_console(), "warning", str(event.get("text", "")), loud=True)
 
 
 def zoo_board(total: int, quiet: bool = False) -> Board:
