@@ -80,6 +80,21 @@ def test_what_passed_is_published_and_what_did_not_is_told(
     assert [item.state for item in publish_runs(*given)] == ["failed", "unchanged", "failed"]
 
 
+def test_what_is_unlike_its_original_is_published_only_where_that_is_asked_for(
+    runs: Path, hub: HubFixture, plugins: Plugins
+) -> None:
+    run = runs / "models" / "perceptron" / "mild"
+    report = json.loads((run / "report.json").read_text())
+    report["stages"][0]["fidelity"]["cosine"] = 0.1
+    (run / "report.json").write_text(json.dumps(report))
+    given = ([run], "zoo/{card}-{recipe}")
+    [refused] = publish_runs(*given, PushOptions(), plugins)
+    assert refused.state == "failed"
+    assert "UNLIKE THE ORIGINAL" in str(refused.reason)
+    [allowed] = publish_runs(*given, PushOptions(allow_low_quality=True), plugins)
+    assert allowed.state == "published"
+
+
 @pytest.mark.parametrize(
     ("repo", "message"),
     [
@@ -106,6 +121,11 @@ def test_the_section_of_params_is_checked_where_it_stands(tmp_path: Path) -> Non
     section = read_publish_section(params)
     assert section is not None
     assert (section.repo, section.private) == ("zoo/{card}-{recipe}", True)
+    assert not section.allow_low_quality
+    params.write_text("publish:\n  repo: zoo/{card}-{recipe}\n  allow_low_quality: true\n")
+    section = read_publish_section(params)
+    assert section is not None
+    assert section.allow_low_quality
     params.write_text("publish:\n  repo: zoo/{name}\n")
     with pytest.raises(InputError, match=r"params\.yaml:2.*\{name\} is no field"):
         read_publish_section(params)

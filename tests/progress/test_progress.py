@@ -374,3 +374,13 @@ def test_a_loud_warning_cannot_be_missed() -> None:
     stream = StringIO()
     PlainBoard(1, console(stream)).tell({**events[1], "cell": "net × small"})
     assert stream.getvalue() == "WARNING: net × small: stop\n"
+
+
+def test_who_asked_for_silence_hears_what_is_loud_all_the_same(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    reporter = terminal(quiet=True)
+    reporter.line("line")
+    reporter.warn("mind")
+    reporter.warn("stop", loud=True)
+    assert capsys.readouterr().err == "WARNING: stop\n"

@@ -281,7 +281,7 @@ def test_what_is_unlike_its_original_is_refused_unless_asked_for(
     with pytest.raises(GateError, match="UNLIKE THE ORIGINAL"):
         publish(run, plugins)
     publish(run, plugins, allow_low_quality=True)
-    page = remote_files(alice)["README.md"].decode()
+    page = alice.files(REPO)["README.md"].decode()
     assert "⚠ **UNLIKE THE ORIGINAL: cosine is 0.0912, the bound 0.9.**" in page
     assert "like_original: false" in page
 
@@ -293,7 +293,7 @@ def test_a_target_that_is_met_makes_low_quality_the_users_choice(
     edit_report(run, lambda report: report["recipe"]["targets"].update(min_cosine=0.05))
     edit_report(run, lambda report: report.pop("quality"))
     publish(run, plugins)
-    assert "UNLIKE" not in remote_files(alice)["README.md"].decode()
+    assert "UNLIKE" not in alice.files(REPO)["README.md"].decode()
 
 
 def test_what_is_not_what_the_report_is_about_is_refused(
