@@ -48,7 +48,10 @@ def _all(plugins: Plugins) -> Any:
     from zoopress.errors import PluginError
     from zoopress.recipes.gate_choices import config_of
 
-    table = Table("gate", "asked", "options", "from", "what it does")
+    table = Table()
+    table.add_column("gate", no_wrap=True)
+    for header in ("asked", "options", "from", "what it does"):
+        table.add_column(header)
     for name in sorted(plugins.references["gates"]):
         origin = plugins.origin("gates", name)
         source = f"{origin.distribution} {origin.version}"
