@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
@@ -15,6 +16,7 @@ from zoopress.pipeline.compress import compress
 from zoopress.plugins import Plugins, hookimpl, load_plugins
 from zoopress.publishing.release import open_release
 from zoopress.recipes import Recipe, load_recipe
+from zoopress.recipes.schema import recipe_schema
 from zoopress.results import GateInput
 from zoopress.store import Store
 from zoopress.testing import tiny_card
@@ -181,3 +183,22 @@ def test_a_report_carries_its_gates_and_publishing_asks_them_again(
     path.write_text(json.dumps(report))
     with pytest.raises(GateError, match="'layer_error'"):
         open_release(result.folder, with_gates)
+
+
+@pytest.mark.parametrize(
+    ("gates", "valid"),
+    [
+        (["no_dead_layer", {"gate": "layer_error", "bound": 0.1}, "refuse"], True),
+        ([{"gate": "layer_error", "bond": 0.1}], False),
+        ([{"gate": "refuse", "bound": 0.1}], False),
+        (["layer_eror"], False),
+        (["outputs_finite"], False),
+        ("layer_error", False),
+    ],
+)
+def test_editors_are_told_the_gates_that_there_are(
+    with_gates: Plugins, gates: Any, valid: bool
+) -> None:
+    check = jsonschema.Draft202012Validator(recipe_schema(with_gates)).is_valid
+    assert check({"gates": gates, "stages": STAGES}) is valid
+    assert check({"stages": [{**STAGES[0], "gates": gates}]}) is valid

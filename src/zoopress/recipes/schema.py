@@ -17,7 +17,10 @@ _BESIDE: dict[str, Any] = {
         "anyOf": [{"$ref": "#/$defs/recovery"}, {"type": "null"}],
         "description": "what trains the model before the stage is judged",
     },
-    "gates": {"$ref": "#/$defs/gates"},
+    "gates": {
+        "$ref": "#/$defs/gates",
+        "description": "what the result must show besides, after this stage alone",
+    },
 }
 
 
@@ -33,7 +36,10 @@ def recipe_schema(plugins: Plugins) -> dict[str, Any]:
         for name in names:
             definitions[f"{kind}:{name}"] = _with_keys(plugins, name, f"{kind}:{name}", besides)
     definitions["gates"] = _gates(plugins)
-    schema["properties"]["gates"] = {"$ref": "#/$defs/gates"}
+    schema["properties"]["gates"] = {
+        "$ref": "#/$defs/gates",
+        "description": "what results must show besides, after every stage",
+    }
     schema["properties"]["stages"]["items"] = {"$ref": "#/$defs/stage"}
     about = "Stages in order, and what their result must meet."
     return {"$schema": DIALECT, "title": "A recipe of zoopress", **schema, "description": about}
