@@ -31,8 +31,8 @@ from zoopress.evaluation.sensitivity import measure_layers, stored_bytes
 from zoopress.gates import check_sound
 from zoopress.models.model import Model
 from zoopress.models.packing import unpack
-from zoopress.pipeline.deployment import start_on_task
 from zoopress.observers.watch import Observers
+from zoopress.pipeline.deployment import start_on_task
 from zoopress.plugins import Plugins
 from zoopress.progress import Progress, Reporter
 from zoopress.recipes import Stage
