@@ -156,7 +156,7 @@ class HookSpecs:
         """Return gates, name to "module:function" or "module:Class"; recipes choose among them.
 
         A gate takes a `GateInput` and returns None to pass, or a sentence that says what failed and
-        what to change. A class has a `Config`, `__init__(config)` and `__call__(given)`.
+        what to change. A class has a `config_type`, `__init__(config)` and `__call__(given)`.
         """
         raise AssertionError("a specification is never called")
 

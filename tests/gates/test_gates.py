@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import zoopress.config
+from zoopress.config import Config
 from zoopress.errors import GateError, PluginError
 from zoopress.gates import check_chosen, check_sound, check_targets, gates
 from zoopress.gates.bytes_saved import BytesSaved
@@ -111,11 +111,14 @@ def test_a_target_that_cannot_be_checked_is_refused_rather_than_passed() -> None
         check_targets(given_of(Targets(min_cosine=0.1), fidelity=Fidelity(8, math.nan)), 1, True)
 
 
-class Bounded:
-    class Config(zoopress.config.Config):
-        bound: float
+class BoundedConfig(Config):
+    bound: float
 
-    def __init__(self, config: Config) -> None:
+
+class Bounded:
+    config_type = BoundedConfig
+
+    def __init__(self, config: BoundedConfig) -> None:
         self.config = config
 
     def __call__(self, given: GateInput) -> str | None:
@@ -125,7 +128,7 @@ class Bounded:
 
 def test_a_recipes_gates_are_asked_with_their_options() -> None:
     def chosen(bound: float) -> ChosenGate:
-        config = Bounded.Config(bound=bound)
+        config = Bounded.config_type(bound=bound)
         return ChosenGate("mine", Bounded(config), config)
 
     check_chosen(given_of(), 2, [chosen(0.9)])
@@ -162,33 +165,33 @@ LAYERS = [
 @pytest.mark.parametrize(
     ("gate", "changes", "problem"),
     [
-        (LayerError(LayerError.Config()), {"layers": LAYERS}, None),
+        (LayerError(LayerError.config_type()), {"layers": LAYERS}, None),
         (
-            LayerError(LayerError.Config(bound=0.3)),
+            LayerError(LayerError.config_type(bound=0.3)),
             {"layers": LAYERS},
             r"'b' has a relative error of 0\.4, above the bound of 0\.3 \(1 of 3 layers are\)",
         ),
         (
-            LayerError(LayerError.Config(bound=100)),
+            LayerError(LayerError.config_type(bound=100)),
             {"layers": [LayerChange("was zero", None, 0.5)]},
             "'was zero' has a relative error of inf",
         ),
-        (LayerError(LayerError.Config()), {}, "did not measure layers.*another --store"),
-        (NoDeadLayer(NoDeadLayer.Config()), {"layers": LAYERS}, None),
+        (LayerError(LayerError.config_type()), {}, "did not measure layers.*another --store"),
+        (NoDeadLayer(NoDeadLayer.config_type()), {"layers": LAYERS}, None),
         (
-            NoDeadLayer(NoDeadLayer.Config()),
+            NoDeadLayer(NoDeadLayer.config_type()),
             {"layers": [LayerChange("b", 1.0, 1.0)]},
             r"'b' 0\.00% is not zero; more than nothing must be",
         ),
         (
-            NoDeadLayer(NoDeadLayer.Config(min_nonzero=0.2)),
+            NoDeadLayer(NoDeadLayer.config_type(min_nonzero=0.2)),
             {"layers": LAYERS},
             r"'b' 10\.00% is not zero; at least 20\.00% must be",
         ),
-        (NoDeadLayer(NoDeadLayer.Config()), {}, "did not measure layers"),
-        (BytesSaved(BytesSaved.Config(at_least=0.5)), {}, None),
+        (NoDeadLayer(NoDeadLayer.config_type()), {}, "did not measure layers"),
+        (BytesSaved(BytesSaved.config_type(at_least=0.5)), {}, None),
         (
-            BytesSaved(BytesSaved.Config(at_least=0.5)),
+            BytesSaved(BytesSaved.config_type(at_least=0.5)),
             {"weight_bytes": 51},
             r"saved 49\.00% of the tensor files \(100 → 51 bytes\), less than the 50\.00%",
         ),

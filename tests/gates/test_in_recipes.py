@@ -30,11 +30,14 @@ def refuse(given: GateInput) -> str | None:
     return "it is not liked here."
 
 
-class Configured:
-    class Config(zoopress.config.Config):
-        bound: float = 0.5
+class ConfiguredConfig(zoopress.config.Config):
+    bound: float = 0.5
 
-    def __init__(self, config: Config) -> None:
+
+class Configured:
+    config_type: Any = ConfiguredConfig
+
+    def __init__(self, config: ConfiguredConfig) -> None:
         if config.bound == 13:
             raise ZeroDivisionError("unlucky")
 
@@ -45,7 +48,7 @@ class Configured:
 
 
 class NoConfig(Configured):
-    Config = int  # type: ignore[assignment]
+    config_type = int
 
 
 class NoJudge:
@@ -102,7 +105,7 @@ def run(folder: Path, recipe: Recipe, plugins: Plugins, out: str = "out") -> Any
         ("layer_error", r"recipe\.yaml:1: gates: .*list"),
         (["refuse", {"gate": "refuse"}], r"recipe\.yaml:3: the gate 'refuse' stands here twice"),
         (["outputs_finite"], r"recipe\.yaml:2: the gate 'outputs_finite' is always asked"),
-        (["no_config"], r"'no_config' is the class NoConfig, whose Config is no subclass"),
+        (["no_config"], r"'no_config' is the class NoConfig, whose config_type is no subclass"),
         (["no_judge"], r"'no_judge' is the class NoJudge, which has no method __call__"),
         ([{"gate": "configured", "bound": 13}], r"yaml:2: the gate 'configured' .*unlucky"),
     ],

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from zoopress import config as base
+from zoopress.config import Config
 from zoopress.results import GateInput
+
+
+class BytesSavedConfig(Config):
+    """How much a stage must save."""
+
+    at_least: float = Field(
+        default=0.01, gt=0, lt=1, description="1 − bytes after ÷ bytes before the stage"
+    )
 
 
 class BytesSaved:
@@ -15,14 +23,9 @@ class BytesSaved:
     none here: ask it of the stages that are to save by themselves.
     """
 
-    class Config(base.Config):
-        """How much a stage must save."""
+    config_type = BytesSavedConfig
 
-        at_least: float = Field(
-            default=0.01, gt=0, lt=1, description="1 − bytes after ÷ bytes before the stage"
-        )
-
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: BytesSavedConfig) -> None:
         self.config = config
 
     def __call__(self, given: GateInput) -> str | None:

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from zoopress import config as base
+from zoopress.config import Config
 from zoopress.results import GateInput
 
 NOT_MEASURED = (
     "its result was stored by a version of zoopress that did not measure layers yet, so this "
     "cannot be judged. Run the recipe with another --store, or leave the gate out."
 )
+
+
+class LayerErrorConfig(Config):
+    """How far is too far."""
+
+    bound: float = Field(
+        default=0.5,
+        ge=0,
+        allow_inf_nan=False,
+        description="largest ‖compressed − original‖ ÷ ‖original‖ that a layer may have",
+    )
 
 
 class LayerError:
@@ -20,17 +31,9 @@ class LayerError:
     that were removed, or have another shape now, have no error and are passed over.
     """
 
-    class Config(base.Config):
-        """How far is too far."""
+    config_type = LayerErrorConfig
 
-        bound: float = Field(
-            default=0.5,
-            ge=0,
-            allow_inf_nan=False,
-            description="largest ‖compressed − original‖ ÷ ‖original‖ that a layer may have",
-        )
-
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: LayerErrorConfig) -> None:
         self.config = config
 
     def __call__(self, given: GateInput) -> str | None:

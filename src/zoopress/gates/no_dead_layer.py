@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from zoopress import config as base
+from zoopress.config import Config
 from zoopress.gates.layer_error import NOT_MEASURED
 from zoopress.results import GateInput
+
+
+class NoDeadLayerConfig(Config):
+    """How much of a layer must be left."""
+
+    min_nonzero: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="share of a layer's numbers that must not be zero; 0 asks for a single one",
+    )
 
 
 class NoDeadLayer:
@@ -15,17 +26,9 @@ class NoDeadLayer:
     A layer that was all zeros in the original, or that was removed as a whole, does not count.
     """
 
-    class Config(base.Config):
-        """How much of a layer must be left."""
+    config_type = NoDeadLayerConfig
 
-        min_nonzero: float = Field(
-            default=0.0,
-            ge=0,
-            lt=1,
-            description="share of a layer's numbers that must not be zero; 0 asks for a single one",
-        )
-
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: NoDeadLayerConfig) -> None:
         self.config = config
 
     def __call__(self, given: GateInput) -> str | None:

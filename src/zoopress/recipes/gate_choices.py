@@ -45,16 +45,16 @@ def config_of(gate: Any, name: str) -> type[Config] | None:
     """
     if not isinstance(gate, type):
         return None
-    config = getattr(gate, "Config", Config)
+    config = getattr(gate, "config_type", Config)
     if not (isinstance(config, type) and issubclass(config, Config)):
-        problem = "whose Config is no subclass of zoopress.config.Config"
+        problem = "whose config_type is no subclass of zoopress.config.Config"
     elif not any("__call__" in vars(base) for base in gate.__mro__):
         problem = "which has no method __call__(given)"
     else:
         return config
     raise PluginError(
         f"The gate {name!r} is the class {gate.__qualname__}, {problem}. Repair its plugin: a "
-        "gate is a function, or a class with a Config, __init__(config) and __call__(given)."
+        "gate is a function, or a class with a config_type, __init__(config) and __call__(given)."
     )
 
 
