@@ -19,12 +19,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from zoopress.artifacts.forms import Alias as Alias
+from zoopress.artifacts.forms import AnyEntry as AnyEntry
+from zoopress.artifacts.forms import Boolean as Boolean
+from zoopress.artifacts.forms import Masked as Masked
+from zoopress.artifacts.forms import Stored as Stored
+from zoopress.artifacts.forms import Zeros as Zeros
 from zoopress.coding.bits import pack_codes, unpack_codes
 from zoopress.coding.layout import Integers, Layout, PackedCodes, StoredTensor
 from zoopress.coding.masks import PackedMask
@@ -33,41 +38,6 @@ from zoopress.models.packing import CodeLayout, nonzero_codes
 
 MASK = "@mask"
 KEPT = "@kept"
-
-
-class _Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Alias(_Entry):
-    """Equal to another tensor; `tied` if it is the very same one."""
-
-    form: Literal["alias"] = "alias"
-    of: str
-    tied: bool = False
-
-
-class Boolean(_Entry):
-    """Bools, one bit each, row-major, least significant bit first."""
-
-    form: Literal["boolean"] = "boolean"
-
-
-class Masked(_Entry):
-    """A pruned weight: a mask, and what it keeps."""
-
-    form: Literal["masked"] = "masked"
-
-
-class Zeros(_Entry):
-    """Codes of a pruned weight, stored as they are; the mask is where they are not zero's code."""
-
-    form: Literal["zeros"] = "zeros"
-
-
-Stored = Boolean | Masked | Zeros
-AnyEntry = Alias | Stored
-TensorEntry = Annotated[AnyEntry, Field(discriminator="form")]
 
 
 @dataclass(frozen=True)

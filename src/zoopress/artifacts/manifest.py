@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from zoopress.artifacts.encoding import TensorEntry
+from zoopress.artifacts.forms import TensorEntry
 from zoopress.artifacts.manifest_groups import (
     group_edits,
     group_tensors,
@@ -22,7 +22,7 @@ from zoopress.artifacts.manifest_groups import (
     ungroup_tensors,
 )
 from zoopress.errors import ArtifactError
-from zoopress.models.edits import Edit
+from zoopress.models.edit_records import Edit
 from zoopress.store import file_digest
 
 MANIFEST = "zoopress.json"

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from zoopress.artifacts.encoding import AnyEntry
+from zoopress.artifacts.forms import AnyEntry
 from zoopress.artifacts.names import expand, to_pattern
-from zoopress.models.edits import AnyEdit, Keep, Pack
+from zoopress.models.edit_records import AnyEdit, Keep, Pack
 
 MAX_NAMES = 1 << 18
 MAX_CHARACTERS = 16 << 20

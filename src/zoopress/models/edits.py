@@ -10,17 +10,22 @@ hostile list of edits can neither run anything nor ask for more memory than the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from zoopress.models.edit_records import AnyEdit as AnyEdit
+from zoopress.models.edit_records import Argument as Argument
+from zoopress.models.edit_records import Edit as Edit
+from zoopress.models.edit_records import Keep as Keep
+from zoopress.models.edit_records import Pack as Pack
+from zoopress.models.edit_records import Replace as Replace
+from zoopress.models.edit_records import Resize as Resize
 from zoopress.models.packing import PackedWeight, hold_packed
 from zoopress.models.stacks import keep_blocks
 from zoopress.models.weights import kind_of
 
-Argument = bool | int | float | str
 PACKED_DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -41,53 +46,6 @@ class ReplacementLayer(Protocol):
         Raises:
             ValueError: if the module is of the wrong class or an argument is out of range.
         """
-
-
-class _Edit(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-    module: str = Field(description="path of the module, '' for the root")
-
-
-class Resize(_Edit):
-    """Tensors of a module became smaller."""
-
-    edit: Literal["resize"] = "resize"
-    shapes: dict[str, list[int]] = Field(description="new shape of each changed tensor")
-    attributes: dict[str, int] = Field(
-        default={}, description="integer attributes that follow, such as out_features"
-    )
-
-
-class Replace(_Edit):
-    """A registered layer took the place of a module."""
-
-    edit: Literal["replace"] = "replace"
-    layer: str = Field(description="registered name of the layer")
-    arguments: dict[str, Argument] = {}
-
-
-class Pack(_Edit):
-    """A registered packed weight took the place of a parameter."""
-
-    edit: Literal["pack"] = "pack"
-    attribute: str = Field(description="the parameter's name in its module")
-    packing: str = Field(description="registered name of the packed weight")
-    dtype: str | None = Field(
-        default=None,
-        description="the parameter's type, if the architecture may be built in another",
-    )
-    arguments: dict[str, Argument] = {}
-
-
-class Keep(_Edit):
-    """Only some blocks of a list of modules are left, numbered anew."""
-
-    edit: Literal["keep"] = "keep"
-    indices: list[int] = Field(description="positions of the blocks that stay, rising")
-
-
-AnyEdit = Resize | Replace | Pack | Keep
-Edit = Annotated[AnyEdit, Field(discriminator="edit")]
 
 
 def submodule(root: nn.Module, path: str) -> nn.Module:

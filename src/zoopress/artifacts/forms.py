@@ -1,0 +1,45 @@
+"""The forms of stored tensors as a manifest names them; `encoding.py` says what each means.
+
+Apart from that module, so that a manifest is read without torch.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Alias(_Entry):
+    """Equal to another tensor; `tied` if it is the very same one."""
+
+    form: Literal["alias"] = "alias"
+    of: str
+    tied: bool = False
+
+
+class Boolean(_Entry):
+    """Bools, one bit each, row-major, least significant bit first."""
+
+    form: Literal["boolean"] = "boolean"
+
+
+class Masked(_Entry):
+    """A pruned weight: a mask, and what it keeps."""
+
+    form: Literal["masked"] = "masked"
+
+
+class Zeros(_Entry):
+    """Codes of a pruned weight, stored as they are; the mask is where they are not zero's code."""
+
+    form: Literal["zeros"] = "zeros"
+
+
+Stored = Boolean | Masked | Zeros
+AnyEntry = Alias | Stored
+TensorEntry = Annotated[AnyEntry, Field(discriminator="form")]

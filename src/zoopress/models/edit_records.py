@@ -1,0 +1,59 @@
+"""Structure edits as data, one class for each kind; `edits.py` applies them.
+
+Apart from that module, so that a manifest is read without torch.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Argument = bool | int | float | str
+
+
+class _Edit(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    module: str = Field(description="path of the module, '' for the root")
+
+
+class Resize(_Edit):
+    """Tensors of a module became smaller."""
+
+    edit: Literal["resize"] = "resize"
+    shapes: dict[str, list[int]] = Field(description="new shape of each changed tensor")
+    attributes: dict[str, int] = Field(
+        default={}, description="integer attributes that follow, such as out_features"
+    )
+
+
+class Replace(_Edit):
+    """A registered layer took the place of a module."""
+
+    edit: Literal["replace"] = "replace"
+    layer: str = Field(description="registered name of the layer")
+    arguments: dict[str, Argument] = {}
+
+
+class Pack(_Edit):
+    """A registered packed weight took the place of a parameter."""
+
+    edit: Literal["pack"] = "pack"
+    attribute: str = Field(description="the parameter's name in its module")
+    packing: str = Field(description="registered name of the packed weight")
+    dtype: str | None = Field(
+        default=None,
+        description="the parameter's type, if the architecture may be built in another",
+    )
+    arguments: dict[str, Argument] = {}
+
+
+class Keep(_Edit):
+    """Only some blocks of a list of modules are left, numbered anew."""
+
+    edit: Literal["keep"] = "keep"
+    indices: list[int] = Field(description="positions of the blocks that stay, rising")
+
+
+AnyEdit = Resize | Replace | Pack | Keep
+Edit = Annotated[AnyEdit, Field(discriminator="edit")]
