@@ -29,19 +29,35 @@ class Factory(Architecture):
         """Take every card that names a factory."""
         if not card.factory:
             return None
-        found = cls(files.folder, {"factory": card.factory, "arguments": card.factory_arguments})
+        found = cls(files.folder, {"arguments": card.factory_arguments})
+        found.use_card(card)
+        return found
+
+    def use_card(self, card: Card) -> None:
+        """Take the card's factory, and its arguments where it gives any.
+
+        Raises:
+            CardError: if the card names none, or a file that is not there.
+        """
+        if not card.factory:
+            raise CardError(
+                f"Card {card.name!r}: {card.source!r} is a compressed model that is built by the "
+                f"Python function {self.arguments.get('factory')!r}. An artifact is never trusted "
+                "to name code: give the card a 'factory' of your own, as 'file.py:function'."
+            )
         reference, root = card.factory, card.root
         file = root / reference.rpartition(":")[0]
         if file.suffix == ".py" and not file.is_file():
             raise CardError(f"Card {card.name!r}: 'factory': there is no file {file}.")
-        found._code = callable_code(reference, root)
+        arguments = card.factory_arguments or self.arguments.get("arguments", {})
+        self.arguments = {"factory": reference, "arguments": arguments}
+        self._code = callable_code(reference, root)
 
         def build(**arguments: Any) -> nn.Module:
             made: nn.Module = load_callable(reference, root)(**arguments)
             return made
 
-        found.factory = build
-        return found
+        self.factory = build
 
     def code(self) -> str:
         """Return the digest of the factory's file."""

@@ -10,24 +10,29 @@ from zoopress.hub.address import parse_address
 from zoopress.hub.client import Hub
 from zoopress.hub.download import fetch
 from zoopress.sources import SourceFiles
+from zoopress_zoo.compressed import manifest_name, remote_files
 from zoopress_zoo.selection import Selection, select
 
 
 def hub(card: Card) -> SourceFiles:
     """Fetch `hub:org/name`, `hub:org/name@revision` or `hub:org/name/FILE_OR_FOLDER@revision`.
 
-    Only what a user of the model needs is fetched, safetensors rather than pickles. A branch or
-    tag is resolved to the commit that it is now.
+    Only what a user of the model needs is fetched, safetensors rather than pickles; of a
+    compressed model all that its manifest lists. A branch or tag is resolved to the commit that it
+    is now.
 
     Raises:
         HubError: if it cannot be had.
         SourceError: if the repository does not hold a model that can be told.
     """
     address = parse_address(card.location)
-    selected = Selection((), ())
+    selected, manifest, client = Selection((), ()), None, Hub()
 
     def choose(names: Collection[str]) -> list[str]:
-        nonlocal selected
+        nonlocal selected, manifest
+        manifest = manifest_name(names, address.inside)
+        if manifest is not None:
+            return [manifest]
         try:
             selected = select(names, address.inside)
         except SourceError as error:
@@ -35,6 +40,8 @@ def hub(card: Card) -> SourceFiles:
         start = f"{selected.folder}/" if selected.folder else ""
         return [start + name for name in (*selected.weights, *selected.others)]
 
-    snapshot = fetch(Hub(), address, choose)
+    snapshot = fetch(client, address, choose)
+    if manifest is not None:
+        return remote_files(client, address, snapshot)
     folder = snapshot.folder / selected.folder
     return SourceFiles(folder, snapshot.commit, selected.weights, selected.others)

@@ -6,9 +6,11 @@ import importlib.util
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
+from zoopress.artifacts.manifest import MANIFEST
 from zoopress.cards import Card
 from zoopress.errors import SourceError
 from zoopress.sources import SourceFiles
+from zoopress_zoo.compressed import find_artifact, local_files
 from zoopress_zoo.selection import FORMATS, Selection, select
 
 
@@ -38,12 +40,16 @@ def package(card: Card) -> SourceFiles:
 def path(card: Card) -> SourceFiles:
     """Find `path:FILE_OR_FOLDER`, relative to the card: a model's folder, or a file of weights.
 
+    A folder may be an artifact, or that of a run, which holds one.
+
     Raises:
         SourceError: if it is missing or holds no weights.
     """
     target = (card.root / Path(card.location).expanduser()).resolve()
     if not target.is_file():
         return _folder(card, target, "local")
+    if (target.parent / MANIFEST).is_file():  # a part of a compressed model stands for all of it
+        return _folder(card, target.parent, "local")
     if target.suffix not in (*FORMATS, ".gguf"):
         raise SourceError(
             f"Card {card.name!r}: {target} must hold weights in one of {[*FORMATS, '.gguf']}."
@@ -61,6 +67,12 @@ def path(card: Card) -> SourceFiles:
 def _folder(card: Card, folder: Path, revision: str) -> SourceFiles:
     if not folder.is_dir():
         raise SourceError(f"Card {card.name!r}: there is nothing at {folder}.")
+    artifact = find_artifact(folder)
+    if artifact is not None:
+        try:
+            return local_files(artifact, revision)
+        except SourceError as error:
+            raise SourceError(f"Card {card.name!r}: {error}") from error
     return _files(card, folder, revision)
 
 

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from zoopress.artifacts.architectures import named_architecture
 from zoopress.artifacts.encoding import KEPT, MASK, Alias, Expected, decode, encode
 from zoopress.artifacts.manifest import (
     AGAIN,
@@ -204,21 +205,58 @@ def load_artifact(
     """
     manifest = read_manifest(folder, verify)
     architecture = _architecture(folder, manifest, plugins, factory)
+    model = load_into(architecture, folder, manifest, plugins, progress, masks)
+    return model, architecture, manifest
+
+
+def load_into(
+    architecture: Architecture,
+    folder: Path,
+    manifest: Manifest,
+    plugins: Plugins,
+    progress: Callable[[str], None] = lambda name: None,
+    masks: bool = True,
+) -> Model:
+    """Load an artifact whose manifest was read and whose architecture is at hand.
+
+    Args:
+        architecture: builds the module as it was before any edit.
+        folder: the artifact.
+        manifest: what it says; its files were compared with it.
+        plugins: registered layers.
+        progress: called with each tensor's name.
+        masks: whether to keep pruning masks, a byte a weight.
+
+    Raises:
+        ArtifactError: if it is damaged, hostile or needs a plugin that is not installed.
+    """
+    model = rebuild(architecture, folder, manifest, plugins)
+    fill_tensors(
+        folder, manifest, model, architecture.stored_name, progress, masks, plugins=plugins
+    )
+    accept_float32(model.module)
+    return model
+
+
+def rebuild(
+    architecture: Architecture, folder: Path, manifest: Manifest, plugins: Plugins
+) -> Model:
+    """Build an architecture and change it as the compressed one was, still without values.
+
+    Raises:
+        ArtifactError: if it cannot be built, or an edit does not fit.
+    """
+    # An edit makes few tensors of one, so a module can have but few that are not stored.
+    most = 10_000 + 4 * tensor_count(folder, manifest)
     try:
-        # An edit makes few tensors of one, so a module can have but few that are not stored.
-        module = build_on_meta(architecture, 10_000 + 4 * tensor_count(folder, manifest))
+        module = build_on_meta(architecture, most)
     except SourceError as error:
         raise ArtifactError(f"{folder}: {str(error).rstrip('.')}. {AGAIN}") from error
     except ArtifactError as error:
         if str(folder) in str(error):
             raise
         raise ArtifactError(f"{folder / MANIFEST}: field 'architecture': {error}") from error
-    model = replay_edits(folder, manifest, module, plugins)
-    fill_tensors(
-        folder, manifest, model, architecture.stored_name, progress, masks, plugins=plugins
-    )
-    accept_float32(model.module)
-    return model, architecture, manifest
+    return replay_edits(folder, manifest, module, plugins)
 
 
 def replay_edits(folder: Path, manifest: Manifest, module: nn.Module, plugins: Plugins) -> Model:
@@ -296,13 +334,7 @@ def _architecture(
     plugins: Plugins,
     factory: Callable[..., nn.Module] | None,
 ) -> Architecture:
-    record = manifest.architecture
-    try:
-        builder = plugins.resolve("architectures", record.name)
-    except PluginError as error:
-        raise ArtifactError(f"{folder / MANIFEST}: field 'architecture': {error}") from error
-    arguments = dict(record.arguments)
-    architecture: Architecture = builder(folder, arguments)
+    architecture = named_architecture(folder, manifest, plugins)
     if factory is not None:
         try:
             architecture.use_factory(factory)

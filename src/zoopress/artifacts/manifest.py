@@ -118,6 +118,10 @@ class Manifest(_Part):
                 del data[field]
         return json.dumps(data, separators=(",", ":"), allow_nan=False)
 
+    def weight_bytes(self) -> int:
+        """Return the bytes of the tensor files."""
+        return sum(self.files[name].bytes for name in self.weights)
+
     def loads_as(self) -> dict[str, Any]:
         """Return what people need to know to load the model."""
         name = self.architecture.arguments.get("class")

@@ -13,12 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import zoopress.coding
+from zoopress.artifacts.card_model import CardModel, find_model
+from zoopress.artifacts.manifest import Base, Manifest
 from zoopress.cards import Card, load_card
-from zoopress.cells.plan import make_plan
+from zoopress.cells.plan import make_plan, plan_early
+from zoopress.cells.start import start_of
 from zoopress.choice import choices
+from zoopress.errors import CardError
+from zoopress.hub.address import parse_address
 from zoopress.plugins import Plugins
 from zoopress.recipes import Recipe
-from zoopress.sources import Architecture, SourceFiles, detect_architecture, pull
+from zoopress.sources import Architecture, SourceFiles, pull
 from zoopress.store import Store, digest, file_digest
 from zoopress.tasks import Task, open_task
 
@@ -32,12 +37,43 @@ LIBRARIES = ("zoopress", "torch", "transformers", "timm", "gguf")
 
 @dataclass(frozen=True)
 class Original:
-    """A card's model as it comes: its files on disk, how to build it, and how to run it."""
+    """A card's model as it comes: its files on disk, how to build it, and how to run it.
+
+    It may be a compressed one; then what is made of it goes on from there.
+    """
 
     card: Card
-    files: SourceFiles
-    architecture: Architecture
+    model: CardModel
     task: Task
+
+    @property
+    def files(self) -> SourceFiles:
+        return self.model.files
+
+    @property
+    def architecture(self) -> Architecture:
+        return self.model.architecture
+
+    @property
+    def base(self) -> Base:
+        """What artifacts say of their origin: the first original, however often it was compressed.
+
+        The task is the card's, by which the new artifact is judged.
+        """
+        card, manifest = self.card, self.model.manifest
+        if manifest is None:
+            return Base(
+                name=card.name,
+                source=card.source,
+                revision=self.files.revision,
+                size_bytes=self.files.size_bytes(),
+                task=card.task,
+                base_model=card.base_model,
+                license=card.license,
+            )
+        base = manifest.base
+        known = {"task": card.task, "license": base.license or card.license}
+        return base.model_copy(update=known)
 
 
 def open_original(card: Card, plugins: Plugins) -> Original:
@@ -46,10 +82,36 @@ def open_original(card: Card, plugins: Plugins) -> Original:
     Raises:
         ZoopressError: if something is missing.
     """
-    files = pull(card, plugins)
-    architecture = detect_architecture(card, files, plugins)
-    task = open_task(card, files.folder, plugins)
-    return Original(card, files, architecture, task)
+    model = find_model(card, pull(card, plugins), plugins)
+    task = open_task(card, model.files.folder, plugins)
+    return Original(of_first_original(card, model.manifest), model, task)
+
+
+def of_first_original(card: Card, manifest: Manifest | None) -> Card:
+    """Return a card with what a compressed model says of its first original.
+
+    That is `base_model`, and the licence where the card has none.
+
+    Raises:
+        CardError: if the card names another `base_model`.
+    """
+    if manifest is None:
+        return card
+    base, own = manifest.base, None
+    if card.scheme == "hub":
+        own = parse_address(card.location).repo_id
+    if base.base_model and card.base_model not in (None, own, base.base_model):
+        raise CardError(
+            f"Card {card.name!r}: 'base_model' says {card.base_model!r}, and {card.source!r} was "
+            f"compressed from {base.base_model!r}. Leave 'base_model' out."
+        )
+    known = {
+        "base_model": base.base_model or card.base_model,
+        "license": card.license or base.license,
+    }
+    whole = card.model_copy(update=known)
+    whole._root = card.root
+    return whole
 
 
 @dataclass(frozen=True)
@@ -125,7 +187,8 @@ class Cell:
     @property
     def advice(self) -> tuple[str, ...]:
         """Which order of the stages would be better, and why; empty if this one is good."""
-        return make_plan(self.original.card, self.recipe).advice
+        start = start_of(self.original.model.manifest, self.plugins)
+        return make_plan(self.original.card, self.recipe, start).advice
 
     @property
     def measured_on(self) -> dict[str, Any]:
@@ -159,8 +222,10 @@ def open_cell(card: Card, recipe: Recipe, store: Store, plugins: Plugins) -> Cel
     Raises:
         ZoopressError: if they do not, or something is missing.
     """
-    make_plan(card, recipe)
-    return Cell(open_original(card, plugins), recipe, plugins, store)
+    plan_early(card, recipe, plugins)
+    original = open_original(card, plugins)
+    make_plan(original.card, recipe, start_of(original.model.manifest, plugins))
+    return Cell(original, recipe, plugins, store)
 
 
 def technique_code(technique: type) -> str:

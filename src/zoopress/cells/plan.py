@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import permutations
-from typing import NamedTuple
 
+from zoopress.artifacts.card_model import manifest_of
 from zoopress.cards import Card
+from zoopress.cards.maker import card_maker, list_files
 from zoopress.cells.preferences import preferences_against
-from zoopress.errors import PlanError
+from zoopress.cells.start import Properties, start_of
+from zoopress.errors import PlanError, ZoopressError
+from zoopress.plugins import Plugins
 from zoopress.recipes import Recipe, Stage
-from zoopress.techniques import ACTIVATION_RANGES, INITIAL_PROPERTIES, Scope, effects_of
+from zoopress.techniques import ACTIVATION_RANGES, Scope, effects_of
 
 _MOST_STAGES_TO_REORDER = 7
 
@@ -29,8 +32,13 @@ class Plan:
         return self.recipe.stages
 
 
-def make_plan(card: Card, recipe: Recipe) -> Plan:
+def make_plan(card: Card, recipe: Recipe, start: Properties | None = None) -> Plan:
     """Check that every stage finds what it needs, and that none undoes another's work.
+
+    Args:
+        card: which model.
+        recipe: which stages.
+        start: what the model has before the first of them; that of a plain model by default.
 
     Raises:
         PlanError: with the reason, and an order that works if there is one.
@@ -44,60 +52,76 @@ def make_plan(card: Card, recipe: Recipe) -> Plan:
                 f"but card {card.name!r} has no 'data'. Give the card a 'data' section, for "
                 "example 'data: {file: inputs.safetensors}'."
             )
-    problem = _order_problem(recipe.stages)
+    start = start or Properties()
+    problem = _order_problem(recipe.stages, start)
     if problem:
-        working = _working_order(recipe.stages)
+        working = _working_order(recipe.stages, start)
         advice = (
             f"This order works: {', '.join(working)}."
             if working
             else "No order of these stages works; leave one out, or narrow what they select with "
             "'kinds', 'include' and 'exclude'."
         )
+        if not working and (start.added or start.removed):
+            advice += (
+                f" {card.source!r} is a compressed model: what a stage of its own took away or "
+                "made stays so. To do it differently, start from what it was made of."
+            )
         raise PlanError(f"Recipe {recipe.name!r}: {problem} {advice}")
-    return Plan(card, recipe, _advice(recipe.stages))
+    return Plan(card, recipe, _advice(recipe.stages, start))
 
 
-class _Act(NamedTuple):
-    """Who did something to a property, and of which weights."""
+def plan_early(card: Card, recipe: Recipe, plugins: Plugins) -> Plan:
+    """Check what can be checked before a card's files are fetched.
 
-    who: str
-    scope: Scope
+    A plain model's plan needs none. Where that is refused, the card's source is asked whether its
+    model is compressed, which may have what the recipe needs; of such a one the settings are
+    fetched, never the weights.
+
+    Raises:
+        PlanError: if the plan is refused.
+    """
+    try:
+        return make_plan(card, recipe)
+    except PlanError as error:
+        if card_maker(card.scheme, plugins) is None:
+            raise
+        try:
+            manifest = manifest_of(list_files(card, plugins, ["config"]).files)
+        except ZoopressError:
+            raise error from None  # one thing after the other
+        if manifest is None:
+            raise
+        return make_plan(card, recipe, start_of(manifest, plugins))
 
 
-def _order_problem(stages: tuple[Stage, ...]) -> str | None:
+def _order_problem(stages: tuple[Stage, ...], start: Properties) -> str | None:
     """Say why stages cannot run in this order, or None.
 
     A requirement is refused only where patterns tell that it surely is not met; the model itself
     decides the rest, see `zoopress.cells.feasibility`. What may be undone is refused in any case.
     """
-    known = set(INITIAL_PROPERTIES)
-    removed: dict[str, list[_Act]] = {}
-    added: dict[str, list[_Act]] = {}
+    now = start.copy()
     for position, stage in enumerate(stages, start=1):
         for technique in stage.techniques:
             effects, scope = effects_of(technique), technique.scope()
             here = f"stage {position} ({technique.name})"
             for item in sorted(effects.requires):
-                if item not in known and item not in removed:
+                if item not in now.known and item not in now.removed:
                     return f"{here} works on {item}, but no earlier stage makes any."
-                for culprit in removed.get(item, ()):
+                for culprit in now.removed.get(item, ()):
                     if culprit.scope.surely_covers(scope):
                         return f"{here} works on {item}, but {culprit.who} leaves none{_of(scope)}."
             for item in sorted(effects.destroys):
-                for maker in added.get(item, ()):
+                for maker in now.added.get(item, ()):
                     if not maker.scope.surely_misses(scope):
                         return f"{here} would discard the {item} that {maker.who} made."
-            if effects.activations != "kept" and (ranges := added.get(ACTIVATION_RANGES)):
+            if effects.activations != "kept" and (ranges := now.added.get(ACTIVATION_RANGES)):
                 return (
                     f"{here} changes the activations whose ranges {ranges[0].who} holds, so that "
                     "these would no longer be right."
                 )
-            for item in effects.destroys:
-                removed.setdefault(item, []).append(_Act(here, scope))
-            for item in effects.adds:
-                removed.pop(item, None)
-                added.setdefault(item, []).append(_Act(here, scope))
-                known.add(item)
+            now.apply(effects, scope, here)
     return None
 
 
@@ -105,20 +129,20 @@ def _of(scope: Scope) -> str:
     return "" if scope.include == ("*",) else f" of those that match {list(scope.include)}"
 
 
-def _working_order(stages: tuple[Stage, ...]) -> list[str] | None:
+def _working_order(stages: tuple[Stage, ...], start: Properties) -> list[str] | None:
     """Name the stages in the best order in which they can run, if there is one."""
-    best = _best_order(stages)
+    best = _best_order(stages, start)
     return None if best is None else _named(stages, best)
 
 
-def _best_order(stages: tuple[Stage, ...]) -> tuple[int, ...] | None:
+def _best_order(stages: tuple[Stage, ...], start: Properties) -> tuple[int, ...] | None:
     """Return the possible order that goes against fewest preferences, the closest of those."""
     if len(stages) > _MOST_STAGES_TO_REORDER:
         return None
     possible = [
         order
         for order in permutations(range(len(stages)))
-        if _order_problem(tuple(stages[i] for i in order)) is None
+        if _order_problem(tuple(stages[i] for i in order), start) is None
     ]
 
     def cost(order: tuple[int, ...]) -> tuple[int, int, tuple[int, ...]]:
@@ -128,10 +152,10 @@ def _best_order(stages: tuple[Stage, ...]) -> tuple[int, ...] | None:
     return min(possible, key=cost, default=None)
 
 
-def _advice(stages: tuple[Stage, ...]) -> tuple[str, ...]:
+def _advice(stages: tuple[Stage, ...], start: Properties) -> tuple[str, ...]:
     """Say which order would be better than this one, which works, and why."""
     against = preferences_against(stages)
-    best = _best_order(stages) if against else None
+    best = _best_order(stages, start) if against else None
     if best is None:
         return ()
     left = set(preferences_against([stages[i] for i in best]))

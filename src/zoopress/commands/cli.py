@@ -93,7 +93,7 @@ def run(
         zoopress run minilm params.yaml#recipes.hybrid --engine prefect
     """
     from zoopress.cards import load_card
-    from zoopress.cells.plan import make_plan
+    from zoopress.cells.plan import plan_early
     from zoopress.pipeline.compress import compress
     from zoopress.progress import terminal
     from zoopress.recipes import load_recipe
@@ -101,7 +101,7 @@ def run(
 
     plugins = loaded_plugins()
     the_card, the_recipe = load_card(card, plugins), load_recipe(recipe, plugins)
-    make_plan(the_card, the_recipe)
+    plan_early(the_card, the_recipe, plugins)
     folder = out or Path("out") / the_card.name / the_recipe.name
     silent = quiet or as_json
     try:

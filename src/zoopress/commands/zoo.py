@@ -301,9 +301,9 @@ def _row(name: str, path: Path, plugins: Plugins, origin: str) -> dict[str, Any]
 
 
 def _architecture(card: Card, files: Any, plugins: Plugins) -> dict[str, Any]:
-    from zoopress.sources import detect_architecture
+    from zoopress.artifacts.card_model import find_model
 
-    found = detect_architecture(card, files, plugins)
+    found = find_model(card, files, plugins).architecture
     return {"name": found.name, "arguments": found.arguments}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoopress.artifacts.card_model import find_model
 from zoopress.cards import Card
 from zoopress.cards.maker import list_files
 from zoopress.errors import ZoopressError
@@ -18,7 +19,6 @@ from zoopress.evaluation.sensitivity import affordable
 from zoopress.models.model import Model
 from zoopress.models.weights import find_weights
 from zoopress.plugins import Plugins
-from zoopress.sources import build_on_meta, detect_architecture
 from zoopress.tasks import Split, Task, open_task
 from zoopress.tasks.batches import first_samples
 
@@ -45,10 +45,10 @@ def measure_model(card: Card, now: Callable[[], float], plugins: Plugins) -> Mod
     listing = list_files(card, plugins, ["others"])
     files = listing.files
     begin = now()
-    architecture = detect_architecture(card, files, plugins)
+    model = find_model(card, files, plugins)
     task = open_task(card, files.folder, plugins)
     here = not listing.absent and files.size_bytes() <= _LARGEST_LOADED
-    module = architecture.load(files).eval() if here else build_on_meta(architecture)
+    module = model.load() if here else model.on_meta()
     batches = task.batches("test")
     middle = batches[len(batches) // 2]
     weights = tuple(
@@ -68,11 +68,11 @@ def measure_model(card: Card, now: Callable[[], float], plugins: Plugins) -> Mod
         training = _training(task, module, middle, now) or (_BACKWARD * times[1], run_bytes)
         del module
         begin = now()
-        architecture.load(files)
+        model.load()
         loaded = now()
-        build_on_meta(detect_architecture(card, files, plugins))
+        find_model(card, files, plugins).on_meta()
         imported = now()
-        build_on_meta(detect_architecture(card, files, plugins))
+        find_model(card, files, plugins).on_meta()
         load, build = loaded - begin, now() - imported
         # What building imports is paid once, however many stages build.
         opened += max(0.0, imported - loaded - build)

@@ -18,7 +18,6 @@ from zoopress.errors import SourceError
 from zoopress.evaluation.peak_memory import forget_peak, peak_bytes
 from zoopress.loading import load
 from zoopress.plugins import load_plugins
-from zoopress.sources import build_on_meta
 from zoopress.tasks.batches import first_samples
 
 
@@ -30,12 +29,12 @@ def main() -> None:
     opened = open_original(card, load_plugins())
     inputs = _rebuilt(request["inputs"], load_file(request["tensors"]))
     with suppress(SourceError):  # for what it imports
-        build_on_meta(opened.architecture)
+        opened.model.on_meta()
     _warm_up()
 
     start = forget_peak()
     if request["artifact"] is None:
-        module = opened.architecture.load(opened.files).eval()
+        module = opened.model.load()
     else:
         module = load(
             request["artifact"], factory=getattr(opened.architecture, "factory", None), verify=False

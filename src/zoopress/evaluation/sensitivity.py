@@ -116,7 +116,7 @@ def compressed_form(weight: Weight, compressed: Model) -> Tensor | None:
         owner = submodule(compressed.module, weight.path)
     except ValueError:
         return None
-    if getattr(owner, "is_folded", False):
+    if getattr(owner, "is_folded", False) and not getattr(weight.module, "is_folded", False):
         return None  # it computes what a layer after it did, too
     with torch.no_grad():
         dense = getattr(owner, weight.attribute, None)
@@ -125,8 +125,9 @@ def compressed_form(weight: Weight, compressed: Model) -> Tensor | None:
     if _is_replaced(weight, compressed):
         # A layer that takes another's place gives [out, in, …], whichever axis was the output's.
         matrix = as_matrix(dense, 0)
-        fits = matrix.shape == weight.matrix().shape
-        return weight.from_matrix(matrix).to(weight.parameter.dtype) if fits else None
+        if matrix.shape != weight.matrix().shape:
+            return None
+        return weight.from_matrix(matrix.detach()).to(weight.parameter.dtype)
     if dense.shape != weight.parameter.shape:
         return None
     return dense.detach().to(weight.parameter.dtype)
@@ -202,6 +203,18 @@ def _bytes_after(weight: Weight, compressed: Model, stored: Mapping[str, int]) -
 
 
 def _is_replaced(weight: Weight, compressed: Model) -> bool:
-    """Tell whether a registered layer took the place of a weight's module."""
+    """Tell whether a registered layer took the place of a weight's module.
+
+    An original that is a compressed model has such layers itself.
+    """
     edits = (edit for edit in compressed.edits if isinstance(edit, Replace))
-    return any(edit.module == weight.path for edit in edits)
+    if not any(edit.module == weight.path for edit in edits):
+        return False
+    now = submodule(compressed.module, weight.path)
+    return _plain_class(now) is not _plain_class(weight.module)
+
+
+def _plain_class(module: nn.Module) -> type:
+    """Return a module's class, whether or not it holds packed weights."""
+    found: type = getattr(type(module), "_unpacked_class", type(module))
+    return found

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from zoopress.cards import Card, load_card
 from zoopress.cells.cell import Cell, Original, open_original
 from zoopress.cells.plan import make_plan
+from zoopress.cells.start import start_of
 from zoopress.errors import ZoopressError
 from zoopress.observers.watch import NOBODY, Sender
 from zoopress.pipeline.compress import Result, deliver, find_finished, run_stages
@@ -171,7 +172,7 @@ class _Desk:
     def _cell(self, job: Job, index: int) -> Cell:
         recipe = load_recipe(job.recipes[index], self.plugins)
         original = self._original(job)
-        make_plan(original.card, recipe)
+        make_plan(original.card, recipe, start_of(original.model.manifest, self.plugins))
         return Cell(original, recipe, self.plugins, Store(job.store))
 
     def _original(self, job: Job) -> Original:

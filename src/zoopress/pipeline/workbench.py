@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
 from zoopress.artifacts.artifact import load_artifact, save_artifact
-from zoopress.artifacts.manifest import MANIFEST, Base, Manifest, size_bytes
-from zoopress.artifacts.tensor_files import plain_bytes
+from zoopress.artifacts.card_model import StageInput
+from zoopress.artifacts.manifest import MANIFEST, Manifest, size_bytes
 from zoopress.cards import Card, load_card
 from zoopress.cells.cell import LIBRARIES, Cell, installed_version, open_original
 from zoopress.cells.feasibility import check_feasible
@@ -30,14 +30,14 @@ from zoopress.evaluation.machine import describe_machine
 from zoopress.evaluation.sensitivity import measure_layers, stored_bytes
 from zoopress.gates import check_sound
 from zoopress.models.model import Model
-from zoopress.models.packing import unpack
+from zoopress.models.packing import packed_weights, unpack
 from zoopress.observers.watch import Observers
 from zoopress.pipeline.deployment import start_on_task
 from zoopress.plugins import Plugins
 from zoopress.progress import Progress, Reporter
 from zoopress.recipes import Stage
 from zoopress.results import GateInput, Report, StageResult
-from zoopress.sources import Architecture, build_on_meta
+from zoopress.sources import Architecture
 from zoopress.statistics import Shelf
 from zoopress.store import Entry, digest, file_digest
 from zoopress.tasks import without_test
@@ -46,16 +46,6 @@ from zoopress.training.loss import INPUT
 
 _WAITING = "another run is measuring {}; waiting for it"
 _OF_THE_ORIGINAL = frozenset({"original", "reference"})
-
-
-class _Input(NamedTuple):
-    """What a stage starts from."""
-
-    model: Model
-    architecture: Architecture
-    others: dict[str, Path]
-    lineage: list[dict[str, Any]]
-    weight_bytes: int
 
 
 class Workbench:
@@ -85,7 +75,7 @@ class Workbench:
             StageError: naming the first stage that would not.
             SourceError: if the model cannot be built.
         """
-        check_feasible(build_on_meta(self.architecture), self.recipe, self.plugins)
+        check_feasible(self.cell.original.model.on_meta(), self.recipe, self.plugins)
         return True
 
     def run_stage(self, position: int, previous: Entry | None) -> Entry:
@@ -145,7 +135,7 @@ class Workbench:
                     shrinks=outcome.shrinks,
                     claims=list(outcome.claims),
                     weight_bytes_before=before.weight_bytes,
-                    weight_bytes=weight_bytes(manifest),
+                    weight_bytes=manifest.weight_bytes(),
                     size_bytes=size_bytes(artifact, manifest),
                     parameters=model.parameter_count(),
                     pruned=model.pruned_count(),
@@ -194,7 +184,7 @@ class Workbench:
                     progress=progress,
                 )
             with self.reporter.step("measuring the sensitivity of layers") as progress:
-                layers = measure_layers(self.task, self.original, model, stored, progress)
+                layers = measure_layers(self.task, self._dense_original(), model, stored, progress)
             comparison = Comparison(
                 self.task,
                 self.original,
@@ -241,7 +231,7 @@ class Workbench:
         Raises:
             SourceError: if it cannot be loaded, or holds NaN or infinity.
         """
-        module = self.architecture.load(self.files).eval()
+        module = self.cell.original.model.load()
         for name, tensor in (*module.named_parameters(), *module.named_buffers()):
             if name.endswith(("running_mean", "running_var")) or isinstance(tensor, nn.Parameter):
                 bad = int((~tensor.isfinite()).sum()) if tensor.is_floating_point() else 0
@@ -252,8 +242,14 @@ class Workbench:
                     )
         return module
 
+    def _dense_original(self) -> nn.Module:
+        """Return the original with every weight as a plain parameter, so that each is compared."""
+        if not packed_weights(self.original):
+            return self.original
+        return self.cell.original.model.load_dense()
+
     def _save(
-        self, stage: Stage, before: _Input, folder: Path, model: Model, outcome: Outcome
+        self, stage: Stage, before: StageInput, folder: Path, model: Model, outcome: Outcome
     ) -> Manifest:
         """Save what a stage made of its input into a new folder."""
         origin = self.plugins.technique_origin(stage.name)
@@ -270,7 +266,7 @@ class Workbench:
             folder,
             model,
             before.architecture,
-            self.base,
+            self.cell.original.base,
             before.others,
             [*before.lineage, item],
             plugins=self.plugins,
@@ -336,7 +332,7 @@ class Workbench:
             return self.original
         if card not in self._teachers:
             other = open_original(load_card(card, self.plugins), self.plugins)
-            self._teachers[card] = other.architecture.load(other.files).eval()
+            self._teachers[card] = other.model.load()
         return self._teachers[card]
 
     @cached_property
@@ -369,34 +365,20 @@ class Workbench:
             )
         return run
 
-    @cached_property
-    def base(self) -> Base:
-        """What artifacts say of their origin."""
-        return Base(
-            name=self.card.name,
-            source=self.card.source,
-            revision=self.files.revision,
-            size_bytes=self.files.size_bytes(),
-            task=self.card.task,
-            base_model=self.card.base_model,
-            license=self.card.license,
-        )
-
     @property
     def _original_parameters(self) -> int:
         return Model(self.original).parameter_count()
 
-    def _input(self, previous: Entry | None) -> _Input:
+    def _input(self, previous: Entry | None) -> StageInput:
         """Return what a stage starts from."""
         if previous is not None:
             model, architecture, manifest = self._load(previous.artifact)
             names = manifest.files.keys() - set(manifest.weights)
             others = {name: previous.artifact / name for name in sorted(names)}
-            return _Input(model, architecture, others, manifest.lineage, weight_bytes(manifest))
+            size = manifest.weight_bytes()
+            return StageInput(model, architecture, others, manifest.lineage, size)
         _ = self.reference  # before the techniques change anything, and to fail early
-        model = Model(self.architecture.load(self.files).eval(), self.plugins.layers)
-        others = {name: self.files.folder / name for name in self.files.others}
-        return _Input(model, self.architecture, others, [], plain_bytes(model.tensors()))
+        return self.cell.original.model.open()
 
     def _load(self, artifact: Path) -> tuple[Model, Architecture, Manifest]:
         factory = getattr(self.architecture, "factory", None)
@@ -423,11 +405,6 @@ def _trial_bytes(
         return size_bytes(folder, save(folder, model, outcome))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def weight_bytes(manifest: Manifest) -> int:
-    """Return the bytes of an artifact's tensor files."""
-    return sum(manifest.files[name].bytes for name in manifest.weights)
 
 
 def evaluate_artifact(
@@ -460,7 +437,7 @@ def evaluate_artifact(
     files, architecture, task = opened.files, opened.architecture, opened.task
     factory = getattr(architecture, "factory", None)
     model, built, manifest = load_artifact(folder, plugins, factory)
-    original = architecture.load(files).eval()
+    original = opened.model.load()
     with reporter.step("running the original") as progress:
         reference = run_all(task, original, progress)
     module = model.module

@@ -126,6 +126,25 @@ class Architecture(ABC):
             f"This model's architecture is {self.name!r} and needs no factory; leave it out."
         )
 
+    def use_card(self, card: Card) -> None:
+        """Take from the user's card what an artifact that is the card's source does not tell.
+
+        Raises:
+            SourceError: if the card says what does not fit, or lacks what is needed.
+        """
+        is_compressed = f"Card {card.name!r}: {card.source!r} is a compressed model"
+        if card.factory:
+            raise SourceError(
+                f"{is_compressed} of the architecture {self.name!r}, which needs no 'factory'; "
+                "leave it out."
+            )
+        known = self.arguments.get("class")
+        if card.model_class not in (None, known):
+            raise SourceError(
+                f"{is_compressed} of the class {known!r}, and 'model_class' says "
+                f"{card.model_class!r}; leave it out."
+            )
+
     def finish(self, module: nn.Module) -> nn.Module:
         """Return the module as users get it, with its tokenizer and the like attached."""
         return module
