@@ -75,6 +75,18 @@ class Original:
         known = {"task": card.task, "license": base.license or card.license}
         return base.model_copy(update=known)
 
+    @property
+    def first_original(self) -> dict[str, Any]:
+        """What a report says of the model that a compressed one was first made of; empty if none.
+
+        The stages in between are named by their techniques.
+        """
+        manifest = self.model.manifest
+        if manifest is None:
+            return {}
+        base = manifest.base.model_dump(mode="json", exclude={"task"}, exclude_none=True)
+        return {**base, "stages": [str(stage.get("technique")) for stage in manifest.lineage]}
+
 
 def open_original(card: Card, plugins: Plugins) -> Original:
     """Find a card's files and what can build and run them.

@@ -220,6 +220,7 @@ class Workbench:
                 made_with={name: v for name in LIBRARIES if (v := installed_version(name))},
                 layers=layers,
                 evaluation=evaluation,
+                first_original=self.cell.original.first_original,
             )
             claim.commit(report.as_dict())
             return report

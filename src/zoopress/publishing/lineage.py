@@ -210,9 +210,7 @@ def _lineage(
 ) -> Lineage:
     known = figures or {}
     plugins = load_plugins()
-    measured = known.get("stages")
-    if not isinstance(measured, list) or len(measured) != len(manifest.lineage):
-        measured = [None] * len(manifest.lineage)
+    measured = _aligned(known.get("stages"), manifest)
     return Lineage(
         place=place,
         artifact_sha256=sha256,
@@ -223,6 +221,21 @@ def _lineage(
         git=git,
         hub=hub,
     )
+
+
+def _aligned(measured: Any, manifest: Manifest) -> list[Any]:
+    """Return what was measured after each stage of a lineage, None of those it says nothing of.
+
+    A report on what was made of a compressed model has the last stages alone.
+    """
+    count = len(manifest.lineage)
+    if not isinstance(measured, list) or not 0 < len(measured) <= count:
+        return [None] * count
+    ran = [stage.get("technique") for stage in manifest.lineage[-len(measured) :]]
+    said = [stage.get("technique") if isinstance(stage, Mapping) else None for stage in measured]
+    if said != ran:
+        return [None] * count
+    return [None] * (count - len(measured)) + measured
 
 
 def stage_config(ran: Mapping[str, Any], plugins: Plugins) -> dict[str, Any]:

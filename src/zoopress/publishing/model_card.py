@@ -23,6 +23,8 @@ from zoopress.publishing.licenses import (
     license_link,
     obligations,
 )
+from zoopress.publishing.originals import first_original_link, original_link
+from zoopress.reports.first_original import earlier_stages, first_original_text, source_name
 from zoopress.reports.headline import times_smaller
 from zoopress.reports.local_paths import without_local_paths
 from zoopress.reports.markdown import (
@@ -103,7 +105,8 @@ def _context(
     """Return the template's variables; docs/model-card.md lists them."""
     card, last, fidelity = report.card, report.last, report.last.fidelity
     base, ratio = base_model(report), report.compression_ratio
-    name = (base or card["name"]).rpartition("/")[2]
+    compared = source_name(report) if report.first_original else base or card["name"]
+    name = compared.rpartition("/")[2]
     label, meaning = _LABELS.get(
         card.get("task", "fidelity"), ("the original's label", "the largest output")
     )
@@ -112,8 +115,9 @@ def _context(
         "metadata": metadata(report, repo_id, families).to_yaml(),
         "title": text(f"{name}, compressed" + (f" {ratio:.1f}×" if ratio >= 1.05 else "")),
         "repo_id": text(repo_id or ""),
-        "original": text(base or card["name"]),
-        "original_link": _original(report),
+        "original": text(compared),
+        "original_link": original_link(report),
+        "first_original": text(first_original_text(report)),
         "description": text(card.get("description", "")),
         "recipe_name": text(report.recipe["name"]),
         "recipe_description": text(report.recipe.get("description", "")),
@@ -159,13 +163,6 @@ def _task_metric(report: Report) -> str:
         return ""
     before, after = metric.show(metric.original), metric.show(metric.compressed)
     return f"{text(metric.title)} {before} → {after} ({metric.difference_text})"
-
-
-def _original(report: Report) -> str:
-    base = base_model(report)
-    if base is None:
-        return f"the original {text(report.card['name'])}"
-    return link(base, f"https://huggingface.co/{base}")
 
 
 def _loading(report: Report, repo_id: str | None) -> list[dict[str, str]]:
@@ -267,7 +264,7 @@ def _made_from(report: Report, published: bool) -> str:
         for name, version in made.items()
         if version and name not in ("commit", "repository", "changed")
     ]
-    parts = [f"Made from {_original(report)}"]
+    parts = [f"Made from {original_link(report)}"]
     if report.revision != "local":
         parts.append(f", revision {code(report.revision)}")
     parts.append(f", with {', '.join(versions)}." if versions else ".")
@@ -319,7 +316,7 @@ def _limits(report: Report, families: Sequence[str | None], published: bool) -> 
     )
     if (card.get("data") or {}).get("random"):
         limits.append("Fidelity on random inputs says little about fidelity on real ones.")
-    if any(stage.technique == "weight_quantization" for stage in report.stages):
+    if "weight_quantization" in _techniques(report):
         limits.append(
             "Only weights are quantized; activations stay floating point. That makes files small, "
             "and computing faster only where there is a kernel for such weights."
@@ -360,7 +357,10 @@ def _licence(report: Report) -> str:
         shown += f" ({code(identifier)})"
     if address and not web_address(address):
         shown += f", see {code(address)}"
-    return f"This is a changed version of {_original(report)}, under the same licence: {shown}."
+    return (
+        f"This is a changed version of {first_original_link(report)}, under the same "
+        f"licence: {shown}."
+    )
 
 
 def _cite(report: Report) -> str:
@@ -373,12 +373,17 @@ def _cite(report: Report) -> str:
 
 
 def _families(report: Report, plugins: Plugins | None) -> list[str | None]:
-    """Return the family of each stage's technique, None of one that is not installed here."""
+    """Return the family of each technique since the first original, None of one not installed."""
     from zoopress.plugins import load_plugins
 
     techniques = (plugins or load_plugins()).techniques
-    found = [techniques.get(stage.technique) for stage in report.stages]
+    found = [techniques.get(name) for name in _techniques(report)]
     return [None if technique is None else technique.family for technique in found]
+
+
+def _techniques(report: Report) -> list[str]:
+    """Return the techniques of all stages since the first original."""
+    return [*earlier_stages(report), *(stage.technique for stage in report.stages)]
 
 
 def _quoted(value: str) -> str:

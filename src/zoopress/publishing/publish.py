@@ -13,18 +13,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from zoopress.artifacts.manifest import MANIFEST, Manifest, parse_manifest
+from zoopress.artifacts.manifest import MANIFEST, parse_manifest
 from zoopress.errors import ArtifactError, HubError, InputError
 from zoopress.hub.address import parse_address
 from zoopress.hub.client import Hub, RemoteModel, log, status_of
 from zoopress.hub.download import fetch
 from zoopress.provenance import COMMIT_KEYS, versioned_state
-from zoopress.publishing.card_metadata import base_model
-from zoopress.publishing.licenses import LEGAL_FILE, BaseInfo, check_license
+from zoopress.publishing.base_on_hub import (
+    base_info,
+    check_recorded_license,
+    find_base,
+    legal_texts,
+)
+from zoopress.publishing.licenses import check_license
 from zoopress.publishing.model_card import render_model_card
 from zoopress.publishing.published import PUBLISHED, PublishedRecord, add_published, last_published
 from zoopress.publishing.release import Release, refuse_low_quality
-from zoopress.results import Report
 
 README = "README.md"
 _MOST_CONFLICTS = 5
@@ -115,10 +119,12 @@ def plan_push(hub: Hub, release: Release, repo_id: str, options: PushOptions) ->
         refuse_low_quality(release.report)
     repo_id = _full_name(hub, repo_id)
     report = naming_commit(release, repo_id).report
-    base = _base(hub, report)
-    legal = _legal_texts(hub, base, release.manifest)
+    base = find_base(hub, report)
+    legal = legal_texts(hub, base, release.manifest)
     carried = sorted({*release.manifest.files, *legal})
-    info = _base_info(base) if base else None
+    info = base_info(base) if base else None
+    if base is None:
+        check_recorded_license(report, options.permission)
     check_license(report.card, carried, info, options.permission, repo_id)
     readme = render_model_card(report, repo_id, options.template, options.permission, carried)
     return _compare(hub, repo_id, {**_contents(release, readme), **legal}, options)
@@ -248,44 +254,6 @@ def _full_name(hub: Hub, repo_id: str) -> str:
     return f"{user['name']}/{address.repo_id}"
 
 
-def _base(hub: Hub, report: Report) -> RemoteModel | None:
-    """Ask the Hub for the original as it is now, None if it is not there."""
-    name = base_model(report)
-    found = hub.find(name) if name else None
-    if name and found is None:
-        log.warning("%s is not on the Hub, so its licence could not be compared", name)
-    return found
-
-
-def _base_info(base: RemoteModel) -> BaseInfo:
-    """Return what matters for the right to publish."""
-    license = base.card.get("license")
-    return BaseInfo(
-        license=license[0] if isinstance(license, list) and len(license) == 1 else license,
-        license_name=base.card.get("license_name"),
-        license_link=base.card.get("license_link"),
-        gated=base.gated,
-        private=base.private,
-        files=tuple(base.files),
-    )
-
-
-def _legal_texts(hub: Hub, base: RemoteModel | None, manifest: Manifest) -> dict[str, Path]:
-    """Fetch the original's licence, notice and the like, unless the artifact has them already."""
-    if base is None:
-        return {}
-    wanted = [n for n in base.files if LEGAL_FILE.fullmatch(n) and n not in manifest.files]
-    if not wanted:
-        return {}
-    address = parse_address(f"{base.repo_id}@{base.commit}")
-    try:
-        folder = fetch(hub, address, lambda names: wanted).folder
-    except HubError as error:
-        log.warning("%s could not be fetched: %s", ", ".join(wanted), error)
-        return {}
-    return {name: folder / name for name in wanted}
-
-
 def _remote(hub: Hub, repo_id: str, options: PushOptions) -> tuple[RemoteModel | None, str | None]:
     """Return what the repository holds, and the commit of the tag; None for what is not there.
 
@@ -336,10 +304,13 @@ def _commit(hub: Hub, release: Release, plan: PushPlan, options: PushOptions) ->
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     last, card = release.report.last, release.report.card
+    original = (
+        "compressed model that it was made of" if release.report.first_original else "original"
+    )
     title = options.message or f"{card['name']} compressed by {release.report.recipe['name']}"
     about = (
         f"{release.report.compression_ratio:.2f} times smaller, cosine "
-        f"{last.fidelity.cosine:.4f} to the original at revision {release.report.revision}."
+        f"{last.fidelity.cosine:.4f} to the {original} at revision {release.report.revision}."
     )
 
     def work() -> str | None:

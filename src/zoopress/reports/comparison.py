@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoopress.errors import InputError
 from zoopress.reports.drawing import Chart
+from zoopress.reports.first_original import first_original_name, source_name
 from zoopress.reports.leaderboard import Leaderboard
 from zoopress.reports.leaderboard_table import Column, columns_of, is_unlike
 from zoopress.reports.markdown import one_line, table, text
@@ -186,8 +187,11 @@ def _published_figures(lineage: Lineage, size_bytes: int | None) -> Figures:
         for key, value in known.items()
         if str(key).startswith("speed_up_batch_") and str(key).rpartition("_")[2].isdecimal()
     ]
+    original, ratio = int(lineage.source["size_bytes"]), number(known.get("compression_ratio"))
+    if ratio and number(known.get("first_original_ratio")):
+        original = round(ratio * size)  # its original was a compressed model
     return Figures(
-        original_size_bytes=int(lineage.source["size_bytes"]),
+        original_size_bytes=original,
         size_bytes=int(size),
         bits_per_weight=number(known.get("bits_per_weight")),
         cosine=number(known.get("cosine")),
@@ -216,6 +220,12 @@ def _notes(found: Sequence[Found]) -> list[str]:
         )
     elif differ([report.revision for report in reports]):
         notes.append("Different revisions of the original.")
+    for report in reports:
+        if report.first_original:
+            notes.append(
+                f"{one_line(report.name)}: its original, {source_name(report)}, is itself a "
+                f"compressed model of {first_original_name(report)}; figures are beside that."
+            )
     data = [(r.card.get("data"), r.card.get("task"), r.last.fidelity.samples) for r in reports]
     if differ(data):
         notes.append("Different test data: fidelity and task metrics are not comparable.")

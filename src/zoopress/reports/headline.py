@@ -24,6 +24,8 @@ def headline(report: Report) -> list[str]:
     parts = [times_smaller(report.compression_ratio)]
     sizes = f"{show_bytes(report.original_size_bytes)} → {show_bytes(report.last.size_bytes)}"
     parts[0] += f" ({sizes})"
+    if report.first_original_ratio is not None:
+        parts.append(f"{times_smaller(report.first_original_ratio)} than the first original")
     if report.latency:
         row = report.latency[0]
         batch = int(row["batch_size"])

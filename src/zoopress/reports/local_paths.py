@@ -36,7 +36,14 @@ def without_local_paths(report: Report) -> tuple[Report, list[str]]:
         del card["base_model"]
     stages = [replace(s, config=_cut(s.config, "", lambda key: None)) for s in report.stages]
     revision = _cut(report.revision, "", lambda key: None)
-    changed = replace(report, card=card, recipe=recipe, stages=stages, revision=revision)
+    changed = replace(
+        report,
+        card=card,
+        recipe=recipe,
+        stages=stages,
+        revision=revision,
+        first_original=_cut(report.first_original, "", lambda key: None),
+    )
     return changed, list(dict.fromkeys(hidden))
 
 

@@ -11,6 +11,7 @@ from zoopress.provenance import COMMIT_KEYS
 from zoopress.reports import byte_charts, chain_charts, change_charts, measure_charts
 from zoopress.reports.drawing import Chart, ChartsMissingError, Spec, draw_svg, require_renderer
 from zoopress.reports.facts import facts
+from zoopress.reports.first_original import first_original_text
 from zoopress.reports.headline import headline, times_fewer, times_smaller
 from zoopress.reports.html import render
 from zoopress.reports.local_paths import without_local_paths
@@ -95,6 +96,7 @@ def _article(report: Report, draw: Draw) -> dict[str, Any]:
         "recipe_description": one_line(report.recipe.get("description", "")),
         "headline": headline(report),
         "unlike": one_line(unlike_words(report)),
+        "first_original": first_original_text(report),
         "tiles": tiles(report),
         "rows": comparison_rows(report),
         "metrics": task_metrics(report.evaluation, report.last),

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from zoopress.reports.first_original import first_original_text
 from zoopress.reports.headline import headline, times_fewer, times_smaller
 from zoopress.reports.markdown import text
 from zoopress.reports.quality_words import MARK, MEANING, unlike_words
@@ -32,6 +33,7 @@ def comparison_rows(report: Report, latency: bool = True) -> list[tuple[str, str
             f"{last.size_bytes:,}",
             times_smaller(report.compression_ratio),
         ),
+        *_first_original_row(report),
         (
             "bytes, tensors",
             f"{report.original_weight_bytes:,}",
@@ -77,6 +79,14 @@ def comparison_rows(report: Report, latency: bool = True) -> list[tuple[str, str
     return rows
 
 
+def _first_original_row(report: Report) -> list[tuple[str, str, str, str]]:
+    ratio = report.first_original_ratio
+    if ratio is None:
+        return []
+    sizes = (f"{report.first_original['size_bytes']:,}", f"{report.last.size_bytes:,}")
+    return [("bytes, beside the first original", *sizes, times_smaller(ratio))]
+
+
 def stage_line(
     position: int,
     count: int,
@@ -112,6 +122,7 @@ def markdown(report: Report) -> str:
             f"{', '.join(headline(report))}.",
             "",
             *([f"**{MARK} {text(words)}**", ""] if (words := unlike_words(report)) else []),
+            *([said, ""] if (said := first_original_text(report)) else []),
             *_table(("", "original", "compressed", ""), comparison_rows(report)),
             "",
             f"Latency: in turns in one process, {machine['threads']} threads on "

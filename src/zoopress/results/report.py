@@ -83,6 +83,10 @@ class Report:
     quality: list[Quality] = field(default_factory=list)
     """What the guard on quality says of each stage's result; empty in reports of versions that had
     none."""
+    first_original: dict[str, Any] = field(default_factory=dict)
+    """Where the card's model, which everything is compared with, is itself a compressed one: what
+    its artifact says of the model that it was first made of (`name`, `source`, `revision`,
+    `size_bytes`, `base_model`, `license`), and the techniques of the `stages` in between."""
     schema: int = field(default=3)
 
     @property
@@ -109,6 +113,12 @@ class Report:
         return self.original_size_bytes / self.last.size_bytes
 
     @property
+    def first_original_ratio(self) -> float | None:
+        """Bytes of the first original ÷ compressed bytes; None where that is the original."""
+        size = self.first_original.get("size_bytes")
+        return size / self.last.size_bytes if size else None
+
+    @property
     def space_saving(self) -> float:
         """1 − compressed ÷ original bytes, all files."""
         return 1 - self.last.size_bytes / self.original_size_bytes
@@ -130,6 +140,8 @@ class Report:
             "cosine": round(self.last.fidelity.cosine, 6),
             "like_original": self.last_judged.like_original,
         }
+        if self.first_original_ratio is not None:
+            figures["first_original_ratio"] = round(self.first_original_ratio, 4)
         for name in ("label_loyalty", "probability_loyalty"):
             value = getattr(self.last.fidelity, name)
             if value is not None:
