@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zoopress.artifacts.manifest import Manifest
 from zoopress.cards import Card
 from zoopress.cells.cell import Cell
 from zoopress.estimates.measurements import Calibration, MachineSpeed, ModelProfile, selected
@@ -74,7 +75,12 @@ def memory_bytes(cell: Cell) -> int:
     What was measured of the model on this machine is used if it is there.
     """
     calibration = calibration_of(cell.store, cell)
-    sizes = tensor_sizes(cell.original.files.folder, cell.original.files.weights)
+    files, manifest = cell.original.files, cell.original.model.manifest
+    sizes = (
+        tensor_sizes(files.folder, files.weights)
+        if manifest is None
+        else sizes_of_compressed(manifest)
+    )
     return memory_of(
         cell.original.card,
         cell.recipe,
@@ -191,6 +197,15 @@ def tensor_sizes(folder: Path, names: Iterable[str]) -> TensorSizes:
             size = path.stat().st_size * (_DEQUANTIZED if name.endswith(".gguf") else 1)
             found.append((size, size // 4, size // 4))
     return sizes_of(found)
+
+
+def sizes_of_compressed(manifest: Manifest) -> TensorSizes:
+    """Return bounds of the sizes of a compressed model's tensors: those of its first original.
+
+    It has no more numbers than that had, and what is packed may become dense to compute with.
+    """
+    size = max(manifest.base.size_bytes, manifest.weight_bytes())
+    return sizes_of([(size, size // 4, math.isqrt(size // 4))])
 
 
 def sizes_of(tensors: Iterable[tuple[int, int, int]]) -> TensorSizes:

@@ -12,11 +12,14 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from zoopress.artifacts.card_model import manifest_of
+from zoopress.artifacts.manifest import Manifest
 from zoopress.cards import Card
 from zoopress.cards.maker import Listing, card_maker, list_files
 from zoopress.cells.cell import Cell, Original, open_original
-from zoopress.cells.plan import make_plan
+from zoopress.cells.plan import make_plan, plan_early
 from zoopress.cells.selection import Selected, Selection
+from zoopress.cells.start import start_of
 from zoopress.errors import ZoopressError
 from zoopress.estimates.estimate import Estimate, estimate, needs_large
 from zoopress.estimates.measurements import Calibration, Clock, ModelProfile
@@ -25,6 +28,7 @@ from zoopress.estimates.memory import (
     memory_of,
     says_words,
     sizes_of,
+    sizes_of_compressed,
     tensor_sizes,
 )
 from zoopress.estimates.zoo_plan import (
@@ -62,6 +66,8 @@ class _Opened:
     """Looks a key up in the store."""
     advice: tuple[str, ...]
     """On the order of the stages."""
+    manifest: Manifest | None = None
+    """Of a compressed model."""
 
     @cached_property
     def keys(self) -> tuple[str, ...]:
@@ -99,6 +105,8 @@ class _Opened:
     def tensors(self) -> TensorSizes:
         """The sizes of the original's tensors."""
         files, sizes = self.listing.files, self.listing.sizes
+        if self.manifest is not None:
+            return sizes_of_compressed(self.manifest)
         if self.cell is not None:
             return tensor_sizes(files.folder, files.weights)
         maker = card_maker(self.card.scheme, self.plugins)
@@ -171,10 +179,14 @@ class ZooPlanner:
         if card is None or recipe is None:
             return given.problem or steps.problem or "it could not be read"
         try:
-            plan = make_plan(card, recipe)
+            plan_early(card, recipe, self.plugins)
             listing, original = self._open(card)
+            manifest = manifest_of(listing.files)
+            plan = make_plan(card, recipe, start_of(manifest, self.plugins))
             cell = Cell(original, recipe, self.plugins, self.store) if original else None
-            opened = _Opened(card, recipe, listing, cell, self.plugins, self._find, plan.advice)
+            opened = _Opened(
+                card, recipe, listing, cell, self.plugins, self._find, plan.advice, manifest
+            )
             _ = opened.keys, opened.tensors  # what is wrong with files or data shows here
             if self.probe and cell is not None and any(opened.missing):
                 from zoopress.cells.feasibility import check_feasible
@@ -201,12 +213,9 @@ class ZooPlanner:
 
     def _outline(self, original: Original) -> nn.Module:
         """Return a card's model without values, once for all its recipes."""
-        # Only where something is to be computed is torch imported.
-        from zoopress.sources import build_on_meta
-
         key = digest([original.card.as_dict(), str(original.card.root)])
         if key not in self._outlines:
-            self._outlines[key] = build_on_meta(original.architecture)
+            self._outlines[key] = original.model.on_meta()  # imports torch
         return self._outlines[key]
 
     def _measure(self, opened: list[_Opened]) -> None:
