@@ -8,6 +8,9 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from zoopress.artifacts.architectures import check_layers, named_architecture
+from zoopress.artifacts.card_model import manifest_of
+from zoopress.artifacts.manifest import MANIFEST, Manifest
 from zoopress.cards import Card
 from zoopress.cards.maker import Draft, Wish, clean
 from zoopress.errors import SourceError, ZoopressError
@@ -16,6 +19,12 @@ from zoopress.sources import Architecture, SourceFiles, build_on_meta, detect_ar
 from zoopress.tasks import DatasetTask, Task
 from zoopress_zoo.card_facts import bases, describe, pipeline_of
 from zoopress_zoo.card_inputs import TOKENIZER_FILES, Inputs, infer_inputs, inputs_without_module
+from zoopress_zoo.card_of_compressed import (
+    compressed_from,
+    factory_wanted,
+    facts_of_base,
+    shared_data,
+)
 from zoopress_zoo.transformers_classes import named_class
 from zoopress_zoo.transformers_config import read_config
 
@@ -46,6 +55,7 @@ class Found:
         owner: whose it is.
         notes: comments that its card gets, by key.
         pinned_from: the branch or tag of the commit that its source names.
+        made_with: the card that a compressed model was made with, if it is known.
     """
 
     name: str
@@ -57,6 +67,7 @@ class Found:
     owner: str = ""
     notes: Mapping[str, str] = field(default_factory=dict)
     pinned_from: str | None = None
+    made_with: Mapping[str, Any] = field(default_factory=dict)
 
 
 def make_draft(found: Found, wish: Wish, plugins: Plugins) -> Draft:
@@ -78,20 +89,27 @@ def make_draft(found: Found, wish: Wish, plugins: Plugins) -> Draft:
 def _make(found: Found, wish: Wish, plugins: Plugins) -> Draft:
     files = found.files
     values: dict[str, Any] = {"name": found.name, "description": "", "source": found.source}
-    facts, missing = describe(found.metadata, files.others)
+    manifest = manifest_of(files)
+    metadata = found.metadata if manifest is None else facts_of_base(found.metadata, manifest)
+    facts, missing = describe(metadata, files.others)
     notes = dict(found.notes)
     config = read_config(files.folder) if "config.json" in files.others else {}
-    if not config and "modules.json" not in files.others and not _is_gguf(files):
+    is_known = config or "modules.json" in files.others or _is_gguf(files)
+    if manifest is None and not is_known:
         raise SourceError(_FACTORY.format(source=found.source))
-    if found.base_model:
-        values["base_model"] = found.base_model
+    base_model = found.base_model if manifest is None else manifest.base.base_model
+    if base_model:
+        values["base_model"] = base_model
     else:
         missing["base_model"] = "base_model: if this model is on the Hub, its ORG/NAME there."
     values |= facts
-    architecture, module = _build(values, files, plugins, notes)
+    architecture, module = _build(values, files, plugins, notes, manifest)
+    if module is None and manifest is not None and _needs_factory(architecture):
+        missing["factory"] = factory_wanted(manifest)
     chosen = str(architecture.arguments.get("class") or type(module).__name__)
     named = named_class(config)
-    if architecture.name == "transformers" and module is not None and chosen != named:
+    plain = manifest is None and module is not None
+    if architecture.name == "transformers" and plain and chosen != named:
         values["model_class"] = chosen
         why = f"names {clean(named, 80)}, which transformers lacks" if named else "names none"
         notes["model_class"] = (
@@ -108,9 +126,12 @@ def _make(found: Found, wish: Wish, plugins: Plugins) -> Draft:
         notes["source"] = "\n".join(
             [*notes.get("source", "").splitlines(), "It has Python code of its own; none is run."]
         )
-    values["task"] = wish.task or _task(values, encodes, files, plugins)
-    if wish.data is not None:
-        values["data"] = dict(wish.data)
+    recorded = manifest.base.task if manifest is not None else None
+    known = recorded if recorded in plugins.references["tasks"] else None
+    values["task"] = wish.task or known or _task(values, encodes, files, plugins)
+    data = wish.data if wish.data is not None else shared_data(found.made_with)
+    if data is not None:
+        values["data"] = dict(data)
     else:
         inputs = _inputs(values, files, plugins, module)
         if inputs.data:
@@ -121,17 +142,29 @@ def _make(found: Found, wish: Wish, plugins: Plugins) -> Draft:
             missing["data"] = inputs.missing
     count = sum(p.numel() for p in module.parameters()) if module is not None else 0
     about = [found.origin, values.get("pipeline_tag"), _parameters(count)]
+    if manifest is not None:
+        about = [found.origin, compressed_from(manifest)]
     values["description"] = clean(", ".join(text for text in about if text), 300)
     return Draft(values, found.origin, found.owner, notes, missing, found.pinned_from)
 
 
 def _build(
-    values: Mapping[str, Any], files: SourceFiles, plugins: Plugins, notes: dict[str, str]
+    values: Mapping[str, Any],
+    files: SourceFiles,
+    plugins: Plugins,
+    notes: dict[str, str],
+    manifest: Manifest | None,
 ) -> tuple[Architecture, Any]:
     """Return how the module is built, and the module without memory; None if that needs more."""
     keys = ("name", "source", "pipeline_tag")
     card = Card.model_validate({key: values[key] for key in keys if key in values})
-    architecture = detect_architecture(card, files, plugins)
+    if manifest is not None:
+        architecture = named_architecture(files.folder, manifest, plugins)
+        check_layers(files.folder, manifest, plugins)
+        if _needs_factory(architecture):
+            return architecture, None
+    else:
+        architecture = detect_architecture(card, files, plugins)
     if _is_gguf(files):
         notes["description"] = (
             "A GGUF file tells its architecture once it is here: `zoopress zoo check --load`."
@@ -144,6 +177,10 @@ def _build(
         )
         return architecture, None
     return architecture, build_on_meta(architecture)
+
+
+def _needs_factory(architecture: Architecture) -> bool:
+    return architecture.name == "factory"
 
 
 def _task(values: Mapping[str, Any], encodes: bool, files: SourceFiles, plugins: Plugins) -> str:
@@ -161,6 +198,8 @@ def _task(values: Mapping[str, Any], encodes: bool, files: SourceFiles, plugins:
 
 
 def _inputs(values: Mapping[str, Any], files: SourceFiles, plugins: Plugins, module: Any) -> Inputs:
+    if module is None and MANIFEST in files.others:
+        return inputs_without_module(files.folder, ())
     if module is None:
         return inputs_without_module(files.folder, files.others, _is_gguf(files))
     card = Card.model_validate({**values, "data": None, "language": (), "tags": ()})

@@ -8,12 +8,15 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from zoopress.artifacts.card_model import manifest_of
 from zoopress.cards import Card
 from zoopress.cards.maker import CardMaker, Draft, Listing, Wish, card_name
 from zoopress.errors import SourceError, ZoopressError
 from zoopress.sources import SourceFiles
 from zoopress_zoo.card_draft import Found, explain, make_draft
 from zoopress_zoo.card_facts import read_front_matter
+from zoopress_zoo.card_of_compressed import card_of_run
+from zoopress_zoo.compressed import find_artifact
 
 _MARKS = ("config.json", "modules.json", "model_index.json", "adapter_config.json")
 _WEIGHTS = (".safetensors", ".bin", ".pth", ".pt", ".gguf")
@@ -41,7 +44,7 @@ class FolderCards(CardMaker):
         if not found:
             raise SourceError(
                 f"{place}: there is no model in it or in its sub-folders: no config.json, no "
-                f"modules.json, no weights ({', '.join(_WEIGHTS)})."
+                f"modules.json, no zoopress.json, no weights ({', '.join(_WEIGHTS)})."
             )
         return [str(path) for path in found]
 
@@ -67,14 +70,19 @@ class FolderCards(CardMaker):
             raise SourceError(text.replace(f"{folder.resolve()}: ", "")) from error
         metadata, problem = _metadata(files.folder)
         whole = files.folder if target.is_dir() or self.scheme != "path" else target
+        manifest = manifest_of(files)
+        name = whole.stem if whole.is_file() else whole.name
+        if manifest is not None and name == "artifact":
+            name = f"{manifest.base.name}-{whole.parent.name}"  # out/CARD/RECIPE/artifact
         found = Found(
-            name=card_name(whole.stem if whole.is_file() else whole.name),
+            name=card_name(name),
             source=source,
-            origin=whole.name,
+            origin=name,
             files=files,
             metadata=metadata,
             owner=files.folder.parent.name,
             notes={"license": problem} if problem else {},
+            made_with=card_of_run(files.folder) if manifest is not None else {},
         )
         return make_draft(found, wish, self.plugins)
 
@@ -115,7 +123,7 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _is_model(folder: Path) -> bool:
-    if any((folder / mark).is_file() for mark in _MARKS):
+    if find_artifact(folder) is not None or any((folder / mark).is_file() for mark in _MARKS):
         return True
     return any(path.suffix in _WEIGHTS and path.is_file() for path in folder.glob("*"))
 

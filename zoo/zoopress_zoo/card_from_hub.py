@@ -16,6 +16,7 @@ from zoopress.hub.download import fetch
 from zoopress.sources import SourceFiles
 from zoopress_zoo.card_draft import Found, explain, make_draft
 from zoopress_zoo.card_from_folder import read_shapes
+from zoopress_zoo.compressed import manifest_name, remote_files
 from zoopress_zoo.selection import Selection, select
 
 _LARGEST_SETTINGS = 1 << 20
@@ -35,6 +36,9 @@ class HubCards(CardMaker):
         address, hub = parse_address(place), Hub()
         model = hub.model(address.repo_id, address.revision)
         at = Address(model.repo_id, address.inside, model.commit)
+        if manifest_name(model.files, address.inside) is not None:
+            files = self._compressed(hub, at, ["config"])
+            return make_draft(self._found(model, address, files), wish, self.plugins)
         try:
             selected = select(model.files, address.inside)
         except SourceError as error:
@@ -54,20 +58,36 @@ class HubCards(CardMaker):
         ]
         snapshot = fetch(hub, at, lambda names: [_whole(selected, name) for name in small])
         folder = snapshot.folder / selected.folder
+        files = SourceFiles(folder, model.commit, selected.weights, selected.others)
+        return make_draft(self._found(model, address, files), wish, self.plugins)
+
+    def _found(self, model: RemoteModel, address: Address, files: SourceFiles) -> Found:
         inside = f"/{address.inside.strip('/')}" if address.inside.strip("/") else ""
         name = model.repo_id.rpartition("/")[2] + inside.replace("/", "-")
-        found = Found(
+        return Found(
             name=card_name(name.removesuffix(PurePosixPath(inside).suffix if inside else "")),
             source=f"hub:{model.repo_id}{inside}@{model.commit}",
             origin=f"{model.repo_id}{inside}",
-            files=SourceFiles(folder, model.commit, selected.weights, selected.others),
+            files=files,
             metadata=_metadata(model),
             base_model=model.repo_id,
             owner=model.repo_id.partition("/")[0] if "/" in model.repo_id else "",
             notes=_notes(model, address),
             pinned_from=None if address.pinned else address.revision or "main",
         )
-        return make_draft(found, wish, self.plugins)
+
+    def _compressed(self, hub: Hub, address: Address, wanted: Collection[str]) -> SourceFiles:
+        """Return the files of a compressed model, those that are wanted fetched."""
+        snapshot = fetch(
+            hub, address, lambda names: filter(None, [manifest_name(names, address.inside)])
+        )
+
+        def is_wanted(files: SourceFiles, name: str) -> bool:
+            if name in files.weights:
+                return False
+            return "others" in wanted or ("config" in wanted and name.endswith(".json"))
+
+        return remote_files(hub, address, snapshot, is_wanted)
 
     def listing(self, card: Card, wanted: Collection[str] = ()) -> Listing:
         """Return a card's files, fetching those of settings if that is asked for.
@@ -79,8 +99,13 @@ class HubCards(CardMaker):
         address, hub = parse_address(card.location), Hub()
         selected = Selection((), ())
 
+        manifest: str | None = None
+
         def choose(names: Collection[str]) -> list[str]:
-            nonlocal selected
+            nonlocal selected, manifest
+            manifest = manifest_name(names, address.inside)
+            if manifest is not None:
+                return [manifest]
             selected = select(names, address.inside)
             return [
                 _whole(selected, name)
@@ -89,6 +114,10 @@ class HubCards(CardMaker):
             ]
 
         snapshot = fetch(hub, address, choose)
+        if manifest is not None:
+            at = Address(address.repo_id, address.inside, snapshot.commit)
+            files = self._compressed(hub, at, wanted)
+            selected = Selection(files.weights, files.others, address.inside.strip("/"))
         folder = snapshot.folder / selected.folder
         files = SourceFiles(folder, snapshot.commit, selected.weights, selected.others)
         present = frozenset(name for name in files.all if (folder / name).is_file())

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from zoopress.artifacts.artifact import load_artifact, save_artifact
+from zoopress.artifacts.card_model import find_model
 from zoopress.artifacts.manifest import Base
 from zoopress.cards import Card
 from zoopress.errors import GateError, SourceError, StageError
@@ -33,7 +34,7 @@ from zoopress.models.model import Model
 from zoopress.pipeline.compress import Result, compress
 from zoopress.plugins import Plugins, load_plugins
 from zoopress.recipes import Recipe, Stage
-from zoopress.sources import Architecture, detect_architecture, pull
+from zoopress.sources import Architecture, pull
 from zoopress.statistics import Shelf
 from zoopress.store import Store
 from zoopress.tasks import open_task, without_test
@@ -400,12 +401,11 @@ def context_for(card: Card, folder: Path, plugins: Plugins | None = None, seed: 
 
 
 def _architecture(card: Card, plugins: Plugins) -> Architecture:
-    return detect_architecture(card, pull(card, plugins), plugins)
+    return find_model(card, pull(card, plugins), plugins).architecture
 
 
 def _build(card: Card, plugins: Plugins) -> nn.Module:
-    files = pull(card, plugins)
-    return detect_architecture(card, files, plugins).load(files).eval()
+    return find_model(card, pull(card, plugins), plugins).load()
 
 
 def _check_touched(touched: Sequence[str], original: Model, model: Model) -> None:
