@@ -5,11 +5,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 
+import digits_reader
 from compressed_cards import MADE, OUTPUTS, STATES, card_of, outputs_of
+from digits_reader import digits_card, press
 from hub_server.fixtures import HubFixture
 from zoopress.artifacts.manifest import Manifest, read_manifest
 from zoopress.cards import Card
@@ -303,3 +306,48 @@ def test_an_artifact_is_evaluated_beside_a_compressed_original(
     figures = evaluate_artifact(result.artifact, card_of("lstm-masked", tmp_path), plugins)
     assert figures["cosine"] == pytest.approx(result.report.last.fidelity.cosine, abs=1e-6)
     assert figures["compression_ratio"] == pytest.approx(result.report.compression_ratio)
+
+
+def test_a_compressed_model_is_fine_tuned_on_another_task(tmp_path: Path, plugins: Plugins) -> None:
+    from sklearn.datasets import load_digits
+
+    stages = "[{technique: neuron_pruning, sparsity: 0.25}, {technique: magnitude_pruning, "
+    first = press(digits_card(tmp_path), stages + "sparsity: 0.5}]", tmp_path / "first", plugins)
+    digits = load_digits()
+    # The same images, and another question: how far a digit is from nine.
+    np.savez(
+        tmp_path / "distances.npz", image=digits.images.astype(np.uint8), label=9 - digits.target
+    )
+    card = Card.model_validate(
+        {
+            "name": "distances",
+            "source": f"path:{first.folder}",
+            "factory": f"{Path(digits_reader.__file__).resolve()}:reader",
+            "task": "image-classification",
+            "data": {
+                "dataset": f"file:{tmp_path / 'distances.npz'}",
+                "preprocessing": {"rescale": 1 / 16},
+                "calibration_samples": 32,
+                "evaluation_samples": 300,
+                "validation_samples": 100,
+            },
+        }
+    )
+    tuned = press(
+        card,
+        "[{technique: fine_tuning, epochs: 6, learning_rate: 4.0e-3, evaluations: 3}]",
+        tmp_path / "second",
+        plugins,
+    )
+    figures = tuned.report.last
+    assert figures.metrics["accuracy"] > 0.7
+    assert figures.metric_drop is not None
+    assert figures.metric_drop < -0.5, "before, it answered another question"
+    manifest = read_manifest(tuned.artifact)
+    assert techniques(manifest) == ["neuron_pruning", "magnitude_pruning", "fine_tuning"]
+    assert manifest.base.task == "image-classification"
+    before, after = (
+        dense_masks(reload_artifact(folder, card, plugins))
+        for folder in (first.artifact, tuned.artifact)
+    )
+    assert all(not bool((after[name] & ~kept).any()) for name, kept in before.items())

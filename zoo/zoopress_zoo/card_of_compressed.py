@@ -11,24 +11,33 @@ from zoopress.artifacts.manifest import MANIFEST, Manifest
 from zoopress.cards.maker import clean
 from zoopress.store import file_digest
 
-_OWN_TAGS = frozenset({"zoopress", "compressed"})
+_OWN = frozenset(
+    {
+        # tags that every page of a compressed model gets
+        *("zoopress", "compressed", "pruning", "quantization", "low-rank", "entropy-coding"),
+        *("distillation", "redesign", "transfer"),
+        # measures of a compression, not of the task
+        *("cosine_similarity", "label_loyalty", "probability_loyalty", "compression_ratio"),
+        "size_bytes",
+    }
+)
 _SHARED = ("hub:", "package:")
 
 
 def facts_of_base(metadata: Mapping[str, Any], manifest: Manifest) -> dict[str, Any]:
     """Return a page's metadata with the first original's licence where the page states none.
 
-    Without what is said of the compressed model alone: its library, where that is zoopress, and
-    the tags that it will get again.
+    Without what is said of the compressed model alone: its library, where that is zoopress, the
+    tags that it will get again, and how the compression was measured.
     """
     facts = dict(metadata)
     if not facts.get("license") and manifest.base.license:
         facts["license"] = manifest.base.license
     if facts.get("library_name") == "zoopress":
         del facts["library_name"]
-    tags = facts.get("tags")
-    if isinstance(tags, list):
-        facts["tags"] = [tag for tag in tags if tag not in _OWN_TAGS]
+    for key in ("tags", "metrics"):
+        if isinstance(facts.get(key), list):
+            facts[key] = [item for item in facts[key] if item not in _OWN]
     return facts
 
 
