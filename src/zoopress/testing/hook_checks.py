@@ -19,7 +19,6 @@ from zoopress.cards import Card, load_card
 from zoopress.cells.cell import open_original
 from zoopress.evaluation.comparison import Comparison
 from zoopress.evaluation.fidelity import run_all
-from zoopress.models.model import Model
 from zoopress.models.packing import PackedWeight
 from zoopress.plugins import Plugins, registries
 from zoopress.recipes import load_recipe
@@ -157,7 +156,7 @@ def check_task(card: Card, plugins: Plugins) -> None:
     for split in ("calibration", "test"):
         if not task.batches(split):
             raise ConformanceError(f"make_batches({split!r}) returns no batches")
-    if not run_all(task, original.architecture.load(original.files).eval()).outputs:
+    if not run_all(task, original.model.load()).outputs:
         raise ConformanceError("call() returns no outputs of the original")
 
 
@@ -188,10 +187,9 @@ def _measure(request: Request, name: str) -> Iterator[Step]:
 def check_measure(name: str, card: Card, folder: Path, plugins: Plugins) -> None:
     """Check that a measure returns plain data of a model beside itself."""
     original = open_original(card, plugins)
-    files, architecture, task = original.files, original.architecture, original.task
-    model = Model(architecture.load(files).eval(), plugins.layers)
-    module = architecture.load(files).eval()
-    others = {each: files.folder / each for each in files.others}
+    architecture, task = original.architecture, original.task
+    started, module = original.model.open(), original.model.load()
+    model, others = started.model, started.others
     base = Base(name=card.name, source=card.source, revision="", size_bytes=0, task=card.task)
     folder.mkdir(parents=True)
     save_artifact(folder, model, architecture, base, others)
