@@ -215,7 +215,8 @@ def test_it_is_published_and_is_a_source_on_the_hub(
 
     result: Result = further(state)
     repo = f"acme/{state}"
-    push(Hub(), open_release(result.folder, plugins), repo, PushOptions())
+    # Networks that were never trained tell labels by a hair, and lose some at once.
+    push(Hub(), open_release(result.folder, plugins), repo, PushOptions(allow_low_quality=True))
     page = acme.files(repo)["README.md"].decode()
     data = ModelCard(page).data
     assert data.license == "mit"
