@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from zoopress.dependencies.trace import tensors_in
+from zoopress.models.dispatch import without_compiler
 
 ELSEWHERE = ""
 """Stands for all that is none of the readers, or none of the producers, asked about."""
@@ -45,6 +46,7 @@ def find_readers(
     return dict(reads.found)
 
 
+@without_compiler
 class _Reads(TorchDispatchMode):
     """Notes who reads what; enter it and run the module."""
 

@@ -28,6 +28,7 @@ from zoopress.dependencies import products as _products  # noqa: F401  (register
 from zoopress.dependencies import rules as _rules  # noqa: F401
 from zoopress.dependencies.call import UNKNOWN_OPERAND, Call, follow, varying
 from zoopress.dependencies.nodes import NONE, Nodes
+from zoopress.models.dispatch import without_compiler
 from zoopress.models.packing import PackedWeight
 
 
@@ -47,6 +48,7 @@ class Ids:
     adapts: bool = False
 
 
+@without_compiler
 class Trace(TorchDispatchMode):
     """Follows the ids of a module's parameters while it runs; enter it and run the module."""
 

@@ -166,10 +166,10 @@ def _counted(
     task: Task, module: nn.Module, batch: Any, now: Callable[[], float]
 ) -> tuple[float, int]:
     """Return the likely seconds of a batch, and how many numbers come out, without running it."""
-    from torch.utils.flop_counter import FlopCounterMode
+    from zoopress.models.dispatch import flop_counter_mode
 
     try:
-        with FlopCounterMode(display=False) as counter:
+        with flop_counter_mode(display=False) as counter:
             elements = task.call(module, _on_meta(batch)).numel()
         operations = counter.get_total_flops()
     except Exception:  # whatever a model does that needs values

@@ -23,8 +23,9 @@ from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
 )
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import flop_registry
 
+from zoopress.models.dispatch import flop_counter_mode
 from zoopress.models.edits import submodule
 from zoopress.models.packing import PackedWeight, packed_weights
 from zoopress.models.weights import from_matrix, kind_of
@@ -62,7 +63,7 @@ def count_macs(
     """
     kept = list(_kept_weights(module, masks or {}))
     tally = _Tally(kept)
-    counter = FlopCounterMode(display=False, custom_mapping=tally.formulas())
+    counter = flop_counter_mode(display=False, custom_mapping=tally.formulas())
     fast_path = torch.backends.mha.get_fastpath_enabled()  # one opaque operation a whole layer
     torch.backends.mha.set_fastpath_enabled(False)
     try:

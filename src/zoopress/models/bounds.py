@@ -15,6 +15,7 @@ from torch.nn.modules import module as registration
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoopress.errors import SourceError
+from zoopress.models.dispatch import without_compiler
 
 
 def memory_bytes() -> int:
@@ -72,6 +73,7 @@ def bounded_build(most_parts: int, keep_parameters: bool = True) -> Iterator[Non
         yield
 
 
+@without_compiler
 class _BoundedMemory(TorchDispatchMode):
     """Refuses to make tensors, off the meta device, of more bytes in sum than the bound."""
 
@@ -79,11 +81,6 @@ class _BoundedMemory(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._most = most_bytes
         self._made = 0
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # Nothing is compiled here, and to tell the compiler so would import it: two seconds.
-        return False
 
     def __torch_dispatch__(
         self,
