@@ -4,9 +4,10 @@ import os
 
 # Tiny models gain nothing from threads, and lose much where others use the machine as well.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
+import signal
+import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -16,12 +17,21 @@ from hypothesis import settings
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from warm import WarmProcess
 from zoopress.cards import Card, load_card
 from zoopress.evaluation.latency import measure_latency
 from zoopress.plugins import Plugins, load_plugins
 
 # The Hub's client reads its endpoint when it is imported, so the test server starts before that.
 pytest_plugins = ["hub_server.fixtures", "plugin_distributions"]
+
+# Tests start hundreds of processes: none of them is to compile all sources anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+# A shell starts what runs in the background deaf to Ctrl-C, and so would be all that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("zoopress", deadline=None)
 settings.load_profile("zoopress")
@@ -30,12 +40,31 @@ VOCABULARY, WIDTH, CLASSES = 19, 16, 5
 
 
 @pytest.fixture
-def brief_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out what reports measure besides fidelity and metrics, for tests of something else."""
-    monkeypatch.setattr("zoopress.pipeline.workbench.evaluate", lambda *_: {})
+def brief_latency(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure latency for a moment alone: elsewhere it would take most of the time."""
     monkeypatch.setattr(
         "zoopress.pipeline.workbench.measure_latency", partial(measure_latency, seconds=0.01)
     )
+
+
+@pytest.fixture
+def brief_evaluation(monkeypatch: pytest.MonkeyPatch, brief_latency: None) -> None:
+    """Leave out what reports measure besides fidelity and metrics, for tests of something else."""
+    monkeypatch.setattr("zoopress.pipeline.workbench.evaluate", lambda *_: {})
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[WarmProcess]:
+    """Commands in processes of their own that need not import torch first: see `warm.py`."""
+    process = WarmProcess()
+    yield process
+    process.close()
+
+
+@pytest.fixture
+def warm_workers(warm: WarmProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this process starts with its own interpreter, workers say, need not import torch."""
+    monkeypatch.setattr(sys, "executable", warm.python)
 
 
 class TinyCnn(nn.Module):

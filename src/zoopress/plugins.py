@@ -12,8 +12,8 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
-from importlib.metadata import EntryPoint, entry_points
+from functools import cached_property, lru_cache, partial
+from importlib.metadata import Distribution, EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -575,10 +575,15 @@ def _entry_points() -> Iterable[EntryPoint]:
 def _distribution(point: EntryPoint) -> tuple[str, str]:
     # Of a distribution whose metadata file is damaged or gone these are None, or raise.
     try:
-        name, version = (point.dist.name, point.dist.version) if point.dist else (None, None)
+        name, version = _name_and_version(point.dist) if point.dist else (None, None)
     except Exception:
         name, version = None, None
     return name or "(unknown)", version or "0"
+
+
+@lru_cache(maxsize=256)  # each asks for the whole metadata to be parsed, for every plugin thrice
+def _name_and_version(distribution: Distribution) -> tuple[str | None, str | None]:
+    return distribution.name, distribution.version
 
 
 def _seniority(point: EntryPoint) -> tuple[bool, str, str]:

@@ -6,27 +6,46 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
 from small_zoo import CHAIN, write_zoo
+from warm import WarmProcess
+
+Zoopress: TypeAlias = Callable[..., "subprocess.CompletedProcess[str]"]
+RUN = ("run", "card.yaml", "recipe.yaml", "--out", "out", "--store", "store")
+# What a run never needs: the compiler takes longer to import than all else together.
+MAIN = (
+    "import sys; from zoopress.commands.cli import main\n"
+    "sys.argv[0] = 'zoopress'\n"
+    "try: main()\n"
+    "finally: assert not {'transformers', 'prefect', 'torch._dynamo'} & set(sys.modules)"
+)
 
 
-def zoopress(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "zoopress", *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
+@pytest.fixture(scope="module")
+def zoopress(warm: WarmProcess) -> Zoopress:
+    """Run the command line in a folder, in a process of its own."""
+
+    def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [warm.folder / "zoopress", *arguments], cwd=folder, capture_output=True, text=True
+        )
+
+    return run
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which a run has ended, in a process that began like a user's."""
     folder = tmp_path_factory.mktemp("zoo")
     write_zoo(folder)
-    done = zoopress(folder, "run", "card.yaml", "recipe.yaml", "--out", "out", "--store", "store")
+    done = subprocess.run(
+        [sys.executable, "-c", MAIN, *RUN], cwd=folder, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     (folder / "printed").write_text(done.stdout)
     (folder / "progress").write_text(done.stderr)
@@ -53,22 +72,18 @@ def test_progress_is_one_line_a_stage_and_goes_to_standard_error(finished: Path)
     ]
 
 
-def test_json_is_the_metrics_and_nothing_else(finished: Path) -> None:
-    done = zoopress(
-        *(finished, "run", "card.yaml", "recipe.yaml", "--out", "out", "--store", "store"), "--json"
-    )
+def test_json_is_the_metrics_and_nothing_else(finished: Path, zoopress: Zoopress) -> None:
+    done = zoopress(finished, *RUN, "--json")
     assert json.loads(done.stdout) == json.loads((finished / "out" / "metrics.json").read_text())
     assert done.stderr == ""
 
 
-def test_quiet_prints_nothing(finished: Path) -> None:
-    done = zoopress(
-        *(finished, "run", "card.yaml", "recipe.yaml", "--out", "out", "--store", "store"), "-q"
-    )
+def test_quiet_prints_nothing(finished: Path, zoopress: Zoopress) -> None:
+    done = zoopress(finished, *RUN, "-q")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_plan_says_what_is_in_the_store(finished: Path) -> None:
+def test_plan_says_what_is_in_the_store(finished: Path, zoopress: Zoopress) -> None:
     (finished / "longer.yaml").write_text(CHAIN.replace("bits: 4", "bits: 5"))
     options = ("--store", "store", "--no-probe")
     known = zoopress(finished, "plan", "card.yaml", "recipe.yaml", *options)
@@ -77,7 +92,7 @@ def test_plan_says_what_is_in_the_store(finished: Path) -> None:
     assert "stages    2 to compute, 2 in the store" in other.stdout
 
 
-def test_inspect_shows_origin_and_lineage(finished: Path) -> None:
+def test_inspect_shows_origin_and_lineage(finished: Path, zoopress: Zoopress) -> None:
     done = zoopress(finished, "inspect", "out/artifact")
     assert done.returncode == 0, done.stderr
     assert "path:weights.safetensors" in done.stdout
@@ -85,7 +100,7 @@ def test_inspect_shows_origin_and_lineage(finished: Path) -> None:
     assert "magnitude_pruning" in done.stdout
 
 
-def test_evaluate_measures_the_artifact_again(finished: Path) -> None:
+def test_evaluate_measures_the_artifact_again(finished: Path, zoopress: Zoopress) -> None:
     done = zoopress(finished, "evaluate", "out/artifact", "card.yaml", "--json")
     figures, metrics = (
         json.loads(done.stdout),
@@ -95,7 +110,7 @@ def test_evaluate_measures_the_artifact_again(finished: Path) -> None:
     assert figures["size_bytes"] == metrics["size_bytes"]
 
 
-def test_techniques_and_their_keys_are_listed(finished: Path) -> None:
+def test_techniques_and_their_keys_are_listed(finished: Path, zoopress: Zoopress) -> None:
     assert "magnitude_pruning" in zoopress(finished, "techniques").stdout
     assert "sparsity" in zoopress(finished, "technique", "magnitude_pruning").stdout
     unknown = zoopress(finished, "technique", "magnitud_pruning")
@@ -128,7 +143,7 @@ def test_techniques_and_their_keys_are_listed(finished: Path) -> None:
     ],
 )
 def test_a_users_mistake_is_one_line_without_a_traceback(
-    tmp_path: Path, recipe: str, message: str
+    tmp_path: Path, zoopress: Zoopress, recipe: str, message: str
 ) -> None:
     write_zoo(tmp_path, recipe=recipe)
     done = zoopress(tmp_path, "run", "card.yaml", "recipe.yaml", "--store", "store")
@@ -155,7 +170,7 @@ def test_mistakes_and_help_show_without_importing_torch(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
-def test_a_missing_card_names_the_nearest(tmp_path: Path) -> None:
+def test_a_missing_card_names_the_nearest(tmp_path: Path, zoopress: Zoopress) -> None:
     done = zoopress(tmp_path, "run", "minilmm", "hybrid")
     assert done.returncode == 1
     assert "Did you mean 'minilm'?" in done.stderr

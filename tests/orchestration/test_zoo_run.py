@@ -9,16 +9,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import psutil
 import pytest
 
 from small_zoo import write_zoo
+from warm import WarmProcess
 from zoopress.cells.selection import select_cells
 from zoopress.errors import StoreError
 from zoopress.estimates.budget import MemoryBudget
@@ -33,6 +35,9 @@ from zoopress.reports.leaderboard import Leaderboard
 from zoopress.store import Store
 
 OBSERVERS = Observers(load_plugins(), print)
+pytestmark = pytest.mark.usefixtures("brief_latency")
+
+Command: TypeAlias = Callable[..., "subprocess.Popen[str]"]
 PARAMS = """
 recipes:
   grid:
@@ -182,6 +187,7 @@ def test_weights_that_are_missing_fail_their_card_alone(zoo: Path, plugins: Plug
     assert {cell.card for cell in board.cells if cell.state == "done"} == {"large"}
 
 
+@pytest.mark.usefixtures("warm_workers")
 @pytest.mark.parametrize(("trap", "state"), [("die", "failed"), ("die-once", "done")])
 def test_a_worker_that_dies_takes_nothing_with_it_and_gets_a_second_chance(
     zoo: Path, plugins: Plugins, trap: str, state: str
@@ -199,6 +205,7 @@ def test_a_worker_that_dies_takes_nothing_with_it_and_gets_a_second_chance(
         assert "larger machine" in str(reason)
 
 
+@pytest.mark.usefixtures("warm_workers")
 @pytest.mark.parametrize("memory", [None, 100_000_000])
 def test_jobs_run_at_once_only_as_far_as_memory_goes(
     zoo: Path, plugins: Plugins, memory: int | None
@@ -238,6 +245,7 @@ def test_stopping_does_not_wait_for_memory_that_another_run_holds(zoo: Path) -> 
             future.result(timeout=10)
 
 
+@pytest.mark.usefixtures("warm_workers")
 def test_a_job_whose_listener_fails_does_not_leave_its_answer_to_the_next(zoo: Path) -> None:
     pool = WorkerPool()
 
@@ -280,14 +288,27 @@ def test_a_store_is_the_same_one_in_every_working_folder(zoo: Path, plugins: Plu
     assert {job.store for job in executor.jobs} == {str(zoo / "store")}
 
 
-def command(zoo: Path, *more: str) -> subprocess.Popen[str]:
-    """Start the command line, with a memory budget of its own."""
+# The command's own process is one like a user's; its workers need not import torch.
+MAIN = (
+    "import sys; from zoopress.commands.cli import main\n"
+    "sys.argv[0], sys.executable = 'zoopress', sys.argv.pop(1)\n"
+    "main()"
+)
+
+
+@pytest.fixture
+def command(zoo: Path, warm: WarmProcess) -> Command:
+    """Start the command line in a zoo, with a memory budget of its own."""
+    return partial(_command, zoo, warm.python)
+
+
+def _command(zoo: Path, python: str, *more: str) -> subprocess.Popen[str]:
     (zoo / "temporary").mkdir(exist_ok=True)
     kept = {key: value for key, value in os.environ.items() if key != "PREFECT_API_URL"}
     cards = ("--cards", "small/card.yaml", "--cards", "large/card.yaml")
     return subprocess.Popen(
         [
-            *(sys.executable, "-m", "zoopress", "zoo", "run", *cards),
+            *(sys.executable, "-c", MAIN, python, "zoo", "run", *cards),
             *("--recipes", "params.yaml#recipes", "--store", "store", *more),
         ],
         cwd=zoo,
@@ -305,9 +326,11 @@ def wait_for(path: Path) -> None:
         time.sleep(0.05)
 
 
-def test_an_interrupt_keeps_what_is_finished_and_the_next_run_goes_on(zoo: Path) -> None:
+def test_an_interrupt_keeps_what_is_finished_and_the_next_run_goes_on(
+    zoo: Path, command: Command
+) -> None:
     (zoo / "large" / "sleep").touch()
-    process = command(zoo, "--workers", "2")
+    process = command("--workers", "2")
     wait_for(zoo / "large" / "asleep")
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
@@ -317,7 +340,7 @@ def test_an_interrupt_keeps_what_is_finished_and_the_next_run_goes_on(zoo: Path)
     assert {cell["state"] for cell in cells if cell["card"] == "large"} == {"stopped"}
 
     (zoo / "large" / "sleep").unlink()
-    again = command(zoo, "--json")
+    again = command("--json")
     printed, said = again.communicate(timeout=120)
     assert again.returncode == 1, said  # `harsh` misses its target
     board = Leaderboard.from_dict(json.loads(printed))
@@ -325,9 +348,9 @@ def test_an_interrupt_keeps_what_is_finished_and_the_next_run_goes_on(zoo: Path)
 
 
 @pytest.mark.parametrize("victim", ["run", "worker"])
-def test_kill_9_loses_nothing(zoo: Path, victim: str) -> None:
+def test_kill_9_loses_nothing(zoo: Path, command: Command, victim: str) -> None:
     (zoo / "large" / "sleep").touch()
-    process = command(zoo, "--workers", "2")
+    process = command("--workers", "2")
     wait_for(zoo / "large" / "asleep")
     workers = psutil.Process(process.pid).children(recursive=True)
     assert workers
@@ -342,15 +365,15 @@ def test_kill_9_loses_nothing(zoo: Path, victim: str) -> None:
         process.communicate()
         _, alive = psutil.wait_procs(workers, timeout=20)
         assert not alive, "workers outlive the run that started them"
-        process = command(zoo)
+        process = command()
         _, said = process.communicate(timeout=120)
         assert process.returncode == 1, said
     cells = json.loads((zoo / "out" / "leaderboard.json").read_text())["cells"]
     assert {f"{cell['card']} {cell['recipe']}": cell["state"] for cell in cells} == EXPECTED
 
 
-def test_two_runs_at_once_share_the_work(zoo: Path) -> None:
-    first, second = command(zoo, "--out", "one"), command(zoo, "--out", "two")
+def test_two_runs_at_once_share_the_work(zoo: Path, command: Command) -> None:
+    first, second = command("--out", "one"), command("--out", "two")
     for process in (first, second):
         _, said = process.communicate(timeout=240)
         assert process.returncode == 1, said

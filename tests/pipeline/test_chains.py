@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 import zoopress
 from zoopress.cards import Card, load_card
-from zoopress.evaluation.latency import measure_latency
 from zoopress.models.model import Model
 from zoopress.models.packing import packed_weights
 from zoopress.models.weights import as_matrix
@@ -27,6 +26,8 @@ from zoopress.recipes import load_recipe
 from zoopress.sources import load_callable
 from zoopress.store import Store
 from zoopress.testing import reload_artifact, seeded
+
+pytestmark = pytest.mark.usefixtures("brief_latency")
 
 PLUGINS = load_plugins()
 
@@ -183,14 +184,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def brief_latency(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Latency is measured elsewhere; here it would take most of the time."""
-    monkeypatch.setattr(
-        "zoopress.pipeline.workbench.measure_latency", partial(measure_latency, seconds=0.01)
-    )
 
 
 def make_card(model: str, folder: Path) -> Card:

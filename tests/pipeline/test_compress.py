@@ -18,12 +18,15 @@ from torch import nn
 
 import zoopress
 from small_zoo import CHAIN, FACTORY, read_zoo, write_zoo
+from warm import WarmProcess
 from zoopress.cells.cell import open_cell
 from zoopress.errors import GateError, SourceError, StageError
 from zoopress.pipeline.compress import Result, compress
 from zoopress.plugins import load_plugins
 from zoopress.recipes import load_recipe
 from zoopress.store import Store
+
+pytestmark = pytest.mark.usefixtures("brief_latency")
 
 
 def run(folder: Path, out: str = "out", store: str = "store") -> Result:
@@ -190,13 +193,13 @@ def test_weights_with_nan_are_refused_by_name(zoo: Path) -> None:
 
 @pytest.mark.parametrize("attempt", range(4))
 def test_a_run_killed_at_any_moment_continues_to_the_same_bytes(
-    tmp_path: Path, attempt: int
+    tmp_path: Path, warm: WarmProcess, attempt: int
 ) -> None:
     # Wide enough that stages take a while, so that the kill often falls inside one.
     write_zoo(tmp_path, width=700)
     expected = digests(run(tmp_path, "expected", "other-store").artifact)
     command = [
-        *(sys.executable, "-m", "zoopress", "run", "card.yaml"),
+        *(str(warm.folder / "zoopress"), "run", "card.yaml"),
         *("recipe.yaml", "--out", "out", "--store", "store", "--quiet"),
     ]
     entries = tmp_path / "store" / "entries"
@@ -216,9 +219,9 @@ def test_a_run_killed_at_any_moment_continues_to_the_same_bytes(
     assert not list((tmp_path / "store" / "staging").iterdir())
 
 
-def test_two_runs_at_once_share_the_work(tmp_path: Path) -> None:
+def test_two_runs_at_once_share_the_work(tmp_path: Path, warm: WarmProcess) -> None:
     write_zoo(tmp_path, width=400)
-    command = [sys.executable, "-m", "zoopress", "run", "card.yaml"]
+    command = [str(warm.folder / "zoopress"), "run", "card.yaml"]
     command += ["recipe.yaml", "--store", "store", "--quiet", "--out"]
     children = [subprocess.Popen([*command, name], cwd=tmp_path) for name in ("a", "b", "a")]
     assert [child.wait() for child in children] == [0, 0, 0]

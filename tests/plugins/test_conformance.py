@@ -1,15 +1,15 @@
 """Every registered technique keeps the rules that third parties are held to as well."""
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
-from zoopress.evaluation.latency import measure_latency
 from zoopress.plugins import load_plugins
 from zoopress.testing import check_technique
+
+pytestmark = pytest.mark.usefixtures("brief_latency")
 
 EXAMPLES: dict[str, list[dict[str, Any]]] = {
     "batch_norm_folding": [{}],
@@ -102,14 +102,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def brief_latency(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Latency is measured elsewhere; here it would take most of the time."""
-    monkeypatch.setattr(
-        "zoopress.pipeline.workbench.measure_latency", partial(measure_latency, seconds=0.01)
-    )
 
 
 @pytest.mark.parametrize(("name", "config"), CASES)

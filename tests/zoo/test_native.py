@@ -26,6 +26,8 @@ from zoopress.plugins import Plugins, load_plugins
 from zoopress.recipes import load_recipe
 from zoopress.store import Store
 
+pytestmark = pytest.mark.usefixtures("brief_latency")
+
 SIZES = {
     "vocab_size": 60,
     "hidden_size": 32,

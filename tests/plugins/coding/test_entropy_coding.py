@@ -1,7 +1,6 @@
 """Entropy coding stores the same tensors in about as many bits as they hold."""
 
 import math
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +9,15 @@ import torch
 from torch import Tensor
 
 from zoopress.errors import StageError
-from zoopress.evaluation.latency import measure_latency
 from zoopress.plugins import load_plugins
 from zoopress.techniques import Technique
 from zoopress.testing import reload_artifact, run_chain, tiny_card
 from zoopress_plugins.coding.entropy_coding import EntropyCoding, EntropyCodingConfig
 
+pytestmark = pytest.mark.usefixtures("brief_latency")
+
 PLUGINS = load_plugins()
 CODING = EntropyCoding(EntropyCodingConfig())
-
-
-@pytest.fixture(autouse=True)
-def brief_latency(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Latency is measured elsewhere; here it would take most of the time."""
-    monkeypatch.setattr(
-        "zoopress.pipeline.workbench.measure_latency", partial(measure_latency, seconds=0.01)
-    )
 
 
 def technique(name: str, **config: Any) -> Technique[Any]:

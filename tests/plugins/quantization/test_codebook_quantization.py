@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from zoopress.evaluation.latency import measure_latency
 from zoopress.models.model import Model
 from zoopress.models.packing import packed_weights
 from zoopress.plugins import load_plugins
@@ -35,16 +33,10 @@ from zoopress_plugins.quantization.codebook_quantization import (
 from zoopress_plugins.quantization.forms.codebook import CodebookWeight
 from zoopress_plugins.quantization.rate_distortion.sensitivity import Sensitivity
 
+pytestmark = pytest.mark.usefixtures("brief_latency")
+
 PLUGINS = load_plugins()
 ONE = torch.ones(1)
-
-
-@pytest.fixture(autouse=True)
-def brief_latency(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Latency is measured elsewhere; here it would take most of the time."""
-    monkeypatch.setattr(
-        "zoopress.pipeline.workbench.measure_latency", partial(measure_latency, seconds=0.01)
-    )
 
 
 def apply(model: Model, **config: Any) -> Outcome:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from torch import nn
 
 from zoopress.coding.coder import estimate_bits
 from zoopress.errors import StageError
-from zoopress.evaluation.latency import measure_latency
 from zoopress.models.model import Model
 from zoopress.models.packing import packed_weights
 from zoopress.plugins import load_plugins
@@ -42,16 +40,10 @@ from zoopress_plugins.quantization.lattice_quantization import (
     quantize,
 )
 
+pytestmark = pytest.mark.usefixtures("brief_latency")
+
 PLUGINS = load_plugins()
 MASK = (1 << 64) - 1
-
-
-@pytest.fixture(autouse=True)
-def brief_latency(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Latency is measured elsewhere; here it would take most of the time."""
-    monkeypatch.setattr(
-        "zoopress.pipeline.workbench.measure_latency", partial(measure_latency, seconds=0.01)
-    )
 
 
 def apply(model: Model, seed: int = 0, **config: Any) -> Outcome:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 
 from zoopress.cards import Card
 from zoopress.errors import StageError
-from zoopress.evaluation.latency import measure_latency
 from zoopress.models.model import Model
 from zoopress.models.packing import packed_weights
 from zoopress.models.weights import as_matrix
@@ -35,15 +33,9 @@ from zoopress_plugins.quantization.rate_distortion_quantization import (
     Target,
 )
 
+pytestmark = pytest.mark.usefixtures("brief_latency")
+
 PLUGINS = load_plugins()
-
-
-@pytest.fixture(autouse=True)
-def brief_latency(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Latency is measured elsewhere; here it would take most of the time."""
-    monkeypatch.setattr(
-        "zoopress.pipeline.workbench.measure_latency", partial(measure_latency, seconds=0.01)
-    )
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Quantization rounds to the nearest point of a grid that holds zero, and really takes the bits."""
 
 import itertools
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from zoopress.evaluation.latency import measure_latency
 from zoopress.models.model import Model
 from zoopress.models.packing import packed_weights
 from zoopress.plugins import load_plugins
@@ -24,15 +22,9 @@ from zoopress_plugins.quantization.weight_quantization import (
     quantize,
 )
 
+pytestmark = pytest.mark.usefixtures("brief_latency")
+
 PLUGINS = load_plugins()
-
-
-@pytest.fixture(autouse=True)
-def brief_latency(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Latency is measured elsewhere; here it would take most of the time."""
-    monkeypatch.setattr(
-        "zoopress.pipeline.workbench.measure_latency", partial(measure_latency, seconds=0.01)
-    )
 
 
 class Tracking:
