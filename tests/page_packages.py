@@ -21,11 +21,13 @@ def files_of(page: Path) -> dict[str, str]:
     }
 
 
-def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def python(
+    folder: Path, *arguments: str, program: str = sys.executable
+) -> subprocess.CompletedProcess[str]:
     """Run this Python in a folder, with what is installed in its folder `site`."""
     environment = {**os.environ, "PYTHONPATH": str(folder / "site"), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, *arguments],
+        [program, *arguments],
         cwd=folder,
         env=environment,
         capture_output=True,

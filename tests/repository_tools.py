@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+TOOLS = (str(Path(sys.executable).parent),)
+"""Folders that are first on PATH."""
 IDENTITY = {
     "GIT_AUTHOR_NAME": "me",
     "GIT_AUTHOR_EMAIL": "me@example.org",
@@ -20,7 +22,7 @@ def environment(store: Path) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("ZOOPRESS_", "PREFECT_"))}
     return {
         **kept,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": os.pathsep.join((*TOOLS, os.environ["PATH"])),
         "ZOOPRESS_STORE": str(store),
         "DVC_NO_ANALYTICS": "1",
         "GIT_CONFIG_GLOBAL": os.devnull,

