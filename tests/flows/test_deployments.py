@@ -100,6 +100,7 @@ def test_what_cannot_be_served_is_explained(
     assert message in str(done.exception)
 
 
+@pytest.mark.slow
 def test_a_served_schedule_refreshes_the_repository_and_ends_with_ctrl_c(
     repository: Path, hub: HubFixture, server: PrefectServer, tmp_path: Path
 ) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from small_zoo import CHAIN, write_zoo
+from warm import WarmProcess
 
 
 @pytest.fixture(scope="module")
@@ -19,16 +19,18 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("prefect")
 
 
-def run(folder: Path, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {
-        key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")
-    }
-    environment["PREFECT_HOME"] = str(home)
+def at_home(home: Path) -> dict[str, str]:
+    """Return an environment in which Prefect starts a server for each run."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
+    return {**kept, "PREFECT_HOME": str(home)}
+
+
+def run(
+    folder: Path, warm: WarmProcess, environment: dict[str, str], *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    words = ("run", "card.yaml", "recipe.yaml", "--store", "store", *arguments)
     return subprocess.run(
-        [
-            *(sys.executable, "-m", "zoopress", "run", "card.yaml", "recipe.yaml"),
-            *("--store", "store", "--engine", "prefect", *arguments),
-        ],
+        [warm.folder / "zoopress", *words],
         cwd=folder,
         env=environment,
         capture_output=True,
@@ -51,10 +53,10 @@ def ask_prefect(home: Path) -> list[tuple[str, str, str]]:
 
 
 def test_a_flow_runs_each_stage_as_a_task_and_gives_what_an_inline_run_gives(
-    tmp_path: Path, home: Path
+    tmp_path: Path, home: Path, warm: WarmProcess
 ) -> None:
     write_zoo(tmp_path)
-    done = run(tmp_path, home, "--out", "out")
+    done = run(tmp_path, warm, at_home(home), "--engine", "prefect", "--out", "out")
     assert done.returncode == 0, done.stderr
     # Quiet: our own lines, and nothing of Prefect's.
     assert "prefect" not in done.stderr.lower()
@@ -63,15 +65,7 @@ def test_a_flow_runs_each_stage_as_a_task_and_gives_what_an_inline_run_gives(
     names = ["neuron_pruning", "magnitude_pruning", "weight_quantization", "entropy_coding"]
     assert tasks == [(name, "COMPLETED") for name in (*names, "evaluate")]
 
-    inline = subprocess.run(
-        [
-            *(sys.executable, "-m", "zoopress", "run", "card.yaml", "recipe.yaml"),
-            *("--store", "store", "--engine", "inline", "--out", "inline"),
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    inline = run(tmp_path, warm, at_home(home), "--engine", "inline", "--out", "inline")
     assert "nothing to compute" in inline.stderr
     manifests = [
         (tmp_path / out / "artifact/zoopress.json").read_bytes() for out in ("out", "inline")
@@ -79,30 +73,27 @@ def test_a_flow_runs_each_stage_as_a_task_and_gives_what_an_inline_run_gives(
     assert manifests[0] == manifests[1]
 
 
-def test_a_mistake_in_a_flow_is_one_line_without_a_traceback(tmp_path: Path, home: Path) -> None:
+@pytest.mark.parametrize("where", ["server", pytest.param("home", marks=pytest.mark.slow)])
+def test_a_mistake_in_a_flow_is_one_line_without_a_traceback(
+    tmp_path: Path, request: pytest.FixtureRequest, warm: WarmProcess, where: str
+) -> None:
     write_zoo(tmp_path, recipe=CHAIN + "targets: {min_cosine: 0.99999}\n")
-    done = run(tmp_path, home, "--out", "out")
+    place = request.getfixturevalue(where)
+    environment = at_home(place) if where == "home" else place.environment()
+    done = run(tmp_path, warm, environment, "--engine", "prefect", "--out", "out")
     assert done.returncode == 1
     assert "did not pass the gate 'fidelity_kept'" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_a_server_that_is_not_there_does_not_stop_the_work(tmp_path: Path, home: Path) -> None:
+def test_a_server_that_is_not_there_does_not_stop_the_work(
+    tmp_path: Path, home: Path, warm: WarmProcess
+) -> None:
     write_zoo(tmp_path)
-    environment = {**os.environ, "PREFECT_HOME": str(home), "PREFECT_CLIENT_MAX_RETRIES": "0"}
+    environment = {**at_home(home), "PREFECT_CLIENT_MAX_RETRIES": "0"}
     environment["PREFECT_API_URL"] = "http://127.0.0.1:9/api"
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "zoopress", "run", "card.yaml", "recipe.yaml"),
-            *("--store", "store", "--out", "out", "--json"),
-        ],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
+    done = run(tmp_path, warm, environment, "--out", "out", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["compression_ratio"] > 3
     assert (tmp_path / "out" / "artifact" / "zoopress.json").is_file()

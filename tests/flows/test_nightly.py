@@ -112,7 +112,6 @@ def final_state(folder: Path, hub: HubFixture) -> dict[str, Any]:
     }
 
 
-@pytest.mark.slow
 def test_what_moved_is_recompressed_versioned_and_published(
     repository: Path, alice: HubFixture, plugins: Plugins
 ) -> None:
