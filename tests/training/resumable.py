@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch._dynamo  # which optimizers import: once here, and not in every process
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
