@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from page_packages import blocks_of, files_of, install_page, python
+from warm import WarmProcess
 
 PAGE = Path(__file__).parents[1] / "docs" / "deeper-techniques.md"
 FILES = files_of(PAGE)
@@ -21,9 +22,10 @@ def test_every_block_is_a_file_of_the_package() -> None:
     assert len(blocks_of(PAGE)) == len(FILES) == 7
 
 
-def test_the_pages_own_tests_pass(installed: Path) -> None:
+def test_the_pages_own_tests_pass(installed: Path, warm: WarmProcess) -> None:
     options = ("-q", "-W", "error", "-p", "no:cacheprovider", "--import-mode=importlib")
-    done = python(installed, "-m", "pytest", *options, "source/test_deeper.py")
+    words = ("-m", "pytest", *options, "source/test_deeper.py")
+    done = python(installed, *words, program=warm.python)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "5 passed" in done.stdout
 
