@@ -268,6 +268,19 @@ def test_this_projects_pipeline_is_the_one_of_a_new_zoo() -> None:
         assert (ROOT / ".dvc" / "plots" / template.name).read_bytes() == template.read_bytes()
 
 
+@pytest.mark.skipif(shutil.which("dvc") is None, reason="needs the extra 'versions'")
+def test_dvc_reads_this_project_as_it_is_cloned(tmp_path: Path) -> None:
+    for folder in ("src", "plugins", "zoo", "flows", ".dvc/plots"):
+        skipped = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=skipped)
+    for name in ("dvc.yaml", "params.yaml", ".dvcignore", "constraints.txt", ".dvc/config"):
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    command(tmp_path, "git", "init", "--quiet")
+    printed = command(tmp_path, "dvc", "repro", "--dry", "compress")
+    for recipe in ("hybrid", "small"):
+        assert f"Running stage 'compress@minilm-{recipe}'" in printed
+
+
 def test_the_matrix_and_the_shipped_recipe_are_one_and_the_same_cell() -> None:
     plugins = load_plugins()
     shipped = load_recipe("hybrid", plugins).as_dict()
