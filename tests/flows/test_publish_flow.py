@@ -19,15 +19,10 @@ from zoopress.cards import load_card
 from zoopress.errors import InputError
 from zoopress.orchestration.publishing import publish_runs, read_publish_section
 from zoopress.pipeline.compress import compress
-from zoopress.plugins import Plugins, load_plugins
+from zoopress.plugins import Plugins
 from zoopress.publishing.publish import PushOptions
 from zoopress.recipes import load_recipe
 from zoopress.store import Store
-
-
-@pytest.fixture(scope="module")
-def plugins() -> Plugins:
-    return load_plugins()
 
 
 @pytest.fixture(scope="module")

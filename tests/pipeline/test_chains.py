@@ -1,7 +1,6 @@
 """Chains of every technique, on every kind of model, from the files a user would write."""
 
 import math
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -175,15 +174,6 @@ CASES = [
     for model in MODELS
     for chain in CHAINS
 ]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """On busy machines, threads that wait for each other take tiny models ten times as long."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make_card(model: str, folder: Path) -> Card:

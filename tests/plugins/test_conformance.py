@@ -1,10 +1,8 @@
 """Every registered technique keeps the rules that third parties are held to as well."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import torch
 
 from zoopress.plugins import load_plugins
 from zoopress.testing import check_technique
@@ -93,15 +91,6 @@ CASES = [
 def test_every_plugin_loads() -> None:
     PLUGINS.check()
     assert [str(broken) for broken in PLUGINS.broken] == []
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """On busy machines, threads that wait for each other take tiny models ten times as long."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(("name", "config"), CASES)

@@ -21,7 +21,7 @@ from zoopress.commands.cli import app
 from zoopress.errors import ArtifactError, InputError
 from zoopress.hub.client import Hub
 from zoopress.pipeline.compress import compress
-from zoopress.plugins import Plugins, load_plugins
+from zoopress.plugins import Plugins
 from zoopress.provenance import lock_names, versioned_state
 from zoopress.publishing.lineage import find_lineage, lineage_lines, stage_config
 from zoopress.publishing.publish import Published, PushOptions, push
@@ -40,11 +40,6 @@ stages:
       - models/perceptron/mild/artifact: {persist: true}
       - models/perceptron/mild/report.json: {cache: false, persist: true}
 """
-
-
-@pytest.fixture(scope="module")
-def plugins() -> Plugins:
-    return load_plugins()
 
 
 @pytest.fixture(scope="module")

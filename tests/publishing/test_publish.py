@@ -19,7 +19,7 @@ from zoopress.errors import ArtifactError, GateError, HubError
 from zoopress.hub import client
 from zoopress.hub.client import Hub
 from zoopress.pipeline.compress import compress
-from zoopress.plugins import Plugins, load_plugins
+from zoopress.plugins import Plugins
 from zoopress.publishing.publish import Published, PushOptions, plan_push, push
 from zoopress.publishing.release import open_release
 from zoopress.recipes import load_recipe
@@ -27,11 +27,6 @@ from zoopress.store import Store
 
 TOKEN = "hf_alicealicealice"
 REPO = "zoo/small"
-
-
-@pytest.fixture(scope="module")
-def plugins() -> Plugins:
-    return load_plugins()
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from zoopress.cards import Card, load_card
 from zoopress.cards.maker import Draft, Wish, card_maker, card_name, clean
 from zoopress.errors import HubError, SourceError
 from zoopress.hub import client
-from zoopress.plugins import Plugins, load_plugins
+from zoopress.plugins import Plugins
 from zoopress_zoo.card_facts import describe, read_front_matter
 
 pytest.importorskip("transformers")
@@ -34,11 +34,6 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 def zoo(hub: HubFixture) -> HubFixture:
     hub_models.fill(hub)
     return hub
-
-
-@pytest.fixture(scope="module")
-def plugins() -> Plugins:
-    return load_plugins()
 
 
 def draft(place: str, plugins: Plugins, scheme: str = "hub", **wish: Any) -> Draft:

@@ -18,7 +18,7 @@ from zoopress.artifacts.manifest import Base
 from zoopress.cards import Card
 from zoopress.errors import SourceError
 from zoopress.models.model import Model
-from zoopress.plugins import Plugins, load_plugins
+from zoopress.plugins import Plugins
 from zoopress.sources import Architecture, SourceFiles, build_on_meta, detect_architecture, pull
 from zoopress_zoo.gguf import Gguf
 from zoopress_zoo.sentence_encoder import load_tokenizer
@@ -27,11 +27,6 @@ pytest.importorskip("transformers")
 
 WIDTH, HEADS, LAYERS, INNER = 32, 2, 2, 64
 WORDS = ["<unk>", "<s>", "</s>", "a", "b", "c", "Ġ", "ab", "Ġa"]
-
-
-@pytest.fixture(scope="module")
-def plugins() -> Plugins:
-    return load_plugins()
 
 
 def _library() -> Any:

@@ -22,7 +22,7 @@ from zoopress.artifacts.manifest import read_manifest
 from zoopress.cards import load_card
 from zoopress.errors import ArtifactError
 from zoopress.pipeline.compress import compress
-from zoopress.plugins import Plugins, load_plugins
+from zoopress.plugins import Plugins
 from zoopress.recipes import load_recipe
 from zoopress.store import Store
 
@@ -95,11 +95,6 @@ INNER = {"bert": "*.intermediate.*", "gpt2": "*.mlp.*"}
 def is_native(model: str, chain: str) -> bool:
     """Tell what an artifact should be: a ResNet's config gives widths to whole stages alone."""
     return chain == "bf16" or (chain.startswith("neurons") and model != "resnet")
-
-
-@pytest.fixture(scope="module")
-def plugins() -> Plugins:
-    return load_plugins()
 
 
 @pytest.fixture(scope="module")

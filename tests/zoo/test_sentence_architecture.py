@@ -19,7 +19,7 @@ from zoopress.cards import Card, load_card
 from zoopress.errors import ArtifactError, SourceError
 from zoopress.models.model import Model
 from zoopress.pipeline.compress import compress
-from zoopress.plugins import Plugins, load_plugins
+from zoopress.plugins import Plugins
 from zoopress.recipes import load_recipe
 from zoopress.sources import Architecture, SourceFiles, build_on_meta, detect_architecture, pull
 from zoopress.store import Store
@@ -37,11 +37,6 @@ SENTENCES = [
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [*SPECIAL, *("a", "the", "The", "zoo", "Zoo", "keeps", "many", "animals", "query", ":")]
 POOLINGS = ["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
-
-
-@pytest.fixture(scope="module")
-def plugins() -> Plugins:
-    return load_plugins()
 
 
 @pytest.fixture(scope="module")

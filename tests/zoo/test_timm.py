@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from zoopress.cards import Card
 from zoopress.errors import ArtifactError, SourceError
-from zoopress.plugins import Plugins, load_plugins
+from zoopress.plugins import Plugins
 from zoopress.sources import Architecture, SourceFiles, build_on_meta, detect_architecture, pull
 from zoopress_zoo.timm_models import Timm
 
@@ -34,11 +34,6 @@ VIT: dict[str, Any] = {
     "pretrained_cfg": {"input_size": [3, 32, 32], "fixed_input_size": True, "num_classes": 1000},
     "model_args": {"depth": 1, "embed_dim": 24, "num_heads": 3, "global_pool": "avg"},
 }
-
-
-@pytest.fixture(scope="module")
-def plugins() -> Plugins:
-    return load_plugins()
 
 
 def _timm() -> Any:

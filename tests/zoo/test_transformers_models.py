@@ -18,7 +18,7 @@ from torch import nn
 
 from zoopress.cards import Card
 from zoopress.errors import ArtifactError, SourceError, ZoopressError
-from zoopress.plugins import Plugins, load_plugins
+from zoopress.plugins import Plugins
 from zoopress.sources import Architecture, SourceFiles, build_on_meta, detect_architecture, pull
 from zoopress_zoo.transformers_models import Transformers
 
@@ -162,11 +162,6 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"text_config": TEXT | {"eos_token_id": 2}, "vision_config": PICTURE, "projection_dim": 8},
     ),
 }
-
-
-@pytest.fixture(scope="module")
-def plugins() -> Plugins:
-    return load_plugins()
 
 
 def _make(family: str, name: str = "") -> Any:
