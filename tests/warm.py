@@ -50,7 +50,8 @@ READ_AT_IMPORT = (
     "TRANSFORMERS_",
 )
 """Variables whose values matter when libraries are imported, by how their names begin."""
-READ_LATER = ("PYTHONPATH", "HF_TOKEN")
+# The last one: torch's compiler, once imported, sets a variable of its own.
+READ_LATER = ("PYTHONPATH", "HF_TOKEN", "TORCHINDUCTOR_")
 CORE = ("zoopress.commands.cli", "zoopress.pipeline.workbench", "zoopress.coding.zpz")
 
 # No site-packages and nothing of the user's: this has to start within a few milliseconds.
@@ -59,7 +60,7 @@ CLIENT = """\
 import json, os, signal, socket, struct, sys
 program = os.path.basename(sys.argv[0])
 words = sys.argv[1:]
-kept = {{k: v for k, v in os.environ.items() if k.startswith({read!r}) and k not in {later!r}}}
+kept = {{k: v for k, v in os.environ.items() if k.startswith({read!r}) and not k.startswith({later!r})}}
 odd = program == "python" and not (words and words[0] in ("-c", "-m"))
 if odd or kept != {kept!r}:
     start = [] if program == "python" else ["-m", "zoopress"]
@@ -91,7 +92,7 @@ def read_at_import(environment: Mapping[str, str]) -> dict[str, str]:
     return {
         name: value
         for name, value in environment.items()
-        if name.startswith(READ_AT_IMPORT) and name not in READ_LATER
+        if name.startswith(READ_AT_IMPORT) and not name.startswith(READ_LATER)
     }
 
 
