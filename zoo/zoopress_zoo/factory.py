@@ -51,16 +51,18 @@ class Factory(Architecture):
             raise CardError(f"Card {card.name!r}: 'factory': there is no file {file}.")
         arguments = card.factory_arguments or self.arguments.get("arguments", {})
         self.arguments = {"factory": reference, "arguments": arguments}
-        self._code = callable_code(reference, root)
+        code = self._code = callable_code(reference, root)
+        loaded: list[Callable[..., nn.Module]] = []
 
         def build(**arguments: Any) -> nn.Module:
-            made: nn.Module = load_callable(reference, root)(**arguments)
-            return made
+            if not loaded:  # once: an edit amid a run must not change its model
+                loaded.append(load_callable(reference, root, code))
+            return loaded[0](**arguments)
 
         self.factory = build
 
     def code(self) -> str:
-        """Return the digest of the factory's file."""
+        """Return the digest of the factory's file and what that imports beside it."""
         return self._code
 
     def use_factory(self, factory: Callable[..., nn.Module]) -> None:

@@ -5,29 +5,26 @@ Nothing here imports torch: whether a cell has been computed is known before tha
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
-from functools import cache, cached_property, lru_cache
+from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
-import zoopress.coding
 from zoopress.artifacts.card_model import CardModel, find_model
 from zoopress.artifacts.manifest import Base, Manifest
 from zoopress.cards import Card, load_card
 from zoopress.cells.plan import make_plan, plan_early
 from zoopress.cells.start import start_of
-from zoopress.choice import choices
 from zoopress.errors import CardError
 from zoopress.hub.address import parse_address
+from zoopress.identity import Parts, every_stage_code, report_code
 from zoopress.plugins import Plugins
-from zoopress.recipes import Recipe
+from zoopress.recipes import Recipe, Stage
 from zoopress.sources import Architecture, SourceFiles, pull
-from zoopress.store import Store, digest, file_digest
+from zoopress.store import Store, digest
 from zoopress.tasks import Task, open_task
 
-SCHEMA = 6
+SCHEMA = 7
 """Raise it when stored results of older versions can no longer be used."""
 
 
@@ -147,9 +144,10 @@ class Cell:
             {
                 "schema": SCHEMA,
                 "versions": {name: installed_version(name) for name in LIBRARIES},
-                "coding": package_digest(zoopress.coding.__name__),
+                "core": every_stage_code(),
                 "model": self._model_identity(self.original),
-                "task": card.task,
+                "task": [card.task, self._parts.registered("tasks", card.task)],
+                "dataset": self._dataset_identity,
                 "data": [card.data and card.data.model_dump(mode="json"), task.fingerprint()],
                 "card": [card.name, card.model_class, card.base_model, card.license],
                 "seed": self.recipe.seed,
@@ -161,19 +159,12 @@ class Cell:
         """The key of each stage's result: of its input, its config and its technique's code."""
         keys = [self.source_key]
         for stage in self.recipe.stages:
-            origins = [self.plugins.technique_origin(each.name) for each in stage.techniques]
             keys.append(
                 digest(
                     {
                         "input": keys[-1],
                         "stage": stage.as_dict(),
-                        "from": [[origin.distribution, origin.version] for origin in origins],
-                        "code": [technique_code(type(each)) for each in stage.techniques],
-                        "chosen": [
-                            [each.registry, each.name, technique_code(each.kind(self.plugins))]
-                            for technique in stage.techniques
-                            for each in choices(technique.config)
-                        ],
+                        "code": self.stage_identity(stage),
                         "learns from": [
                             self._model_identity(
                                 open_original(load_card(name, self.plugins), self.plugins)
@@ -186,14 +177,32 @@ class Cell:
             )
         return tuple(keys[1:])
 
+    def stage_identity(self, stage: Stage) -> dict[str, Any]:
+        """Return distribution, version and code of all that a stage runs."""
+        return self._parts.stage(stage.techniques, stage.as_dict())
+
+    @cached_property
+    def _parts(self) -> Parts:
+        return Parts(self.plugins)
+
+    @property
+    def _dataset_identity(self) -> dict[str, Any] | None:
+        data = self.original.card.data
+        if data is None or data.dataset is None:
+            return None
+        return self._parts.registered("datasets", data.dataset.partition(":")[0])
+
     def _model_identity(self, original: Original) -> dict[str, Any]:
         """Return what tells a model from others: all that its weights and its code depend on."""
         card, files, architecture = original.card, original.files, original.architecture
         return {
-            "source": card.source,
+            "source": [card.source, self._parts.registered("sources", card.scheme)],
             "revision": files.revision,
             "files": {name: self.store.hash_file(files.folder / name) for name in files.all},
-            "architecture": [architecture.name, architecture.arguments, architecture.code()],
+            "architecture": [
+                *(architecture.name, architecture.arguments, architecture.code()),
+                self._parts.registered("architectures", architecture.name),
+            ],
         }
 
     @property
@@ -220,7 +229,9 @@ class Cell:
     @property
     def report_key(self) -> str:
         """The key of the final comparison with the original."""
-        return digest([self.keys[-1], "report", 3, self.original.card.measures])
+        measures = self.original.card.measures
+        found = [self._parts.registered("measures", name) for name in measures]
+        return digest([self.keys[-1], "report", 4, measures, found, report_code()])
 
     @property
     def store_keys(self) -> tuple[str, ...]:
@@ -238,25 +249,6 @@ def open_cell(card: Card, recipe: Recipe, store: Store, plugins: Plugins) -> Cel
     original = open_original(card, plugins)
     make_plan(original.card, recipe, start_of(original.model.manifest, plugins))
     return Cell(original, recipe, plugins, store)
-
-
-def technique_code(technique: type) -> str:
-    """Return the digest of the code a technique comes with: versions stand still in development.
-
-    That is every module of its top-level package, since it may use any of them.
-    """
-    return package_digest(technique.__module__.partition(".")[0])
-
-
-@lru_cache(maxsize=64)
-def package_digest(name: str) -> str:
-    """Return the digest of all Python files of an imported package."""
-    module = sys.modules.get(name)
-    folders = [Path(folder) for folder in getattr(module, "__path__", ())]
-    files = sorted(file for folder in folders for file in folder.rglob("*.py"))
-    if not folders and getattr(module, "__file__", None):
-        files = [Path(str(getattr(module, "__file__", "")))]
-    return digest([[file.name, file_digest(file)] for file in files])
 
 
 @cache

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from zoopress.cards import Card
-from zoopress.cells.cell import LIBRARIES, installed_version, package_digest, technique_code
+from zoopress.cells.cell import LIBRARIES, installed_version
+from zoopress.identity import Parts, core_code
 from zoopress.plugins import Plugins
 from zoopress.progress import Reporter
 from zoopress.recipes import Stage
@@ -300,9 +301,9 @@ class Calibration:
         # What its recovery takes follows from the model's own speed.
         spelled = Stage(stage.technique).as_dict()
         config = {k: v for k, v in spelled.items() if k not in ("include", "exclude")}
-        origin = self.plugins.technique_origin(stage.name)
-        code = technique_code(type(stage.technique))
-        return self._path("stage", config, large, origin.distribution, origin.version, code)
+        return self._path(
+            "stage", config, large, Parts(self.plugins).stage([stage.technique], config)
+        )
 
     def _path(self, *parts: Any) -> Path:
         return self.folder / f"{digest([self._here, *parts])[:32]}.json"
@@ -315,7 +316,7 @@ class Calibration:
             *(os.environ.get(name, "") for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")),
             *(platform.python_version(), self.clock),
             {name: installed_version(name) for name in LIBRARIES},
-            package_digest("zoopress"),
+            core_code(("zoopress.estimates.probe",), within=("estimates",)),
         ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from zoopress.identity import callable_code as callable_code
+from zoopress.identity import load_callable as load_callable
 from zoopress.sources.source import (
     Architecture as Architecture,
 )
@@ -15,13 +17,7 @@ from zoopress.sources.source import (
     build_on_meta as build_on_meta,
 )
 from zoopress.sources.source import (
-    callable_code as callable_code,
-)
-from zoopress.sources.source import (
     detect_architecture as detect_architecture,
-)
-from zoopress.sources.source import (
-    load_callable as load_callable,
 )
 from zoopress.sources.source import (
     pull as pull,

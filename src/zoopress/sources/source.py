@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from zoopress.errors import CardError, PluginError, SourceError, ZoopressError
+from zoopress.errors import PluginError, SourceError, ZoopressError
 from zoopress.interface import shown
-from zoopress.store import file_digest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -251,78 +247,3 @@ def _stray_meta_tensor(module: nn.Module) -> str | None:
             if isinstance(value, Tensor) and value.is_meta:
                 return f"{path}.{name}"
     return None
-
-
-def load_callable(reference: str, root: Path) -> Callable[..., Any]:
-    """Import `file.py:function` or `package.module:function` that the user's own card names.
-
-    Args:
-        reference: the reference; a file's path is relative to `root`.
-        root: the card's folder, importable while the module is imported.
-
-    Raises:
-        CardError: if there is no such function.
-    """
-    location, _, attribute = reference.rpartition(":")
-    try:
-        with _importable(root):
-            if location.endswith(".py"):
-                module = _import_file((root / location).resolve())
-            else:
-                module = importlib.import_module(location)
-    except FileNotFoundError as error:
-        raise CardError(f"{reference!r}: there is no file {root / location}.") from error
-    except Exception as error:
-        raise CardError(
-            f"{reference!r} cannot be imported: {type(error).__name__}: {error}."
-        ) from error
-    found = getattr(module, attribute, None)
-    if not callable(found):
-        raise CardError(f"{reference!r}: {location} has no function {attribute!r}.")
-    return found  # type: ignore[no-any-return]
-
-
-def callable_code(reference: str, root: Path) -> str:
-    """Return the digest of the file that `load_callable` would take a function from.
-
-    "" if there is none, which `load_callable` reports. Files that it imports are not looked at.
-    """
-    location = reference.rpartition(":")[0]
-    if location.endswith(".py"):
-        file = root / location
-        return file_digest(file) if file.is_file() else ""
-    with _importable(root):
-        try:
-            spec = importlib.util.find_spec(location)
-        except (ImportError, ValueError):
-            return ""
-    found = Path(spec.origin) if spec is not None and spec.has_location and spec.origin else None
-    return file_digest(found) if found is not None and found.is_file() else ""
-
-
-def _import_file(path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(path)
-    name = f"_zoopress_card_{path.stem}_{abs(hash(str(path))):x}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and the like look their module up
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
-@contextmanager
-def _importable(root: Path) -> Iterator[None]:
-    sys.path.insert(0, str(root))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(root))

@@ -209,8 +209,12 @@ class FidelityTask(Task):
 
             return digest(list(read_sentences(self.data.text, self.card.root)))
         if self.data.inputs is not None:
-            return callable_code(self.data.inputs, self.card.root)
+            self._code = callable_code(self.data.inputs, self.card.root)
+            return self._code
         return "random"
+
+    _code: str | None = None
+    """Of the function that makes the inputs, once the fingerprint told it."""
 
     @cached_property
     def _digests(self) -> dict[int, bytes]:
@@ -222,8 +226,8 @@ class FidelityTask(Task):
         if data.file is not None:
             return self._checked(_read(self._file(data.file)))
         if data.inputs is not None:
-            made = _from_function(load_callable(data.inputs, self.card.root), data.inputs)
-            return self._checked(made)
+            function = load_callable(data.inputs, self.card.root, self._code)
+            return self._checked(_from_function(function, data.inputs))
         if data.text is not None:
             return self._text(data.text, wanted)
         training = data.training_samples or RANDOM_TRAINING

@@ -1,0 +1,170 @@
+"""The code of a user that a card names: its identity, and importing it as its files now say."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import Any
+
+from zoopress.errors import CardError
+from zoopress.identity.loaded import check_current, comes_from, is_edited
+from zoopress.identity.modules import is_installed, version_of
+from zoopress.identity.of_parts import Belongs
+from zoopress.identity.reach import Reached, reach
+from zoopress.store import digest
+
+_OURS = frozenset({"zoopress", "zoopress_plugins", "zoopress_zoo", "zoopress_flows"})
+_loaded: dict[tuple[str, Path], tuple[str, ModuleType]] = {}
+"""The digest that a card's code had when it was imported, and the module."""
+
+
+def callable_code(reference: str, root: Path) -> str:
+    """Return the digest of the code that `load_callable` would import.
+
+    That is the file and what its import statements lead to, but for what is installed.
+
+    Args:
+        reference: as `load_callable` takes it.
+        root: the card's folder.
+
+    Returns:
+        "" if there is none, which `load_callable` reports.
+    """
+    location = reference.rpartition(":")[0]
+    reached = _reach(location, root)
+    if not reached.files:
+        return ""
+    file = reached.files.get(location)
+    if file is not None and is_installed(file):
+        return digest([reached.digest, version_of(location.partition(".")[0])])
+    return reached.digest
+
+
+def load_callable(reference: str, root: Path, code: str | None = None) -> Callable[..., Any]:
+    """Import `file.py:function` or `package.module:function` that the user's own card names.
+
+    What was edited since it was imported is imported anew, with all that leads to it.
+
+    Args:
+        reference: the reference; a file's path is relative to `root`.
+        root: the card's folder, importable while the module is imported.
+        code: what `callable_code` gave when the run began, if that must still hold.
+
+    Raises:
+        CardError: if there is no such function, or it was edited since.
+    """
+    location, _, attribute = reference.rpartition(":")
+    try:
+        module = _module(location, root)
+    except FileNotFoundError as error:
+        raise CardError(f"{reference!r}: there is no file {root / location}.") from error
+    except Exception as error:
+        raise CardError(
+            f"{reference!r} cannot be imported: {type(error).__name__}: {error}."
+        ) from error
+    if code is not None and callable_code(reference, root) != code:
+        raise CardError(
+            f"{reference!r} was edited while this run went on, so its results would be of neither "
+            "version. Run again."
+        )
+    found = getattr(module, attribute, None)
+    if not callable(found):
+        raise CardError(f"{reference!r}: {location} has no function {attribute!r}.")
+    return found  # type: ignore[no-any-return]
+
+
+def _reach(location: str, root: Path) -> Reached:
+    if location.endswith(".py"):
+        file = root / location
+        # Of a file in a folder below, the neighbours are imported as from there or from the root.
+        return reach((), Belongs(), (root, file.parent), file, check=False)
+    return reach((location,), Belongs(), (root,), check=False)
+
+
+def _module(location: str, root: Path) -> ModuleType:
+    place = (location, root.resolve())
+    reached = _reach(location, root)
+    known = _loaded.get(place)
+    if known is not None and known[0] == reached.digest:
+        return known[1]
+    with _importable(root), _current(reached):
+        if location.endswith(".py"):
+            module = _import_file((root / location).resolve())
+        else:
+            module = importlib.import_module(location)
+    if reached.files:
+        _loaded[place] = (reached.digest, module)
+    return module
+
+
+@contextmanager
+def _current(reached: Reached) -> Iterator[None]:
+    """Let modules be imported as their files now say, and from the places that were found.
+
+    One module that was edited makes all anew, since any may hold what it had. A module of the same
+    name from elsewhere is another's; it is back afterwards.
+    """
+    names = {n: f for n, f in reached.files.items() if n in sys.modules and not is_installed(f)}
+    others: dict[str, ModuleType] = {}
+    edited = False
+    for name, file in list(names.items()):
+        if name.partition(".")[0] in _OURS:
+            check_current(name, file, reached.digests[name])
+            del names[name]
+        elif not comes_from(sys.modules[name], file):
+            others[name] = sys.modules[name]
+        else:
+            edited = edited or is_edited(name, file, reached.digests[name])
+    for name, file in names.items() if edited or others else ():
+        del sys.modules[name]
+        with suppress(OSError, NotImplementedError):  # it tells edits of one second not apart
+            Path(importlib.util.cache_from_source(str(file))).unlink()
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.modules.update(others)
+
+
+class _Source(SourceFileLoader):
+    """Compiles the file, and trusts no bytecode, which tells edits of one second not apart."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        code: CodeType = self.source_to_code(self.get_data(path), path)
+        return code
+
+
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    name = f"_zoopress_card_{path.stem}_{abs(hash(str(path))):x}"
+    spec = importlib.util.spec_from_file_location(name, path, loader=_Source(name, str(path)))
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    before = sys.modules.get(name)
+    sys.modules[name] = module  # dataclasses and the like look their module up
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        if before is not None:
+            sys.modules[name] = before
+        raise
+    return module
+
+
+@contextmanager
+def _importable(root: Path) -> Iterator[None]:
+    sys.path.insert(0, str(root))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(root))
