@@ -579,7 +579,7 @@ def test_measurements_are_kept_and_are_of_one_machine_and_code(
     assert calibration().machine() is None
     monkeypatch.undo()
     assert calibration().machine() == known.machine()
-    monkeypatch.setattr("zoopress.estimates.measurements.package_digest", lambda name: "other code")
+    monkeypatch.setattr("zoopress.estimates.measurements.core_code", lambda *_, **__: "other code")
     assert calibration().machine() is None
 
 

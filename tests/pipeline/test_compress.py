@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -272,22 +273,17 @@ def test_a_changed_module_that_the_card_names_by_its_dotted_name_computes_anew(z
     assert not set(before) & set(after)
 
 
-def test_a_changed_helper_file_of_a_techniques_package_gives_another_key(tmp_path: Path) -> None:
-    package = tmp_path / "helped_technique"
-    package.mkdir()
-    (package / "__init__.py").write_text("")
-    (package / "helper.py").write_text("SHARE = 0.5")
-    code = (
-        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
-        "import helped_technique; from zoopress.cells.cell import package_digest\n"
-        "print(package_digest('helped_technique'))"
-    )
-
-    def key() -> str:
-        return subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        ).stdout
-
-    before, again = key(), key()
-    (package / "helper.py").write_text("SHARE = 0.6")
-    assert before == again != key()
+def test_a_factory_edited_between_two_runs_of_one_process_gives_the_edited_models_results(
+    zoo: Path, tmp_path: Path, brief_evaluation: None
+) -> None:
+    (zoo / "recipe.yaml").write_text("stages: [{technique: weight_quantization, bits: 4}]")
+    first = run(zoo).report.stages[-1].fidelity
+    (zoo / "networks.py").write_text(FACTORY.replace("nn.ReLU()", "nn.Tanh()"))
+    second = run(zoo, "second")
+    # Another folder has modules of its own, so what is computed there is from the file as it is.
+    shutil.copytree(zoo, tmp_path / "copy", ignore=shutil.ignore_patterns("store", "out*", "copy"))
+    clean = run(tmp_path / "copy")
+    assert second.computed == clean.computed == ("weight_quantization",)
+    assert second.report.stages[-1].fidelity == clean.report.stages[-1].fidelity != first
+    (zoo / "networks.py").write_text(FACTORY)
+    assert run(zoo, "third").computed == ()

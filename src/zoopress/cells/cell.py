@@ -181,6 +181,10 @@ class Cell:
         """Return distribution, version and code of all that a stage runs."""
         return self._parts.stage(stage.techniques, stage.as_dict())
 
+    def layers(self, stage: Stage) -> frozenset[str]:
+        """Return which registered layers the key of a stage knows of."""
+        return self._parts.layers_of(self.stage_identity(stage))
+
     @cached_property
     def _parts(self) -> Parts:
         return Parts(self.plugins)

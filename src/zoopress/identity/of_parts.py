@@ -94,7 +94,7 @@ def every_stage_code() -> list[str]:
 
 def report_code() -> str:
     """Return the digest of what of the core a report depends on, but for what cards ask for."""
-    return core_code(_REPORT)
+    return core_code(_REPORT, without=("training",))
 
 
 class Parts:
