@@ -80,6 +80,21 @@ def test_a_recipe_with_it_runs_from_the_command_line(
     packed = {edit["packing"] for edit in manifest["edits"] if edit["edit"] == "pack"}
     assert packed == {"weight_sharing"}
     assert manifest["lineage"][1]["distribution"] == "zoopress-weight-sharing"
+    needed = {"kind": "layer", "name": "weight_sharing", "distribution": "zoopress-weight-sharing"}
+    assert manifest["requires"] == [{**needed, "version": "0.1.0"}]
+    page = (out / "artifact" / "README.md").read_text()
+    assert "pip install zoopress 'zoopress-weight-sharing>=0.1.0'" in page
+
+    code = f"import zoopress; zoopress.load({str(out / 'artifact')!r}, factory=dict)"
+    for _ in range(2):
+        done = python(tmp_path, "-c", code)
+        assert "ArtifactError" in done.stderr
+        assert "the layer 'weight_sharing' is not registered here" in done.stderr
+        assert "zoopress-weight-sharing 0.1.0, which is not installed" in done.stderr
+        assert "pip install 'zoopress-weight-sharing>=0.1.0'" in done.stderr
+        # An artifact from before there were requirements tells by its lineage.
+        manifest.pop("requires", None)
+        (out / "artifact" / "zoopress.json").write_text(json.dumps(manifest))
 
 
 def test_without_it_the_recipe_is_refused_and_its_absence_named(tmp_path: Path) -> None:

@@ -517,6 +517,11 @@ def _kind(hook: Registry) -> str:
     return singular.replace("_", " ")
 
 
+def kind_of(hook: Registry) -> str:
+    """Return what one of a registry's things is called, such as "layer"."""
+    return _kind(hook)
+
+
 def _checked(found: Any, base: str | None) -> Any:
     """Return what was registered, if it is what its hook asks for."""
     if base is None:

@@ -42,6 +42,7 @@ from zoopress.artifacts.manifest import (
     read_manifest,
     safe_name,
 )
+from zoopress.artifacts.requirements import check_requirements, find_requirements
 from zoopress.artifacts.tensor_files import (
     MAX_SHARD_BYTES,
     Reader,
@@ -84,7 +85,8 @@ def save_artifact(
         others: files to carry along, name in the artifact to path.
         lineage: plain data, an item a stage.
         max_shard_bytes: a safetensors file is split above this size.
-        plugins: where the model's coder is found; everything installed by default.
+        plugins: where the model's coder is found, and what the manifest says that loading
+            requires; everything installed by default, and nothing is required.
 
     Raises:
         PluginError: if no plugin registers the coder.
@@ -137,6 +139,8 @@ def save_artifact(
         },
         native=True if native else None,
     )
+    if plugins is not None and (needed := find_requirements(plugins, manifest.uses())):
+        manifest = manifest.model_copy(update={"requires": needed})
     write_atomic(folder / MANIFEST, manifest.to_json())
     return manifest
 
@@ -204,6 +208,7 @@ def load_artifact(
         ArtifactError: if it is damaged, hostile or needs a plugin that is not installed.
     """
     manifest = read_manifest(folder, verify)
+    _check_registered(folder, manifest, plugins)
     architecture = _architecture(folder, manifest, plugins, factory)
     model = load_into(architecture, folder, manifest, plugins, progress, masks)
     return model, architecture, manifest
@@ -265,6 +270,7 @@ def replay_edits(folder: Path, manifest: Manifest, module: nn.Module, plugins: P
     Raises:
         ArtifactError: if an edit does not fit.
     """
+    _check_registered(folder, manifest, plugins)
     for edit in manifest.edits:
         try:
             with torch.device("meta"):
@@ -276,6 +282,12 @@ def replay_edits(folder: Path, manifest: Manifest, module: nn.Module, plugins: P
             raise ArtifactError(_bad_edit(folder, edit, error)) from error
     edits, coder = list(manifest.edits), manifest.coder or "auto"
     return Model(module.eval(), plugins.layers, edits, {}, manifest.storage, coder)
+
+
+def _check_registered(folder: Path, manifest: Manifest, plugins: Plugins) -> None:
+    check_requirements(
+        folder / MANIFEST, manifest.requires, manifest.lineage, manifest.uses(), plugins
+    )
 
 
 def fill_tensors(

@@ -21,8 +21,10 @@ from zoopress.artifacts.manifest_groups import (
     ungroup_edits,
     ungroup_tensors,
 )
+from zoopress.artifacts.requirements import Requirement
 from zoopress.errors import ArtifactError
-from zoopress.models.edit_records import Edit
+from zoopress.models.edit_records import Edit, Pack, Replace
+from zoopress.plugins import Registry
 from zoopress.store import file_digest
 
 MANIFEST = "zoopress.json"
@@ -102,6 +104,9 @@ class Manifest(_Part):
         default={}, description="forms of tensors that are not stored as they are"
     )
     files: dict[FileName, FileRecord] = Field(description="every file but this and README.md")
+    requires: list[Requirement] = Field(
+        default=[], description="what loading needs of other distributions than zoopress"
+    )
     native: Literal[True] | None = Field(
         default=None, description="set if the library that the model comes from can load it, too"
     )
@@ -113,7 +118,7 @@ class Manifest(_Part):
             "edits": group_edits(self.edits),
             "tensors": group_tensors(self.tensors),
         }
-        for field in ("lineage", "edits", "tensors"):
+        for field in ("lineage", "edits", "tensors", "requires"):
             if not data[field]:
                 del data[field]
         return json.dumps(data, separators=(",", ":"), allow_nan=False)
@@ -126,7 +131,19 @@ class Manifest(_Part):
         """Return what people need to know to load the model."""
         name = self.architecture.arguments.get("class")
         known = {"class": name} if isinstance(name, str) else {}
-        return {"architecture": self.architecture.name, **known, "native": bool(self.native)}
+        needed = [each.model_dump() for each in self.requires]
+        return {
+            "architecture": self.architecture.name,
+            **known,
+            "native": bool(self.native),
+            **({"requires": needed} if needed else {}),
+        }
+
+    def uses(self) -> dict[Registry, list[str]]:
+        """Return what loading looks up by name, by registry."""
+        layers = [edit.layer for edit in self.edits if isinstance(edit, Replace)]
+        packings = [edit.packing for edit in self.edits if isinstance(edit, Pack)]
+        return {"architectures": [self.architecture.name], "layers": [*layers, *packings]}
 
 
 def read_manifest(folder: Path, verify: bool = True) -> Manifest:

@@ -263,13 +263,9 @@ class Workbench:
             "claims": [asdict(claim) for claim in outcome.claims],
         }
         folder.mkdir()
+        lineage = [*before.lineage, item]
         return save_artifact(
-            folder,
-            model,
-            before.architecture,
-            self.cell.original.base,
-            before.others,
-            [*before.lineage, item],
+            *(folder, model, before.architecture, self.cell.original.base, before.others, lineage),
             plugins=self.plugins,
         )
 

@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoopress.artifacts.requirements import Requirement, packages_of
 from zoopress.provenance import shared_address
 from zoopress.publishing.card_metadata import auto_class, base_model, library_name, metadata
 from zoopress.publishing.card_template import render
@@ -172,7 +173,8 @@ def _loading(report: Report, repo_id: str | None) -> list[dict[str, str]]:
     factory = str(report.card.get("factory") or "")
     architecture = str(report.loads_as.get("architecture"))
     sentences = architecture == "sentence_encoder"
-    package = _PACKAGES.get(architecture, "zoopress")
+    needed = [Requirement(**each) for each in report.loads_as.get("requires", [])]
+    package = " ".join([_PACKAGES.get(architecture, "zoopress"), *packages_of(needed)])
     lines = ["import zoopress", ""]
     if factory:
         function = factory.rpartition(":")[2]
