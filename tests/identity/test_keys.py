@@ -518,3 +518,28 @@ def test_of_the_core_what_a_result_depends_on_is_in_its_key(tmp_path: Path) -> N
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == expected
+
+
+def test_a_layer_whose_name_is_put_together_is_refused_with_the_remedy(
+    site: Site, cell: Callable[[str], Cell], tmp_path: Path
+) -> None:
+    from zoopress.errors import StageError
+    from zoopress.pipeline.compress import compress
+
+    body = (
+        "import torch; weight = next(model.weights()); "
+        "model.replace(weight.path, 'shared' + '_layer', {}, {})"
+    )
+    site.install("zoopress-mine", {"mine.py": technique("", body)}, {"mine": "mine"})
+    layer = (
+        "from torch import nn\nclass Layer(nn.Module):\n    @classmethod\n"
+        "    def from_module(cls, module):\n        return cls()\n"
+        "    def forward(self, x):\n        return x"
+    )
+    site.install("zoopress-layers", {"layers.py": LAYER, "layer_code.py": layer}, {"l": "layers"})
+    opened = cell(MINE)
+    with pytest.raises(StageError, match="'shared_layer', whose name its code puts together"):
+        compress(
+            *(opened.original.card, opened.recipe, tmp_path / "out", opened.store),
+            plugins=opened.plugins,
+        )

@@ -23,7 +23,7 @@ from zoopress.artifacts.manifest_groups import (
 )
 from zoopress.artifacts.requirements import Requirement
 from zoopress.errors import ArtifactError
-from zoopress.models.edit_records import Edit, Pack, Replace
+from zoopress.models.edit_records import Edit, layers_of
 from zoopress.plugins import Registry
 from zoopress.store import file_digest
 
@@ -141,9 +141,10 @@ class Manifest(_Part):
 
     def uses(self) -> dict[Registry, list[str]]:
         """Return what loading looks up by name, by registry."""
-        layers = [edit.layer for edit in self.edits if isinstance(edit, Replace)]
-        packings = [edit.packing for edit in self.edits if isinstance(edit, Pack)]
-        return {"architectures": [self.architecture.name], "layers": [*layers, *packings]}
+        return {
+            "architectures": [self.architecture.name],
+            "layers": layers_of(self.edits),
+        }
 
 
 def read_manifest(folder: Path, verify: bool = True) -> Manifest:

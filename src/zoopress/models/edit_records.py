@@ -5,6 +5,7 @@ Apart from that module, so that a manifest is read without torch.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -57,3 +58,13 @@ class Keep(_Edit):
 
 AnyEdit = Resize | Replace | Pack | Keep
 Edit = Annotated[AnyEdit, Field(discriminator="edit")]
+
+
+def layers_of(edits: Iterable[AnyEdit]) -> list[str]:
+    """Return the registered layers and packed weights that edits name, in order."""
+    replaced_or_packed = (
+        edit.layer if isinstance(edit, Replace) else edit.packing
+        for edit in edits
+        if isinstance(edit, (Replace, Pack))
+    )
+    return list(dict.fromkeys(replaced_or_packed))

@@ -22,6 +22,7 @@ from zoopress.models.edit_records import Keep as Keep
 from zoopress.models.edit_records import Pack as Pack
 from zoopress.models.edit_records import Replace as Replace
 from zoopress.models.edit_records import Resize as Resize
+from zoopress.models.edit_records import layers_of as layers_of
 from zoopress.models.packing import PackedWeight, hold_packed
 from zoopress.models.stacks import keep_blocks
 from zoopress.models.weights import kind_of

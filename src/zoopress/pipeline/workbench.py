@@ -29,6 +29,7 @@ from zoopress.evaluation.layer_changes import layer_changes
 from zoopress.evaluation.machine import describe_machine
 from zoopress.evaluation.sensitivity import measure_layers, stored_bytes
 from zoopress.gates import check_sound
+from zoopress.models.edits import AnyEdit, layers_of
 from zoopress.models.model import Model
 from zoopress.models.packing import packed_weights, unpack
 from zoopress.observers.watch import Observers
@@ -98,7 +99,7 @@ class Workbench:
             title = f"stage {position}/{len(self.recipe.stages)}  {stage.name}"
             with self.reporter.step(title, closing_line=False) as progress:
                 before = self._input(previous)
-                model = before.model
+                model, edits = before.model, len(before.model.edits)
                 told = {"technique": stage.name, "position": position}
                 observers = Observers(self.plugins, self.reporter.warn)
                 observers.tell("zoopress_before_stage", **told, key=key)
@@ -114,6 +115,7 @@ class Workbench:
                 finally:
                     self._teachers.pop(INPUT, None)
                 seconds = time.perf_counter() - start
+                self._check_named(stage, position, model.edits[edits:])
                 for claim_made in outcome.claims:
                     if not math.isfinite(claim_made.reached):
                         raise StageError(
@@ -268,6 +270,15 @@ class Workbench:
             *(folder, model, before.architecture, self.cell.original.base, before.others, lineage),
             plugins=self.plugins,
         )
+
+    def _check_named(self, stage: Stage, position: int, edits: Sequence[AnyEdit]) -> None:
+        """Refuse layers that the stage's key does not know: their code could change unseen."""
+        if unnamed := sorted(set(layers_of(edits)) - self.cell.layers(stage)):
+            raise StageError(
+                f"Stage {position} ({stage.name}) used the layer {unnamed[0]!r}, whose name its "
+                "code puts together. Results would not be computed anew when that layer's code "
+                "changes. Spell the name as one string in the technique's module."
+            )
 
     def _apply(
         self,
