@@ -7,8 +7,10 @@ A tensor of the model is stored as it is, under its own name, or takes one of th
     masked    a pruned weight: one bit a weight for the mask, under `name@mask`, and the weights
               that are kept, in row-major order, under `name@kept`
     zeros     codes of a pruned weight, stored as they are: what is not the code of zero is kept
+    codes     codes that are packed in a way of their own, stored bit-packed for the coder to see
 
-The codes of a packed weight are uint8 rows of bit-packed integers, or integers. Pruned codes take
+The codes of a packed weight are uint8 rows of bit-packed integers, or integers, or what the weight
+itself packs and unpacks (`own_codes.py`). Pruned codes take
 the form `zeros` where they can: the coder sees one sparse plane, which takes less than a mask and
 what it keeps. `masked` ones are stored packed at the same width, those that are kept alone; the
 rest are the code of zero.
@@ -18,50 +20,34 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from zoopress.artifacts import own_codes
 from zoopress.artifacts.forms import Alias as Alias
 from zoopress.artifacts.forms import AnyEntry as AnyEntry
 from zoopress.artifacts.forms import Boolean as Boolean
+from zoopress.artifacts.forms import CodesEntry as CodesEntry
 from zoopress.artifacts.forms import Masked as Masked
 from zoopress.artifacts.forms import Stored as Stored
 from zoopress.artifacts.forms import Zeros as Zeros
+from zoopress.artifacts.stored_parts import KEPT as KEPT
+from zoopress.artifacts.stored_parts import MASK as MASK
+from zoopress.artifacts.stored_parts import Expected as Expected
+from zoopress.artifacts.stored_parts import fill_codes, pack_mask, read_mask
 from zoopress.coding.bits import pack_codes, unpack_codes
-from zoopress.coding.layout import Integers, Layout, PackedCodes, StoredTensor
+from zoopress.coding.layout import Layout, PackedCodes, StoredTensor
 from zoopress.coding.masks import PackedMask
 from zoopress.errors import ArtifactError, StageError
-from zoopress.models.packing import CodeLayout, nonzero_codes
-
-MASK = "@mask"
-KEPT = "@kept"
-
-
-@dataclass(frozen=True)
-class Expected:
-    """What the rebuilt architecture says of a tensor."""
-
-    shape: torch.Size
-    dtype: torch.dtype
-
-    def has_type_of(self, tensor: Tensor) -> bool:
-        """Tell whether a tensor's type can stand here; any float type can stand for another."""
-        return tensor.dtype == self.dtype or (
-            tensor.is_floating_point() and self.dtype.is_floating_point
-        )
-
-    def fits(self, tensor: Tensor) -> bool:
-        """Tell whether a tensor can stand here."""
-        return self.has_type_of(tensor) and tensor.shape == self.shape
+from zoopress.models.codes import AnyLayout, CodeLayout, OwnCodes, nonzero_codes
 
 
 def encode(
     tensors: Mapping[str, Tensor],
     masks: Mapping[str, Tensor],
-    layouts: Mapping[str, CodeLayout | Integers],
+    layouts: Mapping[str, AnyLayout],
     share: bool = True,
     coded: bool = True,
 ) -> tuple[dict[str, AnyEntry], dict[str, StoredTensor]]:
@@ -97,7 +83,11 @@ def encode(
         alike.append(name)
         layout = layouts.get(name)
         dense = coded or mask is None or _masking_saves_nothing(tensor, mask)
-        if mask is not None and dense and _implied(tensor, mask, layout):
+        if isinstance(layout, OwnCodes):
+            entry, items = own_codes.encode(name, tensor, mask, layout, tensors, coded, dense)
+            entries.update({} if entry is None else {name: entry})
+            stored.update(items)
+        elif mask is not None and dense and _implied(tensor, mask, layout):
             entries[name] = Zeros()
             stored[name] = StoredTensor(tensor, _stored_layout(layout))
         elif mask is not None:
@@ -105,7 +95,7 @@ def encode(
             stored.update(_encode_masked(name, tensor, mask, layout, tensors))
         elif share and tensor.dtype == torch.bool and tensor.numel() >= 8:
             entries[name] = Boolean()
-            stored[name] = _bits(tensor)
+            stored[name] = pack_mask(tensor)
         else:
             stored[name] = StoredTensor(tensor, _stored_layout(layout))
     return entries, stored
@@ -115,7 +105,7 @@ def decode(
     name: str,
     entry: Stored | None,
     expected: Expected,
-    layout: CodeLayout | Integers | None,
+    layout: AnyLayout | None,
     read: Callable[[str], Tensor],
     tensor_named: Callable[[str], Tensor],
     masks: bool = True,
@@ -137,13 +127,17 @@ def decode(
     Raises:
         ArtifactError: if what is stored does not fit.
     """
+    if isinstance(layout, OwnCodes) and not isinstance(entry, Boolean):
+        return own_codes.decode(name, entry, expected, layout, read, tensor_named, masks)
+    if isinstance(entry, CodesEntry):
+        raise ArtifactError(f"tensor {name!r}: its form is 'codes', but no layer packs it itself")
     if entry is None or isinstance(entry, Zeros):
         tensor = _read_plain(name, expected, read)
         return tensor, _zeros_mask(name, tensor, layout, masks) if entry else None
     if isinstance(entry, Boolean):
         if expected.dtype != torch.bool:
             raise ArtifactError(f"tensor {name!r}: stored as bools, expected {expected.dtype}")
-        return _read_mask(name, name, read, expected.shape).unpack(), None
+        return read_mask(name, name, read, expected.shape).unpack(), None
     if isinstance(layout, CodeLayout):
         tensor, mask = _decode_masked_codes(name, expected, layout, read, tensor_named)
     else:
@@ -151,9 +145,10 @@ def decode(
     return tensor, mask.unpack() if masks else None
 
 
-def _stored_layout(layout: CodeLayout | Integers | None) -> Layout | None:
+def _stored_layout(layout: AnyLayout | None) -> Layout | None:
     if isinstance(layout, CodeLayout):
         return PackedCodes(layout.bits, layout.per_row, layout.signed)
+    assert not isinstance(layout, OwnCodes), "it is stored another way"
     return layout
 
 
@@ -163,7 +158,7 @@ def _masking_saves_nothing(codes: Tensor, mask: Tensor) -> bool:
     return spared <= mask.numel() / 8
 
 
-def _implied(tensor: Tensor, mask: Tensor, layout: CodeLayout | Integers | None) -> bool:
+def _implied(tensor: Tensor, mask: Tensor, layout: AnyLayout | None) -> bool:
     """Tell whether a mask keeps just the codes that are not zero's."""
     kept = None if layout is None else nonzero_codes(tensor, layout)
     return kept is not None and torch.equal(kept, mask)
@@ -181,10 +176,8 @@ def _read_plain(name: str, expected: Expected, read: Callable[[str], Tensor]) ->
     return tensor
 
 
-def _zeros_mask(
-    name: str, tensor: Tensor, layout: CodeLayout | Integers | None, wanted: bool
-) -> Tensor | None:
-    if layout is None or (isinstance(layout, CodeLayout) and isinstance(layout.fill, str)):
+def _zeros_mask(name: str, tensor: Tensor, layout: AnyLayout | None, wanted: bool) -> Tensor | None:
+    if layout is None or not isinstance(getattr(layout, "fill", 0), int):
         raise ArtifactError(
             f"tensor {name!r}: its form is 'zeros', but it has no codes with one code of zero"
         )
@@ -195,7 +188,7 @@ def _encode_masked(
     name: str,
     tensor: Tensor,
     mask: Tensor,
-    layout: CodeLayout | Integers | None,
+    layout: AnyLayout | None,
     tensors: Mapping[str, Tensor],
 ) -> dict[str, StoredTensor]:
     if isinstance(layout, CodeLayout):
@@ -203,7 +196,7 @@ def _encode_masked(
         values = codes[mask]
         packed = pack_codes(values[None], layout.bits)[0]
         kept = StoredTensor(packed, PackedCodes(layout.bits, values.numel(), layout.signed))
-        fill = _fill_codes(layout, codes.shape, name, lambda other: tensors[other])
+        fill = fill_codes(layout, codes.shape, name, lambda other: tensors[other])
         exact = torch.equal(torch.where(mask, codes, fill), codes)
     else:
         kept = StoredTensor(tensor[mask])
@@ -213,13 +206,13 @@ def _encode_masked(
             f"Tensor {name!r} has values other than zero where its mask prunes. A stage changed a "
             "pruned weight without its mask; change weights under `Model.masks` only."
         )
-    return {name + MASK: _bits(mask), name + KEPT: kept}
+    return {name + MASK: pack_mask(mask), name + KEPT: kept}
 
 
 def _decode_masked(
     name: str, expected: Expected, read: Callable[[str], Tensor]
 ) -> tuple[Tensor, PackedMask]:
-    mask = _read_mask(name, name + MASK, read, expected.shape)
+    mask = read_mask(name, name + MASK, read, expected.shape)
     kept = read(name + KEPT)
     count = mask.count()
     if kept.shape != (count,) or not expected.has_type_of(kept):
@@ -238,7 +231,7 @@ def _decode_masked_codes(
     tensor_named: Callable[[str], Tensor],
 ) -> tuple[Tensor, PackedMask]:
     shape = torch.Size((expected.shape[0], layout.per_row))
-    mask = _read_mask(name, name + MASK, read, shape)
+    mask = read_mask(name, name + MASK, read, shape)
     kept = read(name + KEPT)
     count = mask.count()
     if kept.shape != ((count * layout.bits + 7) // 8,) or kept.dtype != torch.uint8:
@@ -248,47 +241,11 @@ def _decode_masked_codes(
         )
     try:
         packed = mask.scatter_codes(
-            kept, layout.bits, lambda rows: _fill_codes(layout, shape, name, tensor_named, rows)
+            kept, layout.bits, lambda rows: fill_codes(layout, shape, name, tensor_named, rows)
         )
         return packed, mask
     except ValueError as error:  # the zero points, which are codes too, do not fit
         raise ArtifactError(f"tensor {name!r}: {error}") from error
-
-
-def _fill_codes(
-    layout: CodeLayout,
-    shape: torch.Size,
-    name: str,
-    tensor_named: Callable[[str], Tensor],
-    rows: slice = slice(None),
-) -> Tensor:
-    """Return the code of zero at every place of some rows of [rows, codes per row]."""
-    size = (len(range(shape[0])[rows]), shape[1])
-    if isinstance(layout.fill, int):
-        return torch.full(size, layout.fill, dtype=torch.uint8)
-    fill = tensor_named(f"{name.rpartition('.')[0]}.{layout.fill}")[rows]
-    return fill.to(torch.uint8).repeat_interleave(layout.group, 1)[:, : shape[1]].expand(size)
-
-
-def _bits(mask: Tensor) -> StoredTensor:
-    """Pack bools as one row; a line of neighbours is what the first axis counts."""
-    count = mask.numel()
-    packed = pack_codes(mask.reshape(1, -1).to(torch.uint8), 1)[0]
-    width = count // mask.shape[0] if mask.ndim > 1 and count else None
-    return StoredTensor(packed, PackedCodes(1, count, width=width))
-
-
-def _read_mask(
-    name: str, stored: str, read: Callable[[str], Tensor], shape: torch.Size
-) -> PackedMask:
-    count = shape.numel()
-    packed = read(stored)
-    if packed.dtype != torch.uint8 or packed.shape != ((count + 7) // 8,):
-        raise ArtifactError(
-            f"tensor {name!r}: {count} bits are expected in {stored!r}, but {packed.dtype} of "
-            f"shape {tuple(packed.shape)} is stored"
-        )
-    return PackedMask(packed, shape)
 
 
 def _same_memory(one: Tensor, other: Tensor) -> bool:

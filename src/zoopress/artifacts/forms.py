@@ -40,6 +40,16 @@ class Zeros(_Entry):
     form: Literal["zeros"] = "zeros"
 
 
-Stored = Boolean | Masked | Zeros
+class CodesEntry(_Entry):
+    """Codes that the packed weight itself packs, stored as integers.
+
+    `zeros`: of a pruned weight, whose mask is where they are not zero's code.
+    """
+
+    form: Literal["codes"] = "codes"
+    zeros: bool = False
+
+
+Stored = Boolean | Masked | Zeros | CodesEntry
 AnyEntry = Alias | Stored
 TensorEntry = Annotated[AnyEntry, Field(discriminator="form")]

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from zoopress.coding.layout import Integers
 from zoopress.errors import StageError
 from zoopress.models.edits import (
     PACKED_DTYPES,
@@ -23,7 +22,7 @@ from zoopress.models.edits import (
     submodule,
     tensor_of,
 )
-from zoopress.models.packing import CodeLayout, nonzero_codes, packed_weights
+from zoopress.models.packing import AnyLayout, Codes, nonzero_codes, packed_weights
 from zoopress.models.precision import accept_float32
 from zoopress.models.values import check_values, settable
 from zoopress.models.weights import WEIGHT_KINDS, Weight, as_matrix, find_weights
@@ -231,18 +230,7 @@ class Model:
             )
             self._fill(submodule(self.module, place.name), place.name, tensors)
         if mask is not None:
-            packed = packed_weights(self.module)[weight.name]
-            if not packed.code_layouts():
-                raise StageError(
-                    f"{weight.name}: packing {packing!r} would discard the weight's pruning mask; "
-                    "it does not say with `code_layouts` which of its buffers hold the codes."
-                )
-            for buffer, layout in packed.code_layouts().items():
-                codes = tensor_of(packed, buffer)
-                keep = as_matrix(mask, weight.output_axis).reshape(len(codes), -1).clone()
-                # What was rounded to zero needs a mask no more: the codes alone say which are kept.
-                kept = nonzero_codes(codes, layout)
-                self.masks[f"{weight.name}.{buffer}"] = keep if kept is None else keep & kept
+            self._keep_mask(weight, packing, mask)
 
     def cast(self, names: Collection[str], change: Callable[[Tensor], Tensor]) -> None:
         """Change the float type of tensors; the artifact notes it by how it stores them.
@@ -265,7 +253,15 @@ class Model:
         accept_float32(self.module)
         self.version += 1
 
-    def code_layouts(self) -> dict[str, CodeLayout | Integers]:
+    def integers(self) -> dict[str, Codes]:
+        """Return the integers of all packed weights, by the buffer's full name."""
+        return {
+            f"{name}.{buffer}": codes
+            for name, packed in packed_weights(self.module).items()
+            for buffer, codes in packed.integers().items()
+        }
+
+    def code_layouts(self) -> dict[str, AnyLayout]:
         """Return how buffers hold their codes, by the buffer's full name."""
         return {
             f"{name}.{buffer}": layout
@@ -306,6 +302,32 @@ class Model:
     def pruned_count(self) -> int:
         """Return how many of `parameter_count` are pruned to zero by a mask."""
         return sum(int((~mask).sum()) for mask in self.masks.values())
+
+    def _keep_mask(self, weight: Weight, packing: str, mask: Tensor) -> None:
+        """Let the mask of a weight that has been packed hold for its codes."""
+        packed = packed_weights(self.module)[weight.name]
+        would = f"{weight.name}: packing {packing!r} would discard the weight's pruning mask; "
+        if not packed.code_layouts():
+            raise StageError(
+                f"{would}it does not say with `code_layouts` which of its buffers hold the codes."
+            )
+        layouts = packed.code_layouts()
+        for buffer, codes in packed.integers().items():
+            if codes.zero is None:
+                raise StageError(
+                    f"{would}none of the codes in {buffer!r} stands for zero. Leave pruned "
+                    "weights out with 'exclude', or pack them in a form that has a zero."
+                )
+            rows, columns = codes.values.shape
+            if rows * columns != mask.numel():
+                raise StageError(
+                    f"{would}{buffer!r} holds {rows * columns} codes for {mask.numel()} weights. "
+                    "Leave pruned weights out with 'exclude', or pack them one by one."
+                )
+            keep = as_matrix(mask, weight.output_axis).reshape(rows, columns).clone()
+            # What was rounded to zero needs a mask no more: the codes alone say which are kept.
+            kept = nonzero_codes(tensor_of(packed, buffer), layouts[buffer])
+            self.masks[f"{weight.name}.{buffer}"] = keep if kept is None else keep & kept
 
     def _tensor(self, name: str) -> Tensor:
         path, _, attribute = name.rpartition(".")

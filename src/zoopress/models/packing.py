@@ -12,15 +12,31 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zoopress.coding.bits import BLOCK_CODES, unpack_codes
-from zoopress.coding.layout import Integers
+from zoopress.models.codes import (
+    AnyLayout as AnyLayout,
+)
+from zoopress.models.codes import (
+    CodeLayout as CodeLayout,
+)
+from zoopress.models.codes import (
+    Codes as Codes,
+)
+from zoopress.models.codes import (
+    OwnCodes as OwnCodes,
+)
+from zoopress.models.codes import (
+    nonzero_codes as nonzero_codes,
+)
+from zoopress.models.codes import (
+    read_codes,
+    write_codes,
+)
 from zoopress.models.export_form import ExportForm
 
 Product = Literal["linear", "embedding"]
@@ -28,22 +44,6 @@ Product = Literal["linear", "embedding"]
 
 Unpacking = Literal["auto", "all", "none"]
 """Which packed weights to turn back into dense ones: those that no kernel serves, all, or none."""
-
-
-@dataclass(frozen=True)
-class CodeLayout:
-    """How a uint8 buffer [rows, bytes] holds `per_row` integer codes of `bits` bits a row.
-
-    `fill` is the code of the value zero: a number, or the name of the sibling buffer
-    [rows, groups] that holds it for each group of `group` codes of a row; `signed` tells whether
-    codes are two's complement.
-    """
-
-    bits: int
-    per_row: int
-    fill: int | str
-    group: int
-    signed: bool = False
 
 
 class PackedWeight(nn.Module, ABC):
@@ -76,12 +76,37 @@ class PackedWeight(nn.Module, ABC):
         """
         return None
 
-    def code_layouts(self) -> Mapping[str, CodeLayout | Integers]:
-        """Return which buffers hold codes, so that storage can see them.
+    def code_layouts(self) -> Mapping[str, AnyLayout]:
+        """Return which buffers hold codes and how, so that all else can see integers.
 
         In `Integers` buffers [rows, columns], of the weight's matrix, 0 is the code of zero.
         """
         return {}
+
+    def integers(self) -> dict[str, Codes]:
+        """Return the integers of every buffer that holds codes.
+
+        Raises:
+            ValueError: if a buffer does not hold what `code_layouts` says.
+        """
+        found = {}
+        for buffer, layout in self.code_layouts().items():
+            fill = getattr(layout, "fill", None)
+            sibling = self._buffers[fill] if isinstance(fill, str) else None
+            found[buffer] = read_codes(tensor_in(self, buffer), layout, sibling)
+        return found
+
+    def pack_integers(self, buffer: str, values: Tensor) -> Tensor:
+        """Return what a buffer holds for other integers; `integers` gives them back.
+
+        Args:
+            buffer: its name.
+            values: [rows, columns], as `Codes.values` are.
+
+        Raises:
+            ValueError: if one does not fit.
+        """
+        return write_codes(values, self.code_layouts()[buffer])
 
     def export_form(self) -> ExportForm | None:
         """Return the integers, scales and zero points that the weight is, None if it is none.
@@ -111,25 +136,14 @@ class PackedWeight(nn.Module, ABC):
         return F.embedding(indices, self.dense())
 
 
-def nonzero_codes(buffer: Tensor, layout: CodeLayout | Integers) -> Tensor | None:
-    """Return where a buffer of codes holds another code than that of zero.
-
-    Args:
-        buffer: as `layout` describes it.
-        layout: how it holds codes.
-
-    Returns:
-        [rows, codes in a row], bool; None if the code of zero is not the same everywhere.
-    """
-    if isinstance(layout, Integers):
-        return buffer != 0
-    if isinstance(layout.fill, str):
-        return None
-    nonzero = torch.empty(len(buffer), layout.per_row, dtype=torch.bool)
-    step = max(1, BLOCK_CODES // max(1, layout.per_row))
-    for some in (slice(first, first + step) for first in range(0, len(buffer), step)):
-        nonzero[some] = unpack_codes(buffer[some], layout.bits, layout.per_row) != layout.fill
-    return nonzero
+def tensor_in(packed: PackedWeight, buffer: str) -> Tensor:
+    """Return a buffer of a packed weight; while it is trained, the parameter in its place."""
+    tensor = packed._buffers.get(buffer)
+    if tensor is None:
+        tensor = packed._parameters.get(buffer)
+    if tensor is None:
+        raise ValueError(f"{type(packed).__name__} has no buffer {buffer!r}, but a layout of one")
+    return tensor
 
 
 def packed_weights(module: nn.Module) -> dict[str, PackedWeight]:
