@@ -186,7 +186,8 @@ def write_codes(values: Tensor, layout: AnyLayout) -> Tensor:
     if not layout.signed:
         return pack_codes(values, layout.bits)
     half = 1 << (layout.bits - 1)
-    if values.dtype != torch.int8 or bool(((values < -half) | (values >= half)).any()):
+    fits = values.dtype == torch.int8 and not bool((values.short() + half >> layout.bits).any())
+    if not fits:
         raise ValueError(f"codes must be int8 from {-half} to {half - 1}")
     return pack_codes(values.view(torch.uint8) & ((1 << layout.bits) - 1), layout.bits)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from zoopress.coding.layout import Integers
-from zoopress.models.packing import PackedWeight, Product
+from zoopress.models.packing import Codes, PackedWeight, Product
 from zoopress_plugins.quantization.forms.dither import Lattice, dither, points_of
 from zoopress_plugins.quantization.forms.packed_rows import dense_from_rows, matrix_size
 
@@ -85,6 +85,11 @@ class LatticeWeight(PackedWeight):
     def code_layouts(self) -> dict[str, Integers]:
         """Return that `codes` holds integers."""
         return {"codes": Integers()}
+
+    def integers(self) -> dict[str, Codes]:
+        """Return the integers; with a dither on all, or in blocks, none of them stands for zero."""
+        has_zero = self.lattice == "Z" and self.dithered != "all"
+        return {"codes": Codes(self.codes, 0 if has_zero else None)}
 
     def tunable(self) -> tuple[str, ...]:
         """Name the steps."""
