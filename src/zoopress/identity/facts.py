@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import warnings
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -57,7 +58,9 @@ def facts_of(content: bytes, digest: str) -> Facts:
 
 def _parse(content: bytes) -> Facts:
     try:
-        tree = ast.parse(content)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of another's code, such as invalid escapes
+            tree = ast.parse(content)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return Facts()
     visitor = _Visitor()

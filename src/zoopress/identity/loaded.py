@@ -65,8 +65,10 @@ def is_edited(name: str, file: Path, digest: str | None = None) -> bool:
         return True
     now = digest or file_digest(file)
     imported = _witness.time_of(name)
-    if file.stat().st_mtime_ns <= imported:
-        _seen[name, imported] = now
+    changed = file.stat().st_mtime_ns
+    # A time to come, as archives without a time zone leave it, tells nothing.
+    if changed <= imported or changed > time.time_ns():
+        _seen.setdefault((name, imported), now)
     return _seen.get((name, imported)) != now
 
 
