@@ -332,11 +332,6 @@ class Plugins:
         self.technique(name)
         return self.origins[self._owners["technique", name]]
 
-    def origin(self, hook: Registry, name: str) -> Origin:
-        """Return the plugin and distribution that something registered comes from."""
-        self._get(_kind(hook), name, self.references[hook])
-        return self.origins[self._owners[_kind(hook), name]]
-
     @cached_property
     def references(self) -> dict[str, dict[str, str]]:
         """What is registered as "module:attribute", by hook ("layers", "tasks", …) and name."""

@@ -453,7 +453,9 @@ def test_inputs_of_a_function_and_what_it_imports_are_in_the_key(tmp_path: Path)
 CORE = """
 import json, sys
 from pathlib import Path
-from zoopress.identity import Parts, core_code, every_stage_code, report_code
+from zoopress.identity import (
+    Parts, core_code, every_stage_code, report_code, statistics_code
+)
 from zoopress.plugins import load_plugins
 from zoopress.recipes import load_recipe
 
@@ -469,6 +471,7 @@ def identities():
         "pruning": pruning,
         "trained": trained,
         "report": report_code(),
+        "statistics": statistics_code(),
         "energy": parts.registered("measures", "energy"),
         "probe": core_code(("zoopress.estimates.probe",), within=("estimates",)),
     }
@@ -501,8 +504,9 @@ def test_of_the_core_what_a_result_depends_on_is_in_its_key(tmp_path: Path) -> N
         "reports/page.py": [],
         "progress/boards.py": [],
         "training/loop.py": ["trained", "probe"],
+        "statistics/named/zeros.py": ["statistics", "probe"],
         "artifacts/artifact.py": ["every stage", "probe"],
-        "coding/bits.py": ["every stage", "trained", "report", "energy", "probe"],
+        "coding/bits.py": ["every stage", "trained", "report", "statistics", "energy", "probe"],
         "evaluation/energy.py": ["energy"],
         "evaluation/latency.py": ["report"],
         "evaluation/fidelity.py": ["every stage", "report", "probe"],

@@ -144,6 +144,7 @@ class Manifest(_Part):
         return {
             "architectures": [self.architecture.name],
             "layers": layers_of(self.edits),
+            "entropy_coders": [self.coder] if self.coder is not None else [],
         }
 
 

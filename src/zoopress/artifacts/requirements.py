@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from zoopress.plugins import Plugins
 
 OURS = "zoopress"
+_FIELDS: Mapping[Registry, str] = {
+    "architectures": "architecture",
+    "entropy_coders": "coder",
+    "layers": "edits",
+}
+"""Where a manifest names what is registered."""
 
 
 class Requirement(BaseModel):
@@ -108,7 +114,7 @@ def check_requirements(
                 continue
             kind = kind_of(hook)
             known = [each for each in requires if (each.kind, each.name) == (kind, name)]
-            field = "architecture" if hook == "architectures" else "edits"
+            field = _FIELDS[hook]
             broken = next(
                 (b for b in plugins.broken if known and b.distribution == known[0].distribution),
                 None,

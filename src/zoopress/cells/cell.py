@@ -18,7 +18,7 @@ from zoopress.cells.plan import make_plan, plan_early
 from zoopress.cells.start import start_of
 from zoopress.errors import CardError
 from zoopress.hub.address import parse_address
-from zoopress.identity import Parts, every_stage_code, report_code
+from zoopress.identity import Parts, every_stage_code, report_code, statistics_code
 from zoopress.plugins import Plugins
 from zoopress.recipes import Recipe, Stage
 from zoopress.sources import Architecture, SourceFiles, pull
@@ -234,8 +234,13 @@ class Cell:
         )
         return {
             "versions": {name: installed_version(name) for name in LIBRARIES},
-            "architecture": [architecture.name, architecture.arguments, architecture.code()],
-            "task": [card.task, package_digest(type(task).__module__.partition(".")[0])],
+            "code": statistics_code(),
+            "architecture": [
+                *(architecture.name, architecture.arguments, architecture.code()),
+                self._parts.registered("architectures", architecture.name),
+            ],
+            "task": [card.task, self._parts.registered("tasks", card.task)],
+            "dataset": self._dataset_identity,
             "data": [card.data and card.data.model_dump(mode="json"), task.fingerprint()],
         }
 

@@ -30,6 +30,9 @@ from zoopress.identity.of_parts import (
 from zoopress.identity.of_parts import (
     report_code as report_code,
 )
+from zoopress.identity.of_parts import (
+    statistics_code as statistics_code,
+)
 from zoopress.identity.reach import (
     Reached as Reached,
 )

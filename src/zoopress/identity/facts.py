@@ -17,10 +17,14 @@ from typing import Any
 
 from zoopress.store import write_atomic
 
-_VERSION = 1
+_VERSION = 2
 _WORD = re.compile(r"[\w.:@/+-]{1,100}")
 _BY_NAME = frozenset({"import_module", "__import__"})
 _BY_SEARCH = frozenset({"spec_from_file_location", "walk_packages", "iter_modules"})
+
+
+SERVICES = frozenset({"train", "statistics"})
+"""What a context offers that has a room of its own in the core."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +35,13 @@ class Facts:
         imports: of each import statement its level (dots), its module and the names it takes.
         words: strings without blanks: what it may ask a registry for.
         computed: packages out of which it imports what only running it tells; "" for any.
-        trains: whether it mentions an attribute `train`.
+        asks: which of `SERVICES` it mentions as attributes.
     """
 
     imports: tuple[tuple[int, str, tuple[str, ...]], ...] = ()
     words: frozenset[str] = frozenset()
     computed: frozenset[str] = frozenset()
-    trains: bool = False
+    asks: frozenset[str] = frozenset()
 
 
 _known: dict[str, Facts] = {}
@@ -72,7 +76,7 @@ def _parse(content: bytes) -> Facts:
         tuple(dict.fromkeys(visitor.imports)),
         frozenset(visitor.words),
         frozenset(visitor.computed),
-        visitor.trains,
+        frozenset(visitor.asks),
     )
 
 
@@ -81,7 +85,7 @@ class _Visitor(ast.NodeVisitor):
         self.imports: list[tuple[int, str, tuple[str, ...]]] = []
         self.words: set[str] = set()
         self.computed: set[str] = set()
-        self.trains = False
+        self.asks: set[str] = set()
 
     def visit_Import(self, node: ast.Import) -> None:
         self.imports.extend((0, alias.name, ()) for alias in node.names)
@@ -118,7 +122,8 @@ class _Visitor(ast.NodeVisitor):
         self.computed.add(spelled.partition(".")[0] if "." in spelled else "")
 
     def visit_Attribute(self, node: ast.Attribute) -> None:
-        self.trains = self.trains or node.attr == "train"
+        if node.attr in SERVICES:
+            self.asks.add(node.attr)
         self.generic_visit(node)
 
     def visit_Constant(self, node: ast.Constant) -> None:
@@ -137,7 +142,9 @@ def _read(path: Path) -> Facts | None:
     try:
         data = json.loads(path.read_bytes())
         imports = tuple((int(level), str(m), tuple(names)) for level, m, names in data["imports"])
-        return Facts(imports, frozenset(data["words"]), frozenset(data["computed"]), data["trains"])
+        return Facts(
+            imports, frozenset(data["words"]), frozenset(data["computed"]), frozenset(data["asks"])
+        )
     except (OSError, ValueError, LookupError, TypeError):
         return None  # never parsed, or damaged
 
@@ -147,7 +154,7 @@ def _write(path: Path, facts: Facts) -> Facts:
         "imports": facts.imports,
         "words": sorted(facts.words),
         "computed": sorted(facts.computed),
-        "trains": facts.trains,
+        "asks": sorted(facts.asks),
     }
     with suppress(OSError):  # a cache that cannot be written only costs time
         path.parent.mkdir(parents=True, exist_ok=True)

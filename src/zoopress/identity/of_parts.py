@@ -40,7 +40,9 @@ _STAGE = ("zoopress.artifacts.artifact", "zoopress.evaluation.fidelity", "zoopre
 _REPORT = tuple(
     f"zoopress.evaluation.{name}" for name in ("evaluate", "latency", "machine", "sensitivity")
 )
-_TRAINING = ("zoopress.training.loop",)
+_SERVICES = {"train": "zoopress.training.loop", "statistics": "zoopress.statistics"}
+"""Rooms that only those depend on that ask a context for them."""
+_SERVICE_ROOMS = ("training", "statistics")
 _WORKBENCH = ("zoopress.pipeline.workbench",)
 
 
@@ -83,18 +85,26 @@ def core_code(roots: Sequence[str], without: Iterable[str] = (), within: Iterabl
     return reach(roots, Belongs(silent=silent)).digest
 
 
+def statistics_code() -> str:
+    """Return the digest of what of the core a statistic of calibration data depends on."""
+    return core_code((_SERVICES["statistics"],), without=("training",))
+
+
 def every_stage_code() -> list[str]:
     """Return digests of what of the core any stage's result depends on.
 
-    Training counts where a stage trains. The workbench leads to all that reports measure, so it
-    counts by itself.
+    Training and statistics count where a stage asks for them. The workbench leads to all that
+    reports measure, so it counts by itself.
     """
-    return [core_code(_STAGE, without=("training",)), reach(_WORKBENCH, Belongs(alone=True)).digest]
+    return [
+        core_code(_STAGE, without=_SERVICE_ROOMS),
+        reach(_WORKBENCH, Belongs(alone=True)).digest,
+    ]
 
 
 def report_code() -> str:
     """Return the digest of what of the core a report depends on, but for what cards ask for."""
-    return core_code(_REPORT, without=("training",))
+    return core_code(_REPORT, without=_SERVICE_ROOMS)
 
 
 class Parts:
@@ -123,24 +133,25 @@ class Parts:
             techniques: the technique, and what recovers from it.
             spelled: their configs as plain data.
         """
-        parts, words, trains = [], _words(spelled), len(techniques) > 1
+        parts, words = [], _words(spelled)
+        asks = {"train"} if len(techniques) > 1 else set[str]()
         for technique in techniques:
             reached = self._reach(type(technique).__module__)
             origin = self.plugins.technique_origin(technique.name)
             parts.append(self._identity(origin, reached, type(technique)))
             words |= reached.words
-            trains = trains or reached.trains or "training" in technique.needs
+            asks |= reached.asks | ({"train"} if "training" in technique.needs else set())
         uses: dict[str, Any] = {}
         while new := [each for each in self._named(words) if "/".join(each) not in uses]:
             for hook, name in new:
                 reached = self._reach(self._module(hook, name))
                 uses[f"{hook}/{name}"] = self._identity(self.plugins.origin(hook, name), reached)
                 words |= reached.words
-                trains = trains or reached.trains
+                asks |= reached.asks
         return {
             "techniques": parts,
             "uses": uses,
-            "training": core_code(_TRAINING) if trains else None,
+            "services": {name: core_code((_SERVICES[name],)) for name in sorted(asks)},
         }
 
     def technique(self, technique: type) -> str:
@@ -173,7 +184,7 @@ class Parts:
         tops: frozenset[str] = frozenset()
         if found and found.file and is_installed(found.file) and found.file not in self._own:
             tops = frozenset({module.partition(".")[0]})  # nothing tells which files go with it
-        # What every technique meets is in every stage's key, and leads to training from there.
+        # What every technique meets is in every stage's key, and leads to all services.
         return reach((module,), Belongs(self._own, tops, SILENT_ROOMS | {"techniques"}))
 
     def _identity(

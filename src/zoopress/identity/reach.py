@@ -30,13 +30,13 @@ class Reached:
         digests: of each file, by the name of its module.
         files: by the name of the module.
         words: what the files outside of the core may ask a registry for.
-        trains: whether any of those mentions an attribute `train`.
+        asks: which services of a context any of those mentions.
     """
 
     digests: dict[str, str] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
     words: set[str] = field(default_factory=set)
-    trains: bool = False
+    asks: set[str] = field(default_factory=set)
 
     @property
     def digest(self) -> str:
@@ -124,7 +124,7 @@ class _Walk:
         own = [] if name.startswith("./") else name.split(".")
         if own[:1] != ["zoopress"]:  # the core asks for nothing by name
             self.reached.words |= facts.words
-            self.reached.trains |= facts.trains
+            self.reached.asks |= facts.asks
         for level, module, names in facts.imports:
             base = module
             if level:
@@ -139,12 +139,12 @@ class _Walk:
             module, colon, _ = word.partition(":")
             if colon and "." in module and self._around(module):
                 self._add(module)  # "module:attribute", as hooks take it
-        # The core imports by name what plugins register, which has its own place in keys.
-        if facts.computed and own and own[0] != "zoopress":
-            for top in facts.computed:
-                if top in ("", own[0]):
-                    self._add_all(own[0])
-        elif facts.computed and not own and "" in facts.computed:
+        if facts.computed and own:
+            # Of the core just the room: what plugins register has its own place in keys.
+            package_name = ".".join(own[:2]) if own[0] == "zoopress" else own[0]
+            if facts.computed & {"", own[0]}:
+                self._add_all(package_name)
+        elif "" in facts.computed:
             self._add_beside(self.reached.files[name].parent)
 
     def _around(self, module: str) -> bool:
@@ -180,7 +180,7 @@ class _Walk:
         found = self.asked.get(top) or find_module(top, self.folders)
         for folder in found.folders if found else ():
             for file in sorted(folder.rglob("*.py")):
-                parts = [top, *file.relative_to(folder).with_suffix("").parts]
+                parts = [*top.split("."), *file.relative_to(folder).with_suffix("").parts]
                 package = parts[-1] == "__init__"
                 name = ".".join(parts[:-1] if package else parts)
                 if self.follow(name, file):
