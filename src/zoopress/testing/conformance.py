@@ -225,7 +225,7 @@ def check_on_card(technique: Technique[Any], card: Card, folder: Path, plugins: 
     model = reload_artifact(first.artifact, card, plugins)
     original = Model(_build(card, plugins), plugins.layers)
     _check_touched(first.report.last.touched, original, model)
-    _require((wrong := wrong_codes(model)) is None, f"on the {name}, {wrong}")
+    require((wrong := wrong_codes(model)) is None, f"on the {name}, {wrong}")
     _check_effects(technique, original, model)
     _check_stored_alike(model, card, folder / "again", plugins)
     if MASKS not in technique.effects().destroys:
