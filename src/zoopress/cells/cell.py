@@ -5,7 +5,6 @@ Nothing here imports torch: whether a cell has been computed is known before tha
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -28,9 +27,6 @@ from zoopress.tasks import Task, open_task
 SCHEMA = 7
 """Raise it when stored results of older versions can no longer be used."""
 
-
-_MANIFEST = "zoopress.json"
-"""`zoopress.artifacts.manifest` imports torch, and keys are known before that is needed."""
 
 LIBRARIES = ("zoopress", "torch", "transformers", "timm", "gguf")
 """What results depend on besides a technique's own distribution."""
@@ -203,6 +199,7 @@ class Cell:
     def _model_identity(self, original: Original) -> dict[str, Any]:
         """Return what tells a model from others: all that its weights and its code depend on."""
         card, files, architecture = original.card, original.files, original.architecture
+        manifest = original.model.manifest
         return {
             "source": [card.source, self._parts.registered("sources", card.scheme)],
             "revision": files.revision,
@@ -213,7 +210,7 @@ class Cell:
             ],
             "layers": [
                 self._parts.registered("layers", name)
-                for name in _layers(files)
+                for name in (manifest.uses()["layers"] if manifest is not None else [])
                 if name in self.plugins.references["layers"]  # loading tells of others
             ],
         }
@@ -267,18 +264,6 @@ def open_cell(card: Card, recipe: Recipe, store: Store, plugins: Plugins) -> Cel
     original = open_original(card, plugins)
     make_plan(original.card, recipe, start_of(original.model.manifest, plugins))
     return Cell(original, recipe, plugins, store)
-
-
-def _layers(files: SourceFiles) -> list[str]:
-    """Return the registered layers of a source that is an artifact, none of any other."""
-    if _MANIFEST not in files.all:
-        return []
-    try:
-        edits = json.loads((files.folder / _MANIFEST).read_bytes()).get("edits", [])
-        names = {edit.get("layer", edit.get("packing")) for edit in edits}
-    except (OSError, ValueError, AttributeError, TypeError):
-        return []  # damaged, which loading tells
-    return sorted(name for name in names if isinstance(name, str))
 
 
 @cache
