@@ -60,7 +60,8 @@ CLIENT = """\
 import json, os, signal, socket, struct, sys
 program = os.path.basename(sys.argv[0])
 words = sys.argv[1:]
-kept = {{k: v for k, v in os.environ.items() if k.startswith({read!r}) and not k.startswith({later!r})}}
+kept = {{k: v for k, v in os.environ.items() if k.startswith({read!r})}}
+kept = {{k: v for k, v in kept.items() if not k.startswith({later!r})}}
 odd = program == "python" and not (words and words[0] in ("-c", "-m"))
 if odd or kept != {kept!r}:
     start = [] if program == "python" else ["-m", "zoopress"]

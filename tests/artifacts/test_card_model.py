@@ -62,11 +62,11 @@ def newer(manifest: dict[str, Any]) -> None:
         (
             "cnn-quantized",
             strange_packing,
-            r"packed weight 'ternary' of '\d' is not registered here\. Install the plugin that "
-            r"provides it: it was made with zoopress-ternary 1\.2\. Registered: codebook, ",
+            r"layer 'ternary' is not registered here\. It was made with zoopress-ternary 1\.2, "
+            r"which is not installed: pip install 'zoopress-ternary>=1\.2'\. Valid: codebook, ",
         ),
-        ("cnn-factored", strange_layer, r"layer 'butterfly'.*Install the plugin"),
-        ("bert-half", strange_architecture, r"no architecture 'keras'"),
+        ("cnn-factored", strange_layer, r"layer 'butterfly' is not registered here"),
+        ("bert-half", strange_architecture, r"architecture 'keras' is not registered here"),
         ("cnn-masked", newer, r"'version' is 3; this zoopress reads version 2\. Update zoopress"),
     ],
 )

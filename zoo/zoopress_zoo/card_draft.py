@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from zoopress.artifacts.architectures import check_layers, named_architecture
+from zoopress.artifacts.architectures import check_registered, named_architecture
 from zoopress.artifacts.card_model import manifest_of
 from zoopress.artifacts.manifest import MANIFEST, Manifest
 from zoopress.cards import Card
@@ -160,7 +160,7 @@ def _build(
     card = Card.model_validate({key: values[key] for key in keys if key in values})
     if manifest is not None:
         architecture = named_architecture(files.folder, manifest, plugins)
-        check_layers(files.folder, manifest, plugins)
+        check_registered(files.folder, manifest, plugins)
         if _needs_factory(architecture):
             return architecture, None
     else:

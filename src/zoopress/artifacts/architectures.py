@@ -1,4 +1,4 @@
-"""What an artifact says of its architecture, looked up among those that are registered."""
+"""What an artifact names, looked up among what is registered."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zoopress.artifacts.manifest import MANIFEST, Manifest
+from zoopress.artifacts.requirements import check_requirements
 from zoopress.errors import ArtifactError, PluginError
-from zoopress.models.edit_records import Pack, Replace
 from zoopress.sources import Architecture
 
 if TYPE_CHECKING:
@@ -29,31 +29,12 @@ def named_architecture(folder: Path, manifest: Manifest, plugins: Plugins) -> Ar
     return architecture
 
 
-def check_layers(folder: Path, manifest: Manifest, plugins: Plugins) -> None:
-    """Refuse an artifact that has layers or packed weights which no plugin registers.
+def check_registered(folder: Path, manifest: Manifest, plugins: Plugins) -> None:
+    """Refuse an artifact that needs what no plugin registers.
 
     Raises:
-        ArtifactError: naming the first, and the distributions that may bring it.
+        ArtifactError: naming what is missing, its distribution and the line that installs it.
     """
-    known = plugins.references["layers"]
-    for edit in manifest.edits:
-        if isinstance(edit, Replace):
-            kind, needed = "layer", edit.layer
-        elif isinstance(edit, Pack):
-            kind, needed = "packed weight", edit.packing
-        else:
-            continue
-        if needed in known:
-            continue
-        made_by = [
-            f"{stage.get('distribution')} {stage.get('version')}"
-            for stage in manifest.lineage
-            if stage.get("technique") not in plugins.techniques
-        ]
-        which = " or ".join(dict.fromkeys(made_by))
-        raise ArtifactError(
-            f"{folder / MANIFEST}: field 'edits': the {kind} {needed!r} of {edit.module!r} is not "
-            "registered here. Install the plugin that provides it"
-            + (f": it was made with {which}." if which else ".")
-            + f" Registered: {', '.join(sorted(known)) or 'none'}."
-        )
+    check_requirements(
+        folder / MANIFEST, manifest.requires, manifest.lineage, manifest.uses(), plugins
+    )

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from zoopress.artifacts.architectures import named_architecture
+from zoopress.artifacts.architectures import check_registered, named_architecture
 from zoopress.artifacts.encoding import KEPT, MASK, Alias, Expected, decode, encode
 from zoopress.artifacts.manifest import (
     AGAIN,
@@ -42,7 +42,7 @@ from zoopress.artifacts.manifest import (
     read_manifest,
     safe_name,
 )
-from zoopress.artifacts.requirements import check_requirements, find_requirements
+from zoopress.artifacts.requirements import find_requirements
 from zoopress.artifacts.tensor_files import (
     MAX_SHARD_BYTES,
     Reader,
@@ -208,7 +208,7 @@ def load_artifact(
         ArtifactError: if it is damaged, hostile or needs a plugin that is not installed.
     """
     manifest = read_manifest(folder, verify)
-    _check_registered(folder, manifest, plugins)
+    check_registered(folder, manifest, plugins)
     architecture = _architecture(folder, manifest, plugins, factory)
     model = load_into(architecture, folder, manifest, plugins, progress, masks)
     return model, architecture, manifest
@@ -270,7 +270,7 @@ def replay_edits(folder: Path, manifest: Manifest, module: nn.Module, plugins: P
     Raises:
         ArtifactError: if an edit does not fit.
     """
-    _check_registered(folder, manifest, plugins)
+    check_registered(folder, manifest, plugins)
     for edit in manifest.edits:
         try:
             with torch.device("meta"):
@@ -282,12 +282,6 @@ def replay_edits(folder: Path, manifest: Manifest, module: nn.Module, plugins: P
             raise ArtifactError(_bad_edit(folder, edit, error)) from error
     edits, coder = list(manifest.edits), manifest.coder or "auto"
     return Model(module.eval(), plugins.layers, edits, {}, manifest.storage, coder)
-
-
-def _check_registered(folder: Path, manifest: Manifest, plugins: Plugins) -> None:
-    check_requirements(
-        folder / MANIFEST, manifest.requires, manifest.lineage, manifest.uses(), plugins
-    )
 
 
 def fill_tensors(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoopress.artifacts.architectures import check_layers, named_architecture
+from zoopress.artifacts.architectures import check_registered, named_architecture
 from zoopress.artifacts.manifest import MANIFEST, Manifest, parse_manifest, read_manifest
 from zoopress.errors import ArtifactError, SourceError
 from zoopress.sources import Architecture, SourceFiles, build_on_meta, detect_architecture
@@ -139,8 +139,8 @@ def find_model(card: Card, files: SourceFiles, plugins: Plugins) -> CardModel:
     if manifest is None:
         return CardModel(files, detect_architecture(card, files, plugins), plugins)
     try:
+        check_registered(files.folder, manifest, plugins)
         architecture = named_architecture(files.folder, manifest, plugins)
-        check_layers(files.folder, manifest, plugins)
     except ArtifactError as error:
         raise ArtifactError(f"Card {card.name!r}: {error}") from error
     architecture.use_card(card)

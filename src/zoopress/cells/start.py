@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ValidationError
 
-from zoopress.artifacts.forms import Masked, Zeros
+from zoopress.artifacts.forms import AnyEntry, CodesEntry, Masked, Zeros
 from zoopress.techniques import (
     EVERYTHING,
     INITIAL_PROPERTIES,
@@ -90,7 +90,7 @@ def start_of(manifest: Manifest | None, plugins: Plugins) -> Properties:
             if technique is not None:
                 who = f"the source's stage {position} ({technique.name})"
                 start.apply(effects_of(technique), technique.scope(), who)
-    if any(isinstance(entry, (Masked, Zeros)) for entry in manifest.tensors.values()):
+    if any(map(_is_pruned, manifest.tensors.values())):
         start.known.add(MASKS)
         start.removed.pop(MASKS, None)
         start.added.setdefault(MASKS, [Act("the card's source", EVERYTHING)])
@@ -111,3 +111,7 @@ def _technique(ran: Mapping[str, Any], plugins: Plugins) -> Technique[Any] | Non
     except ValidationError:  # of another version, or a stranger's
         return None
     return kind(config)
+
+
+def _is_pruned(entry: AnyEntry) -> bool:
+    return isinstance(entry, (Masked, Zeros)) or (isinstance(entry, CodesEntry) and entry.zeros)
