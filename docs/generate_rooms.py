@@ -31,7 +31,7 @@ def floors() -> list[list[str]]:
     (contract,) = [
         each for each in tool["importlinter"]["contracts"] if each.get("containers") == ["zoopress"]
     ]
-    return [[room.strip() for room in layer.split(":")] for layer in contract["layers"]]
+    return [[room.strip() for room in layer.split("|")] for layer in contract["layers"]]
 
 
 def purpose(room: str) -> str:

@@ -16,15 +16,17 @@ if TYPE_CHECKING:
     from zoopress.loading import load as load
     from zoopress.pipeline.compress import compress as compress
     from zoopress.plugins import hookimpl as hookimpl
-    from zoopress.techniques import Block as Block
-    from zoopress.techniques import Claim as Claim
-    from zoopress.techniques import Config as Config
-    from zoopress.techniques import Context as Context
-    from zoopress.techniques import Criterion as Criterion
-    from zoopress.techniques import Effects as Effects
-    from zoopress.techniques import Outcome as Outcome
-    from zoopress.techniques import Technique as Technique
-    from zoopress.techniques import WeightSelection as WeightSelection
+    from zoopress.techniques import (
+        Block as Block,
+        Claim as Claim,
+        Config as Config,
+        Context as Context,
+        Criterion as Criterion,
+        Effects as Effects,
+        Outcome as Outcome,
+        Technique as Technique,
+        WeightSelection as WeightSelection,
+    )
     from zoopress.training.loss import Loss as Loss
 
 _WHERE = {

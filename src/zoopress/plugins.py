@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import pluggy
 
 from zoopress.errors import PluginError, nearest
-from zoopress.interface import HOOK_INTERFACE as HOOK_INTERFACE
 from zoopress.interface import (
+    HOOK_INTERFACE as HOOK_INTERFACE,
     Version,
     existing_folders,
     expected,

@@ -1,8 +1,7 @@
 """Patterns of names: short, exact, and harmless whoever wrote them."""
 
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
+from hypothesis import example, given, strategies as st
 
 from zoopress.artifacts.names import expand, to_pattern
 

@@ -4,8 +4,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from zoopress.cards import Card, Data, RandomInput
 from zoopress.cells.plan import make_plan

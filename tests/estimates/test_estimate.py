@@ -14,8 +14,7 @@ from typing import Any, TypeAlias
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from safetensors.torch import save, save_file
 from torch import nn
 

@@ -5,8 +5,7 @@ from random import Random
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from torch import Generator, Tensor
 
 from zoopress.evaluation import corruptions

@@ -11,8 +11,7 @@ import pytest
 import scipy.stats
 import sklearn.metrics
 import torch
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
+from hypothesis import assume, given, settings, strategies as st
 from torch import Tensor
 
 from zoopress.evaluation import metrics

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 import pytest
 import scipy.stats
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from zoopress.evaluation import statistics

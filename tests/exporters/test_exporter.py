@@ -23,12 +23,12 @@ from zoopress.plugins import Plugins, hookimpl, load_plugins
 from zoopress.testing import (
     ConformanceError,
     check_exporter,
+    models as testing_models,
     reload_artifact,
     run_chain,
     tiny_artifact,
     tiny_card,
 )
-from zoopress.testing import models as testing_models
 
 PLUGINS = load_plugins()
 

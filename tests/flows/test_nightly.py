@@ -32,8 +32,7 @@ from zoopress.errors import RepositoryError
 from zoopress.hub import client
 from zoopress.orchestration.nightly import STEPS, NightlyOptions, refresh
 from zoopress.orchestration.nightly_summary import NightlySummary
-from zoopress.orchestration.request import ZooRequest
-from zoopress.orchestration.request import run_zoo as run_requested
+from zoopress.orchestration.request import ZooRequest, run_zoo as run_requested
 from zoopress.plugins import Plugins, load_plugins
 from zoopress.progress import Reporter
 from zoopress.repository import Repository

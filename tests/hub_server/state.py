@@ -4,8 +4,7 @@ import hashlib
 import re
 import secrets
 import threading
-from collections.abc import Collection as Names
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection as Names, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path

@@ -11,8 +11,7 @@ from zoopress.models.model import Model
 from zoopress.models.packing import packed_weights
 from zoopress.models.weights import as_matrix
 from zoopress.plugins import load_plugins
-from zoopress.testing import context_for, seeded, tiny_card
-from zoopress.testing import models as testing_models
+from zoopress.testing import context_for, models as testing_models, seeded, tiny_card
 
 PLUGINS = load_plugins()
 TECHNIQUES = [

@@ -20,8 +20,14 @@ from zoopress.models.packing import packed_weights
 from zoopress.plugins import Plugins, hookimpl, load_plugins
 from zoopress.runtimes import Call, Opened, Runtime, cached, start
 from zoopress.runtimes.compile import why_not
-from zoopress.testing import ConformanceError, check_runtime, run_chain, seeded, tiny_artifact
-from zoopress.testing import models as testing_models
+from zoopress.testing import (
+    ConformanceError,
+    check_runtime,
+    models as testing_models,
+    run_chain,
+    seeded,
+    tiny_artifact,
+)
 
 
 class Same(Runtime):

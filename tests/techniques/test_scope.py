@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from hypothesis import assume, example, given
-from hypothesis import strategies as st
+from hypothesis import assume, example, given, strategies as st
 
 from zoopress.techniques import EVERYTHING, Scope, weights_below
 

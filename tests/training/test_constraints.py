@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
 from synthetic_task import Classification, perceptron, run
@@ -20,8 +19,7 @@ from zoopress.models.model import Model
 from zoopress.models.packing import differentiable, packed_weights
 from zoopress.plugins import Plugins
 from zoopress.techniques import Context
-from zoopress.testing import models as testing_models
-from zoopress.testing import seeded
+from zoopress.testing import models as testing_models, seeded
 from zoopress.training.constraints import PrunedWeights
 
 VOCABULARY = testing_models.VOCABULARY

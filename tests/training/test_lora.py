@@ -18,8 +18,7 @@ from zoopress.models.packing import packed_weights
 from zoopress.models.precision import accept_float32
 from zoopress.plugins import Plugins
 from zoopress.techniques import Context
-from zoopress.testing import models as testing_models
-from zoopress.testing import seeded
+from zoopress.testing import models as testing_models, seeded
 from zoopress.training.config import LoraConfig
 from zoopress.training.lora import low_rank_updates, updated_layers
 

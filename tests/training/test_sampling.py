@@ -7,8 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from zoopress.training.config import TrainingConfig
 from zoopress.training.sampling import Sampler, derived_seed, own_randomness

@@ -18,8 +18,7 @@ from zoopress.plugins import Plugins
 from zoopress.recipes import Recipe, Stage
 from zoopress.store import Store
 from zoopress.techniques import Context, Technique
-from zoopress.testing import models as testing_models
-from zoopress.testing import reload_artifact, seeded, tiny_card
+from zoopress.testing import models as testing_models, reload_artifact, seeded, tiny_card
 from zoopress.training.constraints import TunedBuffers, tunable_parameters
 
 QUANTIZERS: dict[str, tuple[str, dict[str, Any]]] = {

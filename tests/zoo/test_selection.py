@@ -6,8 +6,7 @@ import random
 from pathlib import PurePosixPath
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from zoopress.errors import SourceError
 from zoopress_zoo.selection import FORMATS, Selection, select

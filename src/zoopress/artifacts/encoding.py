@@ -26,17 +26,23 @@ import torch
 from torch import Tensor
 
 from zoopress.artifacts import own_codes
-from zoopress.artifacts.forms import Alias as Alias
-from zoopress.artifacts.forms import AnyEntry as AnyEntry
-from zoopress.artifacts.forms import Boolean as Boolean
-from zoopress.artifacts.forms import CodesEntry as CodesEntry
-from zoopress.artifacts.forms import Masked as Masked
-from zoopress.artifacts.forms import Stored as Stored
-from zoopress.artifacts.forms import Zeros as Zeros
-from zoopress.artifacts.stored_parts import KEPT as KEPT
-from zoopress.artifacts.stored_parts import MASK as MASK
-from zoopress.artifacts.stored_parts import Expected as Expected
-from zoopress.artifacts.stored_parts import fill_codes, pack_mask, read_mask
+from zoopress.artifacts.forms import (
+    Alias as Alias,
+    AnyEntry as AnyEntry,
+    Boolean as Boolean,
+    CodesEntry as CodesEntry,
+    Masked as Masked,
+    Stored as Stored,
+    Zeros as Zeros,
+)
+from zoopress.artifacts.stored_parts import (
+    KEPT as KEPT,
+    MASK as MASK,
+    Expected as Expected,
+    fill_codes,
+    pack_mask,
+    read_mask,
+)
 from zoopress.coding.bits import pack_codes, unpack_codes
 from zoopress.coding.layout import Layout, PackedCodes, StoredTensor
 from zoopress.coding.masks import PackedMask

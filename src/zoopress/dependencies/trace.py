@@ -24,8 +24,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from zoopress.dependencies import products as _products  # noqa: F401  (registers its rules)
-from zoopress.dependencies import rules as _rules  # noqa: F401
+from zoopress.dependencies import (
+    products as _products,  # noqa: F401  (registers its rules)
+    rules as _rules,  # noqa: F401
+)
 from zoopress.dependencies.call import UNKNOWN_OPERAND, Call, follow, varying
 from zoopress.dependencies.nodes import NONE, Nodes
 from zoopress.models.dispatch import without_compiler

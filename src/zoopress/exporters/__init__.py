@@ -6,12 +6,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zoopress.artifacts.opened import Call as Call
-    from zoopress.artifacts.opened import Opened as Opened
-    from zoopress.artifacts.opened import open_artifact as open_artifact
-    from zoopress.exporters.exporter import Exported as Exported
-    from zoopress.exporters.exporter import Exporter as Exporter
-    from zoopress.exporters.exporter import export as export
+    from zoopress.artifacts.opened import (
+        Call as Call,
+        Opened as Opened,
+        open_artifact as open_artifact,
+    )
+    from zoopress.exporters.exporter import (
+        Exported as Exported,
+        Exporter as Exporter,
+        export as export,
+    )
 
 _WHERE = {
     "Call": "zoopress.artifacts.opened",

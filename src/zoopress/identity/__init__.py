@@ -11,31 +11,17 @@ from __future__ import annotations
 
 from zoopress.identity.of_cards import (
     callable_code as callable_code,
-)
-from zoopress.identity.of_cards import (
     load_callable as load_callable,
 )
 from zoopress.identity.of_parts import (
     Belongs as Belongs,
-)
-from zoopress.identity.of_parts import (
     Parts as Parts,
-)
-from zoopress.identity.of_parts import (
     core_code as core_code,
-)
-from zoopress.identity.of_parts import (
     every_stage_code as every_stage_code,
-)
-from zoopress.identity.of_parts import (
     report_code as report_code,
-)
-from zoopress.identity.of_parts import (
     statistics_code as statistics_code,
 )
 from zoopress.identity.reach import (
     Reached as Reached,
-)
-from zoopress.identity.reach import (
     reach as reach,
 )

@@ -15,14 +15,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from zoopress.models.edit_records import AnyEdit as AnyEdit
-from zoopress.models.edit_records import Argument as Argument
-from zoopress.models.edit_records import Edit as Edit
-from zoopress.models.edit_records import Keep as Keep
-from zoopress.models.edit_records import Pack as Pack
-from zoopress.models.edit_records import Replace as Replace
-from zoopress.models.edit_records import Resize as Resize
-from zoopress.models.edit_records import layers_of as layers_of
+from zoopress.models.edit_records import (
+    AnyEdit as AnyEdit,
+    Argument as Argument,
+    Edit as Edit,
+    Keep as Keep,
+    Pack as Pack,
+    Replace as Replace,
+    Resize as Resize,
+    layers_of as layers_of,
+)
 from zoopress.models.packing import PackedWeight, hold_packed
 from zoopress.models.stacks import keep_blocks
 from zoopress.models.weights import kind_of

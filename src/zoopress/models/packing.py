@@ -20,20 +20,10 @@ from torch import Tensor, nn
 
 from zoopress.models.codes import (
     AnyLayout as AnyLayout,
-)
-from zoopress.models.codes import (
     CodeLayout as CodeLayout,
-)
-from zoopress.models.codes import (
     Codes as Codes,
-)
-from zoopress.models.codes import (
     OwnCodes as OwnCodes,
-)
-from zoopress.models.codes import (
     nonzero_codes as nonzero_codes,
-)
-from zoopress.models.codes import (
     read_codes,
     write_codes,
 )

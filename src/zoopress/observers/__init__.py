@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from zoopress.observers.news import CellEnd as CellEnd
-from zoopress.observers.news import CellNews as CellNews
-from zoopress.observers.news import RunNews as RunNews
-from zoopress.observers.news import StageNews as StageNews
-from zoopress.observers.news import State as State
+from zoopress.observers.news import (
+    CellEnd as CellEnd,
+    CellNews as CellNews,
+    RunNews as RunNews,
+    StageNews as StageNews,
+    State as State,
+)

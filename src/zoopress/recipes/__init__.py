@@ -7,16 +7,8 @@ from zoopress.recipes.gate_choices import (
 )
 from zoopress.recipes.recipe import (
     Recipe as Recipe,
-)
-from zoopress.recipes.recipe import (
     Stage as Stage,
-)
-from zoopress.recipes.recipe import (
     Targets as Targets,
-)
-from zoopress.recipes.recipe import (
     load_recipe as load_recipe,
-)
-from zoopress.recipes.recipe import (
     parse_recipe as parse_recipe,
 )

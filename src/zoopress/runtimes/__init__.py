@@ -6,13 +6,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zoopress.artifacts.opened import Call as Call
-    from zoopress.artifacts.opened import Opened as Opened
-    from zoopress.artifacts.opened import open_artifact as open_artifact
+    from zoopress.artifacts.opened import (
+        Call as Call,
+        Opened as Opened,
+        open_artifact as open_artifact,
+    )
     from zoopress.runtimes.cache import cached as cached
-    from zoopress.runtimes.runtime import Runtime as Runtime
-    from zoopress.runtimes.runtime import Started as Started
-    from zoopress.runtimes.runtime import start as start
+    from zoopress.runtimes.runtime import Runtime as Runtime, Started as Started, start as start
 
 _WHERE = {
     "Call": "zoopress.artifacts.opened",

@@ -47,8 +47,8 @@ from zoopress.techniques import (
     Family,
     Technique,
     applied,
+    float_weights as float_weights_of,
 )
-from zoopress.techniques import float_weights as float_weights_of
 from zoopress.testing import models as testing_models
 from zoopress.testing.packed import wrong_codes
 

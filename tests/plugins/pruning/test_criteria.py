@@ -16,8 +16,13 @@ from zoopress.plugins import Plugins
 from zoopress.recipes import Recipe, parse_recipe
 from zoopress.techniques import Criterion, Evidence, Outcome, UnitCriterion, WeightCriterion
 from zoopress.techniques.scoring import unit_scores, weight_scores
-from zoopress.testing import check_criterion, context_for, seeded, tiny_card
-from zoopress.testing import models as testing_models
+from zoopress.testing import (
+    check_criterion,
+    context_for,
+    models as testing_models,
+    seeded,
+    tiny_card,
+)
 from zoopress.testing.models import cnn, transformer
 from zoopress.yaml_source import parse_yaml
 from zoopress_plugins.pruning.criteria.fisher import fisher_scores

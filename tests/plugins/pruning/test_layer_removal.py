@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from pydantic import ValidationError
 from torch import Tensor, nn
 

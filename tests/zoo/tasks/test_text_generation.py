@@ -10,8 +10,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from hypothesis import assume, given
-from hypothesis import strategies as st
+from hypothesis import assume, given, strategies as st
 
 from text_models import SPECIAL, VOCABULARY, make_task, open_task, save_model, write_rows
 from zoopress.cards import Card
