@@ -423,8 +423,8 @@ def test_pages_about_the_encoder_run(page: str, minilm: Desk, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("page", ["tasks.md", "criteria-losses-blocks.md"])
-def test_pages_for_authors_run(page: str, tmp_path: Path) -> None:
-    make_desk(tmp_path / "desk", tmp_path / "store", slow=False).run_page(DOCS / page)
+def test_pages_for_authors_run(page: str, tmp_path: Path, tools: WarmProcess) -> None:
+    make_desk(tmp_path / "desk", tmp_path / "store", False, tools).run_page(DOCS / page)
 
 
 @pytest.mark.parametrize("hook", ["criteria", "losses", "blocks"])
