@@ -21,9 +21,18 @@ from zoopress.store import digest
 SILENT_ROOMS = frozenset(
     {
         *("__init__", "__main__", "cards", "cells", "commands", "errors", "estimates", "gates"),
-        *("hub", "identity", "loading", "moved", "orchestration", "pipeline", "plugins"),
-        *("progress", "provenance", "publishing", "recipes", "reports", "repository"),
-        *("scaffolds", "store", "testing", "units", "yaml_source"),
+        *("hooks", "hub", "identity", "interface", "loading", "moved", "observers"),
+        *("orchestration", "pipeline", "plugins", "progress", "provenance", "publishing"),
+        *(
+            "recipes",
+            "reports",
+            "repository",
+            "scaffolds",
+            "store",
+            "testing",
+            "units",
+            "yaml_source",
+        ),
     }
 )
 """Rooms of the core that no stored number depends on. A room that is new counts."""

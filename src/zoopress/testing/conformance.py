@@ -115,7 +115,19 @@ def check_declarations(technique: Technique[Any], plugins: Plugins) -> None:
         "install the package. " + " ".join(map(str, plugins.broken)),
     )
     require(bool((vars(kind).get("__doc__") or "").strip()), "the class has no docstring")
-    config_type = kind.config_type
+    check_config(kind.config_type, technique.config)
+    effects = technique.effects()
+    require(isinstance(effects, Effects), "effects() does not return zoopress.Effects")
+    for field_name in ("requires", "adds", "destroys"):
+        properties = getattr(effects, field_name)
+        require(
+            isinstance(properties, frozenset) and all(isinstance(p, str) for p in properties),
+            f"effects().{field_name} is not a frozenset of strings: {properties!r}",
+        )
+
+
+def check_config(config_type: type[Any], config: Config) -> None:
+    """Check the class of a config, and that a config stays what it is as JSON."""
     require(
         isinstance(config_type, type) and issubclass(config_type, Config),
         "config_type is not a subclass of zoopress.Config",
@@ -129,17 +141,8 @@ def check_declarations(technique: Technique[Any], plugins: Plugins) -> None:
             bool((field.description or "").strip()),
             f"the config's field {name!r} has no description: Field(description=…)",
         )
-    config = technique.config
     again = config_type.model_validate(config.model_dump(mode="json"))
     require(again == config, "the config is another one after it went through JSON")
-    effects = technique.effects()
-    require(isinstance(effects, Effects), "effects() does not return zoopress.Effects")
-    for field_name in ("requires", "adds", "destroys"):
-        properties = getattr(effects, field_name)
-        require(
-            isinstance(properties, frozenset) and all(isinstance(p, str) for p in properties),
-            f"effects().{field_name} is not a frozenset of strings: {properties!r}",
-        )
 
 
 def check_imports_lightly(kind: type[Technique[Any]]) -> None:
