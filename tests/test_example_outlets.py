@@ -68,6 +68,7 @@ def test_its_own_tests_pass_where_it_is_installed(site: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_its_runtime_evaluates_what_its_coder_coded(site: Path, run: Path) -> None:
     artifact, card = str(run / "out" / "artifact"), str(run / "card.yaml")
     options = ("--runtime", "exported_program", "--json")

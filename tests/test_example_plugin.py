@@ -108,6 +108,7 @@ def test_without_it_the_recipe_is_refused_and_its_absence_named(tmp_path: Path) 
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_plugin_check_finds_nothing_wrong_with_it(site: Path, tmp_path: Path) -> None:
     card = tiny_card("transformer", tmp_path)
     (tmp_path / "card.yaml").write_text(card.model_dump_json(exclude_none=True))
@@ -126,6 +127,7 @@ def test_tests_of_the_criterion_the_loss_and_the_block_pass(site_of_parts: Path)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_recipe_of_their_page_runs_and_needs_only_the_layer_to_load(
     site_of_parts: Path, tmp_path: Path
 ) -> None:

@@ -169,6 +169,7 @@ def figures(
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "unpacking", "verify"), CASES)
 def test_loading_takes_little_more_memory_than_the_model(
     kind: str, unpacking: str, verify: bool, figures: dict[str, dict[str, int]]

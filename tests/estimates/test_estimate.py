@@ -484,6 +484,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     return folder, expected.as_dict(), peak
 
 
+@pytest.mark.slow
 def test_a_real_run_takes_at_most_the_disk_that_was_estimated(
     measured: tuple[Path, dict[str, Any], int],
 ) -> None:
@@ -500,6 +501,7 @@ def test_a_real_run_takes_at_most_the_disk_that_was_estimated(
     assert 0.15 * cell["result_bytes"] < size("out/artifact") <= cell["result_bytes"]
 
 
+@pytest.mark.slow
 def test_a_real_run_stays_within_the_memory_that_was_claimed(
     measured: tuple[Path, dict[str, Any], int], plugins: Plugins
 ) -> None:

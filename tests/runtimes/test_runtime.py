@@ -178,6 +178,7 @@ def test_load_compares_on_the_inputs_that_it_is_given(artifact: Opened) -> None:
         zoopress.load(artifact.folder, factory=testing_models.cnn, example_inputs=3)
 
 
+@pytest.mark.slow
 def test_load_compiles_a_model_and_leaves_its_low_bit_kernels_alone(tmp_path: Path) -> None:
     (tmp_path / "line.py").write_text(
         "from torch import nn\n"

@@ -29,7 +29,7 @@ PROGRAM = Path(__file__).parent / "resumable.py"
         "sgd",
         pytest.param("adamw", marks=pytest.mark.slow),
         pytest.param("lora", marks=pytest.mark.slow),
-        "tuned",
+        pytest.param("tuned", marks=pytest.mark.slow),
     ],
 )
 def test_a_training_killed_again_and_again_gives_the_same_bits(tmp_path: Path, config: str) -> None:

@@ -231,6 +231,7 @@ def test_another_fails_without_zoopress_instead_of_computing_nonsense(made: Any)
     assert "model.safetensors" in done.stderr
 
 
+@pytest.mark.slow
 def test_zoopress_need_not_be_imported(made: Any) -> None:
     code = LOAD + "assert 'zoopress.loading' not in sys.modules\n"
     done = subprocess.run(
@@ -242,6 +243,7 @@ def test_zoopress_need_not_be_imported(made: Any) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_transformers_works_whatever_is_wrong_with_zoopress() -> None:
     code = (
         "import sys, warnings; sys.modules['zoopress_zoo.transformers_quantizer'] = None\n"
