@@ -14,6 +14,7 @@ from zoopress.moved import keep_old_names
 if TYPE_CHECKING:
     from zoopress.errors import ZoopressError as ZoopressError
     from zoopress.loading import load as load
+    from zoopress.models.model import Model as Model
     from zoopress.pipeline.compress import compress as compress
     from zoopress.plugins import hookimpl as hookimpl
     from zoopress.techniques import (
@@ -35,6 +36,7 @@ _WHERE = {
     "hookimpl": "zoopress.plugins",
     "ZoopressError": "zoopress.errors",
     "Loss": "zoopress.training.loss",
+    "Model": "zoopress.models.model",
     **dict.fromkeys(
         ("Block", "Claim", "Config", "Context", "Criterion", "Effects", "Outcome", "Technique"),
         "zoopress.techniques",
