@@ -268,7 +268,9 @@ class Plugins:
     def _get(self, kind: str, name: str, merged: Mapping[str, Any]) -> Any:
         if name in merged:
             return merged[name]
-        hints = "".join(f" Note: {broken}." for broken in self.broken)
+        hints = "".join(f" Note: {broken}." for broken in self.broken[:2])
+        if len(self.broken) > 2:
+            hints += f" {len(self.broken) - 2} more are broken: `zoopress plugin list`."
         if name in self.blocked:
             hints += f" Note: plugin {name!r} is blocked."
         raise PluginError(f"There is no {kind} {name!r}.{nearest(name, merged)}{hints}")

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
-from zoopress.artifacts.requirements import Requirement, find_requirements, install_line
-from zoopress.plugins import Origin, load_plugins
+from zoopress.artifacts.requirements import (
+    Requirement,
+    check_requirements,
+    find_requirements,
+    install_line,
+)
+from zoopress.errors import ArtifactError
+from zoopress.plugins import Origin, Registry, load_plugins
 
 
 def needed(distribution: str, version: str = "1.2", name: str = "form") -> Requirement:
@@ -52,3 +60,18 @@ def test_what_zoopress_brings_and_what_nobody_installed_need_no_entry() -> None:
     assert [(each.kind, each.name, each.distribution) for each in found] == [
         ("layer", "quantized", "another")
     ]
+
+
+def test_what_another_distribution_registers_under_the_name_is_refused(tmp_path: Path) -> None:
+    plugins = load_plugins()
+    plugins.origins["weight_quantization"] = Origin("weight_quantization", "Zoopress_B", "3")
+    used: dict[Registry, list[str]] = {"layers": ["quantized"]}
+    same = [needed("zoopress-b", name="quantized")]
+    check_requirements(tmp_path / "zoopress.json", same, [], used, plugins)
+    other = [needed("zoopress-a", name="quantized")]
+    with pytest.raises(
+        ArtifactError,
+        match=r"layer 'quantized' of zoopress-a 1\.2 is needed, and here .* that of Zoopress_B.*"
+        r"pip install 'zoopress-a>=1\.2'.*ZOOPRESS_BLOCK_PLUGINS=weight_quantization",
+    ):
+        check_requirements(tmp_path / "zoopress.json", other, [], used, plugins)

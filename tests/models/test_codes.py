@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,34 @@ def test_a_packing_without_a_zero_is_refused_under_a_mask_and_kept_without() -> 
     model.mask(weight, torch.rand(4, 10) < 0.5)
     with pytest.raises(StageError, match=r"none of the codes in 'codes_' stands for zero"):
         model.pack(weight, "digits", arguments, tensors)
+
+
+class WrongZero(Digits):
+    """Calls another code that of zero."""
+
+    def code_layouts(self) -> dict[str, AnyLayout]:
+        (layout,) = super().code_layouts().values()
+        assert isinstance(layout, OwnCodes)
+        return {"codes_": replace(layout, fill=0)}
+
+
+def test_a_packing_whose_zero_is_none_is_refused_under_a_mask() -> None:
+    model = Model(nn.Linear(10, 4).eval(), {"digits": WrongZero})
+    weight = next(model.weights())
+    model.mask(weight, torch.arange(40).reshape(4, 10) % 2 == 0)
+    codes = torch.where(model.masks[weight.name], 2, 0)
+    tensors = {"codes_": pack_base(codes, 3, 5), "scale": torch.ones(4, 1)}
+    with pytest.raises(StageError, match=r"a pruned weight is no longer zero.*`fill`"):
+        model.pack(weight, "digits", {"levels": 3, "digits": 5}, tensors)
+
+
+def test_codes_beyond_the_levels_are_refused_under_a_mask_in_words() -> None:
+    model = Model(nn.Linear(10, 4).eval(), LAYERS)
+    weight = next(model.weights())
+    model.mask(weight, weight.parameter > 0)
+    tensors = {"codes_": torch.full((4, 2), 3**5), "scale": torch.ones(4, 1)}
+    with pytest.raises(StageError, match="packing 'digits': codes must be 0 to 2"):
+        model.pack(weight, "digits", {"levels": 3, "digits": 5}, tensors)
 
 
 def test_codes_that_are_changed_under_a_mask_are_refused_when_they_are_written() -> None:

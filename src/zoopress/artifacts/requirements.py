@@ -6,6 +6,7 @@ what such names can be, and never installed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -110,10 +111,12 @@ def check_requirements(
     """
     for hook, names in used.items():
         for name in sorted(set(names)):
-            if name in plugins.references[hook]:
-                continue
             kind = kind_of(hook)
             known = [each for each in requires if (each.kind, each.name) == (kind, name)]
+            if name in plugins.references[hook]:
+                if known:
+                    _check_origin(path, hook, known[0], plugins)
+                continue
             field = _FIELDS[hook]
             broken = next(
                 (b for b in plugins.broken if known and b.distribution == known[0].distribution),
@@ -131,6 +134,24 @@ def check_requirements(
                 f"{path}: field {field!r}: the {kind} {name!r} is not registered here. {hint}."
                 f"{nearest('', plugins.references[hook])}"
             )
+
+
+def _check_origin(path: Path, hook: Registry, known: Requirement, plugins: Plugins) -> None:
+    """Refuse what another distribution registers under the name that an artifact uses."""
+    here = plugins.origin(hook, known.name)
+    if _normal(here.distribution) == _normal(known.distribution):
+        return
+    raise ArtifactError(
+        f"{path}: field {_FIELDS[hook]!r}: {known} is needed, and here the {known.kind} "
+        f"{known.name!r} is that of {here.distribution}, which may compute something else. "
+        f"{_told(known).capitalize()}. Leave the other out with "
+        f"ZOOPRESS_BLOCK_PLUGINS={here.plugin}, or uninstall {here.distribution}."
+    )
+
+
+def _normal(distribution: str) -> str:
+    """Return a distribution's name as pip compares it."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def _told(requirement: Requirement) -> str:

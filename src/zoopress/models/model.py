@@ -312,7 +312,11 @@ class Model:
                 f"{would}it does not say with `code_layouts` which of its buffers hold the codes."
             )
         layouts = packed.code_layouts()
-        for buffer, codes in packed.integers().items():
+        try:
+            integers = packed.integers()
+        except ValueError as error:
+            raise StageError(f"{weight.name}: packing {packing!r}: {error}") from error
+        for buffer, codes in integers.items():
             if codes.zero is None:
                 raise StageError(
                     f"{would}none of the codes in {buffer!r} stands for zero. Leave pruned "
@@ -328,6 +332,13 @@ class Model:
             # What was rounded to zero needs a mask no more: the codes alone say which are kept.
             kept = nonzero_codes(tensor_of(packed, buffer), layouts[buffer])
             self.masks[f"{weight.name}.{buffer}"] = keep if kept is None else keep & kept
+        matrix = as_matrix(packed.dense(), weight.output_axis)
+        if bool(matrix[~as_matrix(mask, weight.output_axis)].any()):
+            raise StageError(
+                f"{would}a pruned weight is no longer zero. This is a bug in the packing: under a "
+                "mask every pruned weight must have the code of zero, and that code, `fill` in "
+                "`code_layouts`, must stand for zero."
+            )
 
     def _tensor(self, name: str) -> Tensor:
         path, _, attribute = name.rpartition(".")

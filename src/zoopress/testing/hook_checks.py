@@ -20,7 +20,7 @@ from zoopress.cells.cell import open_original
 from zoopress.evaluation.comparison import Comparison
 from zoopress.evaluation.fidelity import run_all
 from zoopress.models.packing import PackedWeight
-from zoopress.plugins import Plugins, registries
+from zoopress.plugins import Plugins, import_reference, registries
 from zoopress.recipes import load_recipe
 from zoopress.recipes.gate_choices import config_of
 from zoopress.sources import pull
@@ -99,6 +99,20 @@ def _declared(technique: Technique[Any], plugins: Plugins) -> None:
 
 def _imported(request: Request, kind: str, name: str) -> Any:
     return request.plugins.resolve(registries()[kind], name)
+
+
+def _command(request: Request, name: str) -> Iterator[Step]:
+    yield "", partial(check_command, name, request.plugins)
+
+
+def check_command(name: str, plugins: Plugins) -> None:
+    """Check that a verb can be imported, and is what the command line takes."""
+    command, _ = plugins.commands[name]
+    found = import_reference(command.run)
+    if not callable(found):
+        raise ConformanceError(
+            f"{command.run!r} is {found!r}, neither a function nor a typer.Typer"
+        )
 
 
 def _layer(request: Request, name: str) -> Iterator[Step]:
@@ -254,6 +268,7 @@ CHECKS: dict[str, Callable[[Request, str], Iterator[Step]]] = {
     "loss": _chosen("loss", check_loss),
     "block": _chosen("block", check_block),
     "gate": _gate,
+    "command": _command,
     "card": _card,
     "recipe": _recipe,
     "runtime": _by_name(check_runtime),

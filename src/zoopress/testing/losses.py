@@ -120,7 +120,8 @@ def _check_values(
     gradients = [p.grad for p in student.parameters() if p.grad is not None]
     require(
         any(bool(gradient.any()) for gradient in gradients),
-        "no gradient of it reaches any parameter of the student, so nothing is learned",
+        "its gradient is zero for every parameter of the student on an ordinary batch, so nothing "
+        "is learned there; check it with options under which it is not",
     )
     require(
         all(bool(gradient.isfinite().all()) for gradient in gradients),
