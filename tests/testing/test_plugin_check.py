@@ -231,4 +231,32 @@ def test_what_zoopress_brings_passes(name: str, tmp_path: Path, brief_evaluation
 
 def test_every_check_is_of_something_that_there_is(plugins: Plugins) -> None:
     kinds = {kind for plugin in plugins.origins for kind, _ in plugins.registered_by(plugin)}
-    assert CHECKS.keys() <= kinds
+    assert CHECKS.keys() <= kinds | {"command"}  # zoopress's own are no plugin's
+
+
+COMMANDS = """
+from zoopress import hookimpl
+from zoopress.plugins import Command
+
+
+def show():
+    print("shown")
+
+
+@hookimpl
+def zoopress_commands():
+    return {{"show-me": Command("{module}:{attribute}", "Show something.")}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("attribute", "state", "told"),
+    [("show", "passed", ""), ("gone", "failed", "gone"), ("__doc__", "failed", "neither")],
+)
+def test_commands_are_checked(
+    attribute: str, state: str, told: str, install: Install, tmp_path: Path
+) -> None:
+    install("with-verb", "verbs", COMMANDS.format(module="with_verb_module", attribute=attribute))
+    findings = [item for item in check("verbs", tmp_path) if item.subject == "command show-me"]
+    assert [item.state for item in findings] == [state]
+    assert told in str(findings[0])
