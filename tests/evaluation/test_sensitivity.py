@@ -18,9 +18,15 @@ from torch import Tensor, nn
 from small_zoo import read_zoo, write_zoo
 from zoopress.cards import Card
 from zoopress.evaluation import sensitivity
-from zoopress.evaluation.sensitivity import affordable, measure_layers, output_distance
+from zoopress.evaluation.sensitivity import (
+    affordable,
+    measure_layers,
+    output_distance,
+    relative_error,
+)
 from zoopress.models.model import Model
 from zoopress.models.packing import unpack
+from zoopress.models.weights import find_weights
 from zoopress.pipeline.compress import compress
 from zoopress.plugins import Plugins
 from zoopress.results import LayerResult, Report
@@ -289,3 +295,36 @@ def test_an_entropy_coded_weight_is_counted_by_its_coded_bytes(
     first, last = report.layers[0], report.layers[-1]
     assert first.relative_error is None  # neurons were pruned
     assert last.bytes_after < last.bytes_before / 4
+
+
+class Stack(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def test_blocks_that_were_numbered_anew_are_compared_with_what_they_were(plugins: Plugins) -> None:
+    torch.manual_seed(0)
+    original, inputs = Stack().eval(), torch.randn(4, 6)
+    compressed = Model(copy.deepcopy(original), plugins.layers)
+    apply(plugins, compressed, "truncated_svd", rank=2, include=["layers.3.*", "layers.1.*"])
+    compressed.keep("layers", [0, 2, 3])
+    stored = {name: tensor.nbytes for name, tensor in compressed.tensors().items()}
+    found = layers_of(original, compressed, inputs, stored)
+    errors = {name: layer.relative_error for name, layer in found.items()}
+    assert errors["layers.0.0.weight"] == errors["layers.2.0.weight"] == 0
+    assert errors["layers.1.0.weight"] is None
+    factored = compressed.module.layers[2][0].weight  # type: ignore[union-attr, index]
+    of_the_last = relative_error(list(find_weights(original))[3], factored.detach())
+    assert errors["layers.3.0.weight"] == pytest.approx(of_the_last)
+    after = {name: layer.bytes_after for name, layer in found.items()}
+    assert after["layers.1.0.weight"] == 0
+    assert after["layers.3.0.weight"] == 4 * 2 * (6 + 6)
+    # Of an original that is compressed itself, only what was done since counts.
+    again = measure_layers(Inputs(inputs), compressed.module, compressed, stored, since=2 + 1)
+    assert all(layer.relative_error == 0 for layer in again)

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from small_zoo import write_zoo
 from zoopress.cards import load_card
 from zoopress.cells.cell import Cell, open_cell
 from zoopress.errors import PluginError
+from zoopress.identity import load_callable
 from zoopress.identity.modules import files_of
 from zoopress.plugins import load_plugins
 from zoopress.recipes import load_recipe
@@ -393,6 +395,25 @@ def test_what_a_factory_imports_from_its_folder_is_in_the_key_and_edits_take_hol
     assert second != first
     (tmp_path / "parts" / "sizes.py").write_text("OUT = 10")
     assert opened() == (first, 10)
+    # A copy may bring an old time along, or one to come.
+    for number, moment in ((12, 1.0), (13, time.time() + 3600)):
+        (tmp_path / "parts" / "sizes.py").write_text(f"OUT = {number}")
+        os.utime(tmp_path / "parts" / "sizes.py", (moment, moment))
+        keys, size = opened()
+        assert size == number
+        assert keys not in (first, second)
+
+
+def test_a_factory_may_import_its_neighbours_when_it_is_called(tmp_path: Path) -> None:
+    write_zoo(tmp_path)
+    (tmp_path / "later.py").write_text("OUT = 7")
+    (tmp_path / "networks.py").write_text(
+        "def build():\n"
+        "    from torch import nn\n"
+        "    from later import OUT\n"
+        "    return nn.Linear(2, OUT)\n"
+    )
+    assert load_callable("networks.py:build", tmp_path)().out_features == 7
 
 
 def test_a_factory_that_is_edited_amid_a_run_keeps_its_model_or_is_refused(tmp_path: Path) -> None:

@@ -82,7 +82,10 @@ def path(card: Card) -> SourceFiles:
 
 def _folder(card: Card, folder: Path, revision: str) -> SourceFiles:
     if not folder.is_dir():
-        raise SourceError(f"Card {card.name!r}: there is nothing at {folder}.")
+        raise SourceError(
+            f"Card {card.name!r}: there is nothing at {folder}. Correct 'source', or make it: the "
+            "folder that `zoopress run … --out` writes, or one with weights."
+        )
     artifact = find_artifact(folder)
     if artifact is not None:
         try:

@@ -14,7 +14,7 @@ from zoopress.results import LayerChange
 
 
 @torch.no_grad()
-def layer_changes(original: nn.Module, compressed: Model) -> list[LayerChange]:
+def layer_changes(original: nn.Module, compressed: Model, since: int = 0) -> list[LayerChange]:
     """Compare every weight of two or more axes, tied ones once, with its compressed form.
 
     One weight at a time is made dense, so that a packed model never is as a whole.
@@ -22,10 +22,11 @@ def layer_changes(original: nn.Module, compressed: Model) -> list[LayerChange]:
     Args:
         original: the model as it came.
         compressed: what was made of it.
+        since: how many of its edits the original has too, being a compressed model itself.
     """
     changes = []
     for weight in find_weights(original):
-        dense = compressed_form(weight, compressed)
+        dense = compressed_form(weight, compressed, compressed.edits[since:])
         if dense is None:
             changes.append(LayerChange(weight.name, None, None))
             continue

@@ -8,7 +8,7 @@ more gently, and which could bear more.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ from zoopress.artifacts.encoding import KEPT, MASK
 from zoopress.artifacts.manifest import Manifest
 from zoopress.artifacts.tensor_files import open_tensors
 from zoopress.evaluation.fidelity import call, sample_cosines
-from zoopress.models.edits import Replace, submodule
+from zoopress.models.edits import AnyEdit, Keep, Replace, submodule
 from zoopress.models.model import Model
-from zoopress.models.weights import Weight, as_matrix, find_weights
+from zoopress.models.weights import Location, Weight, as_matrix, find_weights
 from zoopress.progress import Progress
 from zoopress.results import LayerResult
 from zoopress.tasks import Task
@@ -39,6 +39,7 @@ def measure_layers(
     compressed: Model,
     stored: Mapping[str, int],
     progress: Progress = lambda item, fraction=None: None,
+    since: int = 0,
 ) -> list[LayerResult]:
     """Compare every weight of two or more axes, tied ones once, with its compressed form.
 
@@ -51,12 +52,14 @@ def measure_layers(
         compressed: the model that was made from it.
         stored: bytes in the artifact of each of its tensors, see `stored_bytes`.
         progress: called with each weight's name.
+        since: how many of `compressed.edits` the original has too, being a compressed model itself.
     """
     weights = list(find_weights(original))
+    edits = compressed.edits[since:]
     errors = {
         weight.name: None if dense is None else relative_error(weight, dense)
         for weight in weights
-        for dense in [compressed_form(weight, compressed)]
+        for dense in [compressed_form(weight, compressed, edits)]
     }
     sensitivities: dict[str, float | None] = {n: 0.0 for n, error in errors.items() if error == 0}
     changed = [weight for weight in weights if errors[weight.name]]  # neither 0 nor None
@@ -68,7 +71,9 @@ def measure_layers(
         before = call(task, original, batch)
         largest = sorted(changed, key=lambda weight: -_bytes(weight))[:count]
         for done, weight in enumerate(largest, start=1):
-            after = _call_with_compressed(task, original, weight, compressed, batch)
+            dense = compressed_form(weight, compressed, edits)
+            assert dense is not None
+            after = _call_with(task, original, weight, dense, batch)
             sensitivities[weight.name] = output_distance(before, after)
             progress(weight.name, done / len(largest))
     return [
@@ -77,7 +82,7 @@ def measure_layers(
             kind=weight.kind,
             parameters=weight.parameter.numel(),
             bytes_before=_bytes(weight),
-            bytes_after=_bytes_after(weight, compressed, stored),
+            bytes_after=_bytes_after(weight, edits, stored),
             relative_error=None if error is None or math.isinf(error) else error,
             sensitivity=sensitivities.get(weight.name),
         )
@@ -106,14 +111,43 @@ def output_distance(original: Tensor, other: Tensor) -> float:
     return max(0.0, 1 - sum(cosines) / len(cosines))
 
 
-def compressed_form(weight: Weight, compressed: Model) -> Tensor | None:
+def place_now(path: str, edits: Iterable[AnyEdit]) -> tuple[str | None, bool]:
+    """Follow a module through edits.
+
+    Returns:
+        Its path now, None if it was removed with its block, and whether a registered layer took its
+        place.
+    """
+    replaced = False
+    for edit in edits:
+        if isinstance(edit, Replace):
+            replaced = replaced or edit.module == path
+        elif isinstance(edit, Keep) and path.startswith(f"{edit.module}." if edit.module else ""):
+            start = len(edit.module) + 1 if edit.module else 0
+            block, dot, rest = path[start:].partition(".")
+            if block.isdigit():  # blocks that stay are numbered anew
+                if int(block) not in edit.indices:
+                    return None, replaced
+                path = f"{path[:start]}{edit.indices.index(int(block))}{dot}{rest}"
+    return path, replaced
+
+
+def compressed_form(weight: Weight, compressed: Model, edits: Iterable[AnyEdit]) -> Tensor | None:
     """Return the dense weight that a compressed model has in the place of an original's.
 
-    None if its shape is another, nothing there has a weight of that name, or another layer was
-    folded into it.
+    None if its shape is another, its block was removed, nothing there has a weight of that name, or
+    another layer was folded into it.
+
+    Args:
+        weight: the original's.
+        compressed: the model that was made from it.
+        edits: what was done to the architecture since.
     """
+    path, replaced = place_now(weight.path, edits)
+    if path is None:
+        return None
     try:
-        owner = submodule(compressed.module, weight.path)
+        owner = submodule(compressed.module, path)
     except ValueError:
         return None
     if getattr(owner, "is_folded", False) and not getattr(weight.module, "is_folded", False):
@@ -122,7 +156,7 @@ def compressed_form(weight: Weight, compressed: Model) -> Tensor | None:
         dense = getattr(owner, weight.attribute, None)
     if not isinstance(dense, Tensor):
         return None
-    if _is_replaced(weight, compressed):
+    if replaced:
         # A layer that takes another's place gives [out, in, …], whichever axis was the output's.
         matrix = as_matrix(dense, 0)
         if matrix.shape != weight.matrix().shape:
@@ -168,12 +202,10 @@ def relative_error(weight: Weight, dense: Tensor) -> float:
     return float(error) if bool(error.isfinite()) else math.inf
 
 
-def _call_with_compressed(
-    task: Task, original: nn.Module, weight: Weight, compressed: Model, batch: Any
+def _call_with(
+    task: Task, original: nn.Module, weight: Weight, dense: Tensor, batch: Any
 ) -> Tensor:
-    """Run the original with one weight in its compressed form, and put its own back."""
-    dense = compressed_form(weight, compressed)
-    assert dense is not None
+    """Run the original with one weight in another form, and put its own back."""
     # Not copied into the parameter: its memory may be a read-only file's. All modules that share
     # the parameter see the change.
     own = weight.parameter.data
@@ -188,33 +220,19 @@ def _bytes(weight: Weight) -> int:
     return weight.parameter.numel() * weight.parameter.itemsize
 
 
-def _bytes_after(weight: Weight, compressed: Model, stored: Mapping[str, int]) -> int:
+def _bytes_after(weight: Weight, edits: Sequence[AnyEdit], stored: Mapping[str, int]) -> int:
     """Add up all tensors that stand for a weight: itself, a packed one's, a layer's factors."""
     total = 0
-    for place in weight.locations:
-        total += stored.get(place.name, 0)
-        below = f"{place.path if _is_replaced(weight, compressed) else place.name}."
+    for location in weight.locations:
+        path, replaced = place_now(location.path, edits)
+        if path is None:
+            continue
+        name = Location(path, location.attribute).name
+        total += stored.get(name, 0)
+        below = f"{path if replaced else name}."
         total += sum(
             size
-            for name, size in stored.items()
-            if name.startswith(below) and not name.endswith(".bias")
+            for tensor, size in stored.items()
+            if tensor.startswith(below) and not tensor.endswith(".bias")
         )
     return total
-
-
-def _is_replaced(weight: Weight, compressed: Model) -> bool:
-    """Tell whether a registered layer took the place of a weight's module.
-
-    An original that is a compressed model has such layers itself.
-    """
-    edits = (edit for edit in compressed.edits if isinstance(edit, Replace))
-    if not any(edit.module == weight.path for edit in edits):
-        return False
-    now = submodule(compressed.module, weight.path)
-    return _plain_class(now) is not _plain_class(weight.module)
-
-
-def _plain_class(module: nn.Module) -> type:
-    """Return a module's class, whether or not it holds packed weights."""
-    found: type = getattr(type(module), "_unpacked_class", type(module))
-    return found

@@ -72,6 +72,11 @@ def is_edited(name: str, file: Path, digest: str | None = None) -> bool:
     return _seen.get((name, imported)) != now
 
 
+def note_imported(name: str, digest: str) -> None:
+    """Note the digest of the file that a module was just imported from."""
+    _seen.setdefault((name, _witness.time_of(name)), digest)
+
+
 def check_current(name: str, file: Path, digest: str) -> None:
     """Refuse a module whose file was edited after this process imported it.
 

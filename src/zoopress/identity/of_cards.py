@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import sys
@@ -13,7 +14,7 @@ from types import CodeType, ModuleType
 from typing import Any
 
 from zoopress.errors import CardError
-from zoopress.identity.loaded import check_current, comes_from, is_edited
+from zoopress.identity.loaded import check_current, comes_from, is_edited, note_imported
 from zoopress.identity.modules import is_installed, version_of
 from zoopress.identity.of_parts import Belongs
 from zoopress.identity.reach import Reached, reach
@@ -76,7 +77,18 @@ def load_callable(reference: str, root: Path, code: str | None = None) -> Callab
     found = getattr(module, attribute, None)
     if not callable(found):
         raise CardError(f"{reference!r}: {location} has no function {attribute!r}.")
-    return found  # type: ignore[no-any-return]
+    function: Callable[..., Any] = found
+    reached = _reach(location, root)
+
+    @functools.wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        # What it imports when it is called lies beside it, too.
+        with _importable(root):
+            made = function(*args, **options)
+        _note(reached)
+        return made
+
+    return call
 
 
 def _reach(location: str, root: Path) -> Reached:
@@ -98,9 +110,17 @@ def _module(location: str, root: Path) -> ModuleType:
             module = _import_file((root / location).resolve())
         else:
             module = importlib.import_module(location)
+    _note(reached)
     if reached.files:
         _loaded[place] = (reached.digest, module)
     return module
+
+
+def _note(reached: Reached) -> None:
+    """Remember what the files said that were just imported: times alone do not tell of edits."""
+    for name, said in reached.digests.items():
+        if name in sys.modules and comes_from(sys.modules[name], reached.files[name]):
+            note_imported(name, said)
 
 
 @contextmanager

@@ -151,7 +151,7 @@ class Workbench:
                     metric=self.task.metric if metrics else None,
                     metric_drop=self._metric_drop(metrics),
                     lower_is_better=not self.task.higher_is_better,
-                    layers=layer_changes(self.original, model),
+                    layers=layer_changes(self.original, model, self._edits_before),
                 )
             given = GateInput(
                 result,
@@ -186,7 +186,10 @@ class Workbench:
                     progress=progress,
                 )
             with self.reporter.step("measuring the sensitivity of layers") as progress:
-                layers = measure_layers(self.task, self._dense_original(), model, stored, progress)
+                layers = measure_layers(
+                    *(self.task, self._dense_original(), model, stored, progress),
+                    since=self._edits_before,
+                )
             comparison = Comparison(
                 self.task,
                 self.original,
@@ -372,6 +375,12 @@ class Workbench:
                 "nothing can be compared with it. Check the card's 'data' and the weights."
             )
         return run
+
+    @property
+    def _edits_before(self) -> int:
+        """How many edits of the architecture the card's model comes with."""
+        manifest = self.cell.original.model.manifest
+        return 0 if manifest is None else len(manifest.edits)
 
     @property
     def _original_parameters(self) -> int:
