@@ -42,9 +42,9 @@ VOCABULARY, WIDTH, CLASSES = 19, 16, 5
 @pytest.fixture
 def brief_latency(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure latency for a moment alone: elsewhere it would take most of the time."""
-    monkeypatch.setattr(
-        "zoopress.pipeline.workbench.measure_latency", partial(measure_latency, seconds=0.01)
-    )
+    for module in ("workbench", "artifact_evaluation"):
+        brief = partial(measure_latency, seconds=0.01)
+        monkeypatch.setattr(f"zoopress.pipeline.{module}.measure_latency", brief)
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from zoopress.cards import Card, load_card
 from zoopress.models.model import Model
 from zoopress.models.packing import packed_weights
 from zoopress.models.weights import as_matrix
+from zoopress.pipeline.artifact_evaluation import evaluate_artifact
 from zoopress.pipeline.compress import Result, compress
-from zoopress.pipeline.workbench import evaluate_artifact
 from zoopress.plugins import load_plugins
 from zoopress.recipes import load_recipe
 from zoopress.sources import load_callable

@@ -21,8 +21,9 @@ from zoopress.errors import PlanError
 from zoopress.hub.client import Hub
 from zoopress.models.model import Model
 from zoopress.models.packing import packed_weights
+from zoopress.pipeline.artifact_evaluation import evaluate_artifact
 from zoopress.pipeline.compress import Result, compress
-from zoopress.pipeline.workbench import Workbench, evaluate_artifact
+from zoopress.pipeline.workbench import Workbench
 from zoopress.plugins import Plugins, load_plugins
 from zoopress.progress import Reporter
 from zoopress.publishing.lineage import find_lineage

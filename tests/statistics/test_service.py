@@ -235,9 +235,9 @@ def test_contexts_of_tests_have_statistics(tmp_path: Path) -> None:
     card = tiny_card("transformer", tmp_path / "card")
     context = context_for(card, tmp_path / "context")
     from zoopress.plugins import load_plugins
-    from zoopress.testing.conformance import _build
+    from zoopress.testing.tiny import built
 
-    model = Model(_build(card, load_plugins()))
+    model = Model(built(card, load_plugins()))
     found = context.statistics.of(model, "input_norms")
     assert found.seen("encoder.layers.0.self_attn.in_proj_weight") == 16 * 12
     assert context.statistics.of(model, "input_norms").layers is found.layers

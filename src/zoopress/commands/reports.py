@@ -91,7 +91,7 @@ def evaluate(
     loaded = load_card(card, plugins)
     wanted = _wanted(measures, everything, loaded, plugins)
     folder = find_artifact(artifact, revision)
-    from zoopress.pipeline.workbench import evaluate_artifact  # imports torch
+    from zoopress.pipeline.artifact_evaluation import evaluate_artifact  # imports torch
 
     reporter = terminal(quiet=quiet or as_json)
     figures = evaluate_artifact(folder, loaded, plugins, wanted, reporter, runtime)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +16,7 @@ from torch import nn
 from zoopress.artifacts.artifact import load_artifact, save_artifact
 from zoopress.artifacts.card_model import StageInput
 from zoopress.artifacts.manifest import MANIFEST, Manifest, size_bytes
-from zoopress.cards import Card, load_card
+from zoopress.cards import load_card
 from zoopress.cells.cell import LIBRARIES, Cell, installed_version, open_original
 from zoopress.cells.feasibility import check_feasible
 from zoopress.errors import SourceError, StageError
@@ -33,8 +32,6 @@ from zoopress.models.edits import AnyEdit, layers_of
 from zoopress.models.model import Model
 from zoopress.models.packing import packed_weights, unpack
 from zoopress.observers.watch import Observers
-from zoopress.pipeline.deployment import start_on_task
-from zoopress.plugins import Plugins
 from zoopress.progress import Progress, Reporter
 from zoopress.recipes import Stage
 from zoopress.results import GateInput, Report, StageResult
@@ -422,63 +419,3 @@ def _trial_bytes(
         return size_bytes(folder, save(folder, model, outcome))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def evaluate_artifact(
-    folder: Path,
-    card: Card,
-    plugins: Plugins,
-    measures: Sequence[str] = (),
-    reporter: Reporter | None = None,
-    runtime: str = "eager",
-) -> dict[str, Any]:
-    """Compare an artifact with its card's original.
-
-    Args:
-        folder: the artifact.
-        card: its original and the data.
-        plugins: what is registered.
-        measures: what to measure besides size, fidelity, latency and the task's metrics.
-        reporter: where progress goes; nowhere by default.
-        runtime: what runs the compressed model for outputs, metrics and latency; `measures` look at
-            the module itself.
-
-    Returns:
-        Flat figures, and under "evaluation" what `zoopress.evaluation.evaluate.evaluate` returns.
-
-    Raises:
-        ZoopressError: if either cannot be loaded, or they do not fit the card's data.
-    """
-    reporter = reporter or Reporter()
-    opened = open_original(card, plugins)
-    files, architecture, task = opened.files, opened.architecture, opened.task
-    factory = getattr(architecture, "factory", None)
-    model, built, manifest = load_artifact(folder, plugins, factory)
-    original = opened.model.load()
-    with reporter.step("running the original") as progress:
-        reference = run_all(task, original, progress)
-    module = model.module
-    in_runtime: dict[str, Any] = {}
-    if runtime != "eager":
-        unpack(module, "auto")
-        with reporter.step(f"preparing the runtime {runtime}"):
-            started = start_on_task(runtime, model, built, manifest, folder, task, plugins)
-        module = started.module
-        in_runtime = {"runtime": runtime, "runtime_difference": started.difference}
-    with reporter.step("running the compressed model") as progress:
-        run = run_all(task, module, progress)
-    fidelity = compare_outputs(task, reference.outputs, run.outputs)
-    figures: dict[str, Any] = {
-        "size_bytes": size_bytes(folder, manifest),
-        "compression_ratio": files.size_bytes() / size_bytes(folder, manifest),
-        "finite": run.finite,
-        **in_runtime,
-        **{name: value for name, value in asdict(fidelity).items() if value is not None},
-    }
-    unpack(model.module, "auto")  # as users get it
-    sizes = sorted({1, min(32, task.data.batch_size)})
-    with reporter.step("measuring latency") as progress:
-        for row in measure_latency(task, original, module, sizes, progress=progress):
-            figures[f"speed_up_batch_{int(row['batch_size'])}"] = row["speed_up"]
-    comparison = Comparison(task, original, model, reference, run, folder, plugins)
-    return {**figures, "evaluation": evaluate(comparison, measures, reporter)}

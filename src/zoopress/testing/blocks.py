@@ -21,14 +21,9 @@ from zoopress.models.model import Model
 from zoopress.plugins import Plugins, load_plugins
 from zoopress.techniques import Block
 from zoopress.testing import models as testing_models
-from zoopress.testing.conformance import (
-    TINY_MODELS,
-    ConformanceError,
-    check_on_models,
-    require,
-    seeded,
-)
+from zoopress.testing.conformance import ConformanceError, check_on_models, require
 from zoopress.testing.declared import check_declared, named
+from zoopress.testing.tiny import TINY_MODELS, seeded
 
 OTHERS: dict[str, Callable[[], nn.Module]] = {
     "a convolution with stride, dilation and circular padding": lambda: nn.Conv2d(

@@ -15,57 +15,42 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
-from zoopress.artifacts.artifact import load_artifact, save_artifact
-from zoopress.artifacts.card_model import find_model
+from zoopress.artifacts.artifact import save_artifact
 from zoopress.artifacts.manifest import Base
 from zoopress.cards import Card
 from zoopress.errors import GateError, SourceError, StageError
-from zoopress.evaluation.fidelity import call
 from zoopress.models.model import Model
-from zoopress.pipeline.compress import Result, compress
 from zoopress.plugins import Plugins, load_plugins
-from zoopress.recipes import Recipe, Stage
-from zoopress.sources import Architecture, pull
-from zoopress.statistics import Shelf
-from zoopress.store import Store
-from zoopress.tasks import open_task, without_test
 from zoopress.techniques import (
     KINDS,
     MASKS,
     Config,
-    Context,
     Effects,
     Family,
     Technique,
     applied,
     float_weights as float_weights_of,
 )
-from zoopress.testing import models as testing_models
 from zoopress.testing.packed import wrong_codes
-
-_IMAGES: dict[str, Any] = {"0": {"shape": [3, 16, 16]}}
-_TOKENS: dict[str, Any] = {
-    "0": {
-        "shape": [testing_models.LENGTH],
-        "dtype": "int64",
-        "high": testing_models.VOCABULARY,
-    }
-}
-TINY_MODELS: dict[str, dict[str, Any]] = {
-    "cnn": _IMAGES,
-    "lstm": _TOKENS,
-    "transformer": _TOKENS,
-}
-"""Functions of `zoopress.testing.models`, and the inputs of what they build."""
+from zoopress.testing.tiny import (
+    IMAGES,
+    TINY_MODELS,
+    architecture_of,
+    artifact_bytes,
+    built,
+    context_for,
+    reload_artifact,
+    run_chain,
+    tiny_card,
+    write_card,
+)
 
 SNAKE_CASE = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
@@ -213,7 +198,7 @@ def check_on_card(technique: Technique[Any], card: Card, folder: Path, plugins: 
         ConformanceError: if it breaks a rule.
     """
     name = card.name
-    alone = Model(_build(card, plugins), plugins.layers)
+    alone = Model(built(card, plugins), plugins.layers)
     applied(technique, alone, context_for(card, folder / "checkpoint", plugins))
     try:
         first = run_chain([technique], card, folder / "first", plugins)
@@ -226,7 +211,7 @@ def check_on_card(technique: Technique[Any], card: Card, folder: Path, plugins: 
         "context.generator() alone, and iterate over nothing whose order may change",
     )
     model = reload_artifact(first.artifact, card, plugins)
-    original = Model(_build(card, plugins), plugins.layers)
+    original = Model(built(card, plugins), plugins.layers)
     _check_touched(first.report.last.touched, original, model)
     require((wrong := wrong_codes(model)) is None, f"on the {name}, {wrong}")
     _check_effects(technique, original, model)
@@ -244,7 +229,7 @@ def check_refusals(technique: Technique[Any], folder: Path, plugins: Plugins) ->
         lambda: run_chain([technique], card, folder / "nan" / "out", plugins),
         "a model with NaN weights",
     )
-    bare = write_card("without_matrices", _IMAGES, folder / "bare", labelled=labelled)
+    bare = write_card("without_matrices", IMAGES, folder / "bare", labelled=labelled)
     try:
         run_chain([technique], bare, folder / "bare" / "out", plugins)
     except StageError:
@@ -262,155 +247,14 @@ def _workable(technique: Technique[Any], folder: Path, plugins: Plugins) -> str:
     """Return the name of a tiny model that a technique does not refuse."""
     names = ["cnn"] if _learns_from_labels(technique) else list(TINY_MODELS)
     for name in names:
-        module = _build(tiny_card(name, folder / "refusing" / name), plugins)
+        module = built(tiny_card(name, folder / "refusing" / name), plugins)
         if technique.refusal(Model(module.to("meta"), plugins.layers)) is None:
             return name
     raise ConformanceError(f"its `refusal` refuses all tiny models: {', '.join(names)}")
 
 
-def tiny_card(
-    name: str,
-    folder: Path,
-    change: Callable[[dict[str, Tensor]], None] = lambda tensors: None,
-    labelled: bool = False,
-) -> Card:
-    """Write a tiny model of seeded weights into a folder.
-
-    Args:
-        name: one of `TINY_MODELS`.
-        folder: made if it is missing.
-        change: may change the state dict before it is written.
-        labelled: whether inputs have labels; only a model of images can.
-
-    Returns:
-        The model's card, with random inputs.
-    """
-    return write_card(name, TINY_MODELS[name], folder, change, labelled)
-
-
-def write_card(
-    function: str,
-    inputs: Mapping[str, Any],
-    folder: Path,
-    change: Callable[[dict[str, Tensor]], None] = lambda tensors: None,
-    labelled: bool = False,
-) -> Card:
-    """Write the model that a function of `zoopress.testing.models` builds, and return its card."""
-    folder.mkdir(parents=True, exist_ok=True)
-    module = seeded(getattr(testing_models, function))
-    tensors = {key: tensor.clone() for key, tensor in module.state_dict().items()}
-    change(tensors)
-    file = folder.resolve() / f"{function}.safetensors"
-    save_file(tensors, file)
-    return Card.model_validate(
-        {
-            "name": f"tiny-{function.replace('_', '-')}",
-            "source": f"path:{file}",
-            "factory": f"zoopress.testing.models:{function}",
-            "task": "image-classification" if labelled else "fidelity",
-            "data": {
-                **(_labelled_images(module, folder) if labelled else {"random": dict(inputs)}),
-                "calibration_samples": 16,
-                "evaluation_samples": 24,
-                "batch_size": 8,
-            },
-        }
-    )
-
-
 def _learns_from_labels(technique: Technique[Any]) -> bool:
     return "training" in technique.needs and "teacher" not in technique.needs
-
-
-def _labelled_images(module: nn.Module, folder: Path) -> dict[str, Any]:
-    """Write images of random pixels and classes, and return a card's data with them."""
-    with torch.inference_mode():
-        classes = module(torch.zeros(1, *_IMAGES["0"]["shape"])).shape[1]
-    generator = torch.Generator().manual_seed(0)
-    channels, *size = _IMAGES["0"]["shape"]
-    pixels = torch.randint(0, 256, (160, *size, channels), generator=generator)
-    labels = torch.randint(0, classes, (160,), generator=generator)
-    file = folder.resolve() / "images.npz"
-    np.savez(file, image=pixels.to(torch.uint8).numpy(), label=labels.numpy())
-    return {"dataset": f"file:{file}", "validation_samples": 24}
-
-
-def seeded(build: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
-    """Build a module with random weights that follow from the seed.
-
-    The running statistics and the affine weights of batch normalization are random too: at their
-    defaults they would hide a channel that was dropped in one place alone.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        module = build().eval()
-        for layer in module.modules():
-            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-                for tensor in (layer.weight, layer.running_var):
-                    if tensor is not None:
-                        nn.init.uniform_(tensor, 0.5, 1.5)
-                for tensor in (layer.bias, layer.running_mean):
-                    if tensor is not None:
-                        nn.init.normal_(tensor, std=0.3)
-    return module
-
-
-def run_chain(
-    techniques: Sequence[Technique[Any]],
-    card: Card,
-    folder: Path,
-    plugins: Plugins | None = None,
-    seed: int = 0,
-) -> Result:
-    """Compress a card's model by techniques in order, with a store of its own in the folder."""
-    recipe = Recipe("test", tuple(map(Stage, techniques)), seed=seed)
-    return compress(card, recipe, folder, Store(folder / "store"), plugins or load_plugins())
-
-
-def reload_artifact(folder: Path, card: Card, plugins: Plugins | None = None) -> Model:
-    """Load an artifact of a card's model, with masks and all."""
-    plugins = plugins or load_plugins()
-    factory = getattr(_architecture(card, plugins), "factory", None)
-    model, _, _ = load_artifact(folder, plugins, factory)
-    return model
-
-
-def artifact_bytes(folder: Path) -> dict[str, bytes]:
-    """Return the content of an artifact's files by name."""
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def context_for(card: Card, folder: Path, plugins: Plugins | None = None, seed: int = 0) -> Context:
-    """Return what a stage on a card's model would get, to call `apply` without a chain."""
-    plugins = plugins or load_plugins()
-    folder.mkdir(parents=True, exist_ok=True)
-    task = open_task(card, pull(card, plugins).folder, plugins)
-    # What a workbench gives: nothing is measured twice, but here nothing outlives the context.
-    shelf = Shelf(task.fingerprint())
-    return Context(
-        shelf=shelf,
-        seed=seed,
-        device=torch.device("cpu"),
-        batches=lambda: task.batches("calibration"),
-        call=lambda module, batch: call(task, module, batch),
-        progress=lambda item, fraction=None: None,
-        checkpoint=folder,
-        task=without_test(task),
-        teacher=lambda _: _build(card, plugins),
-        plugins=plugins,
-    )
-
-
-def _architecture(card: Card, plugins: Plugins) -> Architecture:
-    return find_model(card, pull(card, plugins), plugins).architecture
-
-
-def _build(card: Card, plugins: Plugins) -> nn.Module:
-    return find_model(card, pull(card, plugins), plugins).load()
 
 
 def _check_touched(touched: Sequence[str], original: Model, model: Model) -> None:
@@ -470,7 +314,7 @@ def _check_keeps_masks(
     technique: Technique[Any], card: Card, folder: Path, plugins: Plugins
 ) -> None:
     """Check that weights pruned by an earlier stage are still zero after this one."""
-    model = Model(_build(card, plugins), plugins.layers)
+    model = Model(built(card, plugins), plugins.layers)
     for weight in model.weights():
         size = weight.parameter.detach().abs()
         model.mask(weight, size > size.median())
@@ -490,7 +334,7 @@ def _check_keeps_masks(
 
 def _through_disk(model: Model, card: Card, folder: Path, plugins: Plugins) -> Model:
     folder.mkdir(parents=True)
-    architecture = _architecture(card, plugins)
+    architecture = architecture_of(card, plugins)
     base = Base(name=card.name, source=card.source, revision="", size_bytes=0, task=card.task)
     save_artifact(folder, model, architecture, base, {}, plugins=plugins)
     return reload_artifact(folder, card, plugins)

@@ -23,15 +23,9 @@ from zoopress.plugins import Plugins, load_plugins
 from zoopress.techniques import Criterion
 from zoopress.techniques.scoring import unit_scores, weight_scores
 from zoopress.testing import models as testing_models
-from zoopress.testing.conformance import (
-    TINY_MODELS,
-    ConformanceError,
-    context_for,
-    require,
-    seeded,
-    tiny_card,
-)
+from zoopress.testing.conformance import ConformanceError, require
 from zoopress.testing.declared import check_declared, named
+from zoopress.testing.tiny import TINY_MODELS, context_for, seeded, tiny_card
 
 
 def check_criterion(criterion: Criterion[Any], plugins: Plugins | None = None) -> None:

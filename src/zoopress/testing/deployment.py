@@ -26,13 +26,8 @@ from zoopress.models.outputs import largest_difference
 from zoopress.plugins import Plugins, load_plugins
 from zoopress.runtimes import Runtime, start
 from zoopress.testing import models as testing_models
-from zoopress.testing.conformance import (
-    TINY_MODELS,
-    ConformanceError,
-    require,
-    run_chain,
-    tiny_card,
-)
+from zoopress.testing.conformance import ConformanceError, require
+from zoopress.testing.tiny import TINY_MODELS, run_chain, tiny_card
 
 _SAMPLES = 3
 

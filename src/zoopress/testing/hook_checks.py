@@ -33,12 +33,12 @@ from zoopress.testing.conformance import (
     check_imports_lightly,
     check_on_card,
     check_technique,
-    tiny_card,
 )
 from zoopress.testing.criteria import check_criterion
 from zoopress.testing.deployment import check_exporter, check_runtime
 from zoopress.testing.entropy_coders import check_entropy_coder
 from zoopress.testing.losses import check_loss
+from zoopress.testing.tiny import tiny_card
 
 TINY = "the tiny models"
 

@@ -22,16 +22,16 @@ from zoopress.plugins import Plugins, load_plugins
 from zoopress.tasks import Batch, Task
 from zoopress.techniques import Context
 from zoopress.testing import models as testing_models
-from zoopress.testing.conformance import (
+from zoopress.testing.conformance import require
+from zoopress.testing.declared import check_declared, named
+from zoopress.testing.tiny import (
     TINY_MODELS,
     artifact_bytes,
     context_for,
-    require,
     run_chain,
     seeded,
     tiny_card,
 )
-from zoopress.testing.declared import check_declared, named
 from zoopress.training.config import TrainingConfig
 from zoopress.training.loss import Loss, LossChoice
 from zoopress.training.loss_term import make_term
