@@ -17,7 +17,7 @@ from hub_server.fixtures import HubFixture
 from zoopress.artifacts.manifest import Manifest, read_manifest
 from zoopress.cards import Card
 from zoopress.cells.cell import open_cell, open_original
-from zoopress.errors import PlanError
+from zoopress.errors import GateError, PlanError
 from zoopress.hub.client import Hub
 from zoopress.models.model import Model
 from zoopress.models.packing import packed_weights
@@ -28,7 +28,7 @@ from zoopress.plugins import Plugins, load_plugins
 from zoopress.progress import Reporter
 from zoopress.publishing.lineage import find_lineage
 from zoopress.publishing.publish import PushOptions, push
-from zoopress.publishing.release import open_release
+from zoopress.publishing.release import open_release, refuse_low_quality
 from zoopress.recipes import Recipe, load_recipe
 from zoopress.store import Store
 from zoopress.testing import reload_artifact
@@ -264,6 +264,26 @@ def test_a_third_chain_goes_on_from_the_second(
         *("magnitude_pruning", "magnitude_pruning", "weight_quantization", "entropy_coding")
     ]
     assert manifest.base == read_manifest(artifact("cnn-masked")).base
+
+
+def test_a_source_that_is_unlike_its_original_makes_its_results_so(
+    tmp_path: Path, plugins: Plugins
+) -> None:
+    store, card = Store(tmp_path / "store"), card_of("cnn-masked", tmp_path)
+    dead = recipe_of(tmp_path, {"technique": "magnitude_pruning", "sparsity": 0.995}, name="dead")
+    first = compress(card, dead, tmp_path / "dead", store, plugins)
+    assert not first.report.last_judged.like_original
+    heard: list[dict[str, Any]] = []
+    coded = recipe_of(tmp_path, CODED, name="coded")
+    again = card_of("cnn-masked", tmp_path, f"path:{first.artifact}")
+    for _ in range(2):  # computed, and from the store
+        out, reporter = tmp_path / "coded", Reporter([heard.append])
+        report = compress(again, coded, out, store, plugins, reporter).report
+        assert report.last_judged.like_original
+        assert report.metrics()["like_original"] is False
+        assert "UNLIKE THE FIRST ORIGINAL" in heard[-1]["text"]
+        with pytest.raises(GateError, match=r"not published: UNLIKE THE FIRST.*label loyalty"):
+            refuse_low_quality(report)
 
 
 def test_two_chains_give_the_bytes_of_one(

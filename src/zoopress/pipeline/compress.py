@@ -19,7 +19,7 @@ from zoopress.cards import Card
 from zoopress.cells.cell import Cell, open_cell
 from zoopress.gates import check_chosen, check_targets
 from zoopress.observers.watch import NOBODY, Observers, RunWatch, StageWatch, ending
-from zoopress.pipeline.delivery import write_results
+from zoopress.pipeline.delivery import source_problem, write_results
 from zoopress.plugins import Plugins, load_plugins
 from zoopress.progress import Reporter
 from zoopress.provenance import git_state
@@ -226,8 +226,10 @@ def deliver(
 
 def _of_this_run(report: Report, cell: Cell, made_in: Mapping[str, str]) -> Report:
     """Name this run's card, recipe and commit: they are no part of a key, so may be another's."""
+    unlike = source_problem(cell.original)
     return replace(
         report,
+        first_original={**report.first_original, **({"unlike": unlike} if unlike else {})},
         card=cell.original.card.as_dict(),
         recipe=cell.recipe.as_dict(),
         store_keys=list(cell.store_keys),

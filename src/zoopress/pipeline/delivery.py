@@ -13,14 +13,16 @@ from typing import Any
 
 from filelock import FileLock
 
-from zoopress.errors import StoreError
+from zoopress.artifacts.manifest import MANIFEST
+from zoopress.cells.cell import Original
+from zoopress.errors import InputError, StoreError
 from zoopress.plugins import Plugins
 from zoopress.provenance import COMMIT_KEYS
 from zoopress.publishing.model_card import render_model_card
 from zoopress.reports.plots import plot_files
 from zoopress.reports.report import markdown
-from zoopress.results import Report
-from zoopress.store import Entry, write_atomic
+from zoopress.results import Report, read_report
+from zoopress.store import Entry, file_digest, write_atomic
 
 
 def write_results(
@@ -56,6 +58,20 @@ def write_results(
             f"Cannot write to {folder}: {error.strerror or error}. All stages are safe in the "
             "store; run again with another --out."
         ) from error
+
+
+def source_problem(original: Original) -> str:
+    """Say in what a source that a run left here is unlike its own original; empty if in nothing."""
+    folder = original.files.folder
+    if original.model.manifest is None:
+        return ""
+    try:
+        report = read_report(folder.parent / "report.json")
+        if report.artifact_sha256 != file_digest(folder / MANIFEST):
+            return ""
+    except (InputError, OSError):
+        return ""  # an artifact alone tells nothing of it
+    return report.inherited_problem or report.last_judged.problem
 
 
 def _with_known_commit(report: Report, path: Path) -> Report:

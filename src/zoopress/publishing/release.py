@@ -78,8 +78,8 @@ def refuse_low_quality(report: Report) -> None:
         GateError: saying what it was judged by, and what to do.
     """
     quality = judge_stages(report.recipe, report.stages)
-    if not quality[-1].like_original:
-        words = unlike_words(replace(report, quality=quality))
+    words = unlike_words(replace(report, quality=quality))
+    if words:
         raise GateError(
             f"{report.name} is not published: {words} {unlike_remedy(quality[-1])} Or publish it "
             "as it is, with a warning on its page: --allow-low-quality."

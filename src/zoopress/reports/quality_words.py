@@ -12,7 +12,10 @@ def unlike_words(report: Report) -> str:
     """Say that a model is unlike its original, by what, and since when; empty if it is like it."""
     judged = report.judged
     if judged[-1].like_original:
-        return ""
+        inherited = report.inherited_problem
+        return f"UNLIKE THE FIRST ORIGINAL: what it was made of is so: {inherited}." * bool(
+            inherited
+        )
     since = len(judged)
     while since > 1 and not judged[since - 2].like_original:
         since -= 1
@@ -24,6 +27,8 @@ def unlike_words(report: Report) -> str:
 
 def unlike_remedy(quality: Quality) -> str:
     """Say what to do about it."""
+    if quality.like_original:
+        return "Start from a source that is like its original."
     names = " and ".join(dict.fromkeys(quality.targets))
     return (
         "Use milder settings, or add a 'recovery' to the stage. If it is meant to be so, say in "

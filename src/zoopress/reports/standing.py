@@ -222,7 +222,7 @@ def figures_of(report: Report, computed: tuple[str, ...] = ()) -> Figures:
         processor=str(report.machine.get("processor", "")),
         metric=primary_metric(report),
         macs_reduction=macs_reduction(report),
-        like_original=report.last_judged.like_original,
+        like_original=report.last_judged.like_original and not report.inherited_problem,
     )
 
 

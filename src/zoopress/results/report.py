@@ -108,6 +108,11 @@ class Report:
         return self.judged[-1]
 
     @property
+    def inherited_problem(self) -> str:
+        """In what a compressed source already was unlike the original that it was made of."""
+        return str(self.first_original.get("unlike", ""))
+
+    @property
     def compression_ratio(self) -> float:
         """Original bytes ÷ compressed bytes, all files."""
         return self.original_size_bytes / self.last.size_bytes
@@ -138,7 +143,7 @@ class Report:
             "parameters": self.last.parameters,
             "nonzero_parameters": self.last.parameters - self.last.pruned,
             "cosine": round(self.last.fidelity.cosine, 6),
-            "like_original": self.last_judged.like_original,
+            "like_original": self.last_judged.like_original and not self.inherited_problem,
         }
         if self.first_original_ratio is not None:
             figures["first_original_ratio"] = round(self.first_original_ratio, 4)
