@@ -65,8 +65,16 @@ def newer(manifest: dict[str, Any]) -> None:
             r"layer 'ternary' is not registered here\. It was made with zoopress-ternary 1\.2, "
             r"which is not installed: pip install 'zoopress-ternary>=1\.2'\. Valid: codebook, ",
         ),
-        ("cnn-factored", strange_layer, r"layer 'butterfly' is not registered here"),
-        ("bert-half", strange_architecture, r"architecture 'keras' is not registered here"),
+        (
+            "cnn-factored",
+            strange_layer,
+            r"layer 'butterfly' is not registered here\..*Install the plugin",
+        ),
+        (
+            "bert-half",
+            strange_architecture,
+            r"architecture 'keras' is not registered here\..*Install the plugin",
+        ),
         ("cnn-masked", newer, r"'version' is 3; this zoopress reads version 2\. Update zoopress"),
     ],
 )

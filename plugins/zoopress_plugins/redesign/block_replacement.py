@@ -6,11 +6,12 @@ Source: Howard et al. 2017, MobileNets, arXiv:1704.04861 (what is gained by such
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from zoopress.errors import StageError
+from zoopress.errors import PluginError, StageError
 from zoopress.plugins import hookimpl
 from zoopress.techniques import (
     MASKS,
@@ -60,10 +61,19 @@ class BlockReplacement(Technique[BlockReplacementConfig]):
         """Require float weights; what replaces a weight has no mask."""
         return Effects(
             requires=frozenset(map(float_weights, ("linear", "conv"))),
-            destroys=frozenset({MASKS}),
+            destroys=self._destroyed,
             scope=weights_below(self.config.include, self.config.exclude),
             restructures=True,
         )
+
+    @cached_property
+    def _destroyed(self) -> frozenset[str]:
+        """What is gone where the block stands; of one that is not installed nobody knows."""
+        try:
+            block: type[Block[Any]] = self.config.block.kind()
+        except PluginError:
+            return frozenset({MASKS})
+        return frozenset({MASKS}) | block.destroys
 
     def refusal(self, model: Model) -> str | None:
         """Refuse a model without any module of such a path."""

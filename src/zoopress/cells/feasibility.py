@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -62,7 +63,7 @@ def check_feasible(module: nn.Module, recipe: Recipe, plugins: Plugins) -> None:
                 return  # names are others from here on
 
 
-def _refusal(technique: Technique, outline: Outline) -> str | None:  # type: ignore[type-arg]
+def _refusal(technique: Technique[Any], outline: Outline) -> str | None:
     try:
         return technique.refusal(outline)
     except ZoopressError as error:
@@ -75,7 +76,7 @@ def _refusal(technique: Technique, outline: Outline) -> str | None:  # type: ign
         ) from error
 
 
-def _take(outline: Outline, technique: Technique, here: str) -> None:  # type: ignore[type-arg]
+def _take(outline: Outline, technique: Technique[Any], here: str) -> None:
     """Note which weights are no longer floating point after a stage."""
     scope, destroyed = technique.scope(), technique.effects().destroys
     for weight in list(outline.weights()):
@@ -83,7 +84,7 @@ def _take(outline: Outline, technique: Technique, here: str) -> None:  # type: i
             outline.taken[weight.name] = here
 
 
-def _taken(outline: Outline, technique: Technique) -> str:  # type: ignore[type-arg]
+def _taken(outline: Outline, technique: Technique[Any]) -> str:
     """Say which earlier stages took weights that a technique selects."""
     scope = technique.scope()
     found = Counter(

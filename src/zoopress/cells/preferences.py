@@ -7,7 +7,7 @@ nobody here knows.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from zoopress.recipes import Stage
 from zoopress.techniques import MASKS, Technique
@@ -44,7 +44,7 @@ def preferences_against(stages: Sequence[Stage]) -> list[str]:
     return found
 
 
-def _any(stage: Stage, told: Callable[[Technique], bool]) -> bool:  # type: ignore[type-arg]
+def _any(stage: Stage, told: Callable[[Technique[Any]], bool]) -> bool:
     return any(told(technique) for technique in stage.techniques)
 
 

@@ -43,11 +43,14 @@ class Block(ABC, Generic[OptionsT]):
         name: what recipes call it, a noun in snake_case.
         config_type: the class of its options, a subclass of `Config`; `NoOptions` if it has none.
         layer: the registered name of the layer that it puts there.
+        destroys: properties that nothing it replaces has any more, such as
+            `float_weights("linear")` of a layer that holds no `nn.Linear`; a plan reads them.
     """
 
     name: ClassVar[str]
     config_type: ClassVar[type[Config]] = NoOptions
     layer: ClassVar[str]
+    destroys: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, config: OptionsT) -> None:
         self.config = config

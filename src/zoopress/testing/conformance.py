@@ -286,8 +286,7 @@ def _check_effects(technique: Technique[Any], original: Model, model: Model) -> 
             'effects().activations is "kept", but it changed tensors of the model',
         )
     include = getattr(technique.config, "include", ("*",))
-    # After a stage that gives layers other names a plan claims nothing; the stages behind it ask.
-    for kind in KINDS if include == ("*",) and not effects.restructures else ():
+    for kind in KINDS if include == ("*",) else ():
         if any(original.weights((kind,))) and not any(model.weights((kind,))):
             require(
                 float_weights_of(kind) in effects.destroys,

@@ -13,7 +13,7 @@ from zoopress.errors import RecipeError, StageError
 from zoopress.models.model import Model
 from zoopress.plugins import Plugins
 from zoopress.recipes import parse_recipe
-from zoopress.techniques import Outcome
+from zoopress.techniques import MASKS, Outcome, float_weights
 from zoopress.testing import (
     check_block,
     context_for,
@@ -152,3 +152,14 @@ def test_a_block_is_pruned_quantized_coded_and_reloaded(tmp_path: Path, plugins:
     sizes = [stage.weight_bytes for stage in result.report.stages]
     assert sizes[0] < 0.6 * result.report.original_weight_bytes
     assert sizes == sorted(sizes, reverse=True)
+
+
+def test_what_a_block_leaves_none_of_is_known_to_the_plan(
+    plugins: Plugins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = {"block": "depthwise_separable"}
+    kind = plugins.technique("block_replacement")
+    assert kind(kind.config_type(**chosen)).effects().destroys == {MASKS}
+    block = plugins.resolve("blocks", "depthwise_separable")
+    monkeypatch.setattr(block, "destroys", frozenset({float_weights("conv")}))
+    assert float_weights("conv") in kind(kind.config_type(**chosen)).effects().destroys
