@@ -138,7 +138,11 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> Any:
         ("datasets", "none", r"zoopress_datasets\) must return zoopress\.tasks\.Dataset; .* None"),
         ("measures", "atensor", r"must return plain data.*Tensor.* at scores\[1\]"),
         ("measures", "numbered", r"the key int 3 at by class"),
-        ("gates", "anumber", r"must return None, or a sentence.*; it returned float 0\.5"),
+        (
+            "gates",
+            "anumber",
+            r"must return None or True where it passes, or a sentence.*; it returned float 0\.5",
+        ),
     ],
 )
 def test_a_wrong_answer_names_plugin_hook_and_what_was_expected(

@@ -1,5 +1,6 @@
 """Plugins: broken ones are named and left out, who clashes goes without, any can be blocked."""
 
+import importlib
 import re
 import subprocess
 import sys
@@ -60,6 +61,7 @@ HOOKED = "from zoopress.plugins import hookimpl\n@hookimpl\n"
         ("raise RuntimeError('bad day')", "RuntimeError: bad day"),
         ("import sys\nsys.exit(3)", "SystemExit: 3"),
         (HOOKED + "def zoopress_tehcniques():\n    return []", "zoopress_tehcniques"),
+        ("def zoopress_techniques():\n    return []", "lacks the decorator: write @hookimpl"),
         (HOOKED + "def zoopress_techniques(wrong):\n    return []", "wrong"),
         (HOOKED + "def zoopress_techniques():\n    raise OSError('gone')", "OSError: gone"),
         (HOOKED + "def zoopress_techniques():\n    pass", "zoopress_techniques: TypeError"),
@@ -92,6 +94,29 @@ def test_a_broken_plugin_is_named_with_its_distribution_and_the_rest_works(
         plugins.technique("unlucky_technique")
     assert "lucky_technique" in plugins.techniques
     assert_rest_works(plugins)
+
+
+def test_the_rest_of_a_plugin_stays_when_one_answer_is_left_out(install: Install) -> None:
+    code = HOOKED + "def zoopress_layers():\n    return 3\n\n"
+    install("half-luck", "half", TECHNIQUE.format(name="still_there") + code)
+    plugins = load_plugins()
+    plugins.check()
+    (broken,) = plugins.broken
+    assert "its answer was left out: zoopress_layers: TypeError" in str(broken)
+    assert "still_there" in plugins.techniques
+
+
+def test_a_crash_names_the_distribution_whose_code_it_is_in(install: Install) -> None:
+    install("bad-luck", "unlucky", "def fail():\n    return {}['x']")
+    plugins = load_plugins()
+    with pytest.raises(KeyError) as theirs:
+        importlib.import_module("bad_luck_module").fail()
+    said = plugins.crash(theirs.value)
+    assert said is not None
+    assert "a bug of the plugin 'unlucky' of bad-luck 1.2, not of zoopress" in said
+    with pytest.raises(KeyError) as ours:
+        plugins.layers["none"]
+    assert plugins.crash(ours.value) is None
 
 
 def test_a_distribution_without_metadata_does_not_take_the_others_down(install: Install) -> None:

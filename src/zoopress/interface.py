@@ -38,13 +38,16 @@ _ANSWERS: dict[str, str] = {
     "sources": "zoopress.sources:SourceFiles",
     "datasets": "zoopress.tasks:Dataset",
     "measures": _PLAIN,
-    "gates": "None, or a sentence (str) that says what failed and what to change",
+    "gates": "None or True where it passes, or a sentence (str) that says what failed and what to "
+    "change",
 }
 """What the functions of a registry return: a class as "module:Class", or in words."""
 
 _CHECKS: dict[str, Callable[[Any], str | None]] = {
     "measures": lambda answer: not_plain(answer),
-    "gates": lambda answer: None if answer is None or isinstance(answer, str) else shown(answer),
+    "gates": lambda answer: (
+        None if answer is None or answer is True or isinstance(answer, str) else shown(answer)
+    ),
 }
 """What is wrong with an answer, where its class does not say."""
 
@@ -126,6 +129,41 @@ def unknown_hook(message: str, hooks: Iterable[str]) -> str | None:
         f"there is no hook {match[1]!r}.{nearest(match[1], hooks)} If it is one of a newer "
         "zoopress, update zoopress: pip install --upgrade zoopress"
     )
+
+
+def unmarked_hook(plugin: object, hooks: Iterable[str], mark: str) -> str | None:
+    """Say which function of a plugin is called like a hook and lacks the mark, None if none does.
+
+    Args:
+        plugin: a module, or an object in its place.
+        hooks: names of all hooks.
+        mark: the attribute that the decorator sets.
+    """
+    for name in hooks:
+        found = getattr(plugin, name, None)
+        if callable(found) and not hasattr(found, mark):
+            return (
+                f"its function {name} would never be called, since it lacks the decorator: write "
+                "@hookimpl above it (from zoopress.plugins import hookimpl)"
+            )
+    return None
+
+
+def culprit(error: BaseException, modules: Mapping[str, str]) -> str | None:
+    """Return whose code an error comes from: the plugin of the innermost frame that is of one.
+
+    Args:
+        error: with a traceback.
+        modules: the module of each plugin that may be meant, by its name.
+    """
+    tops = {module.partition(".")[0]: plugin for plugin, module in modules.items()}
+    found = None
+    step = error.__traceback__
+    while step is not None:
+        top = str(step.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+        found = tops.get(top, found)
+        step = step.tb_next
+    return found
 
 
 def expected(hook: str) -> str:

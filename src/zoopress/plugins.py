@@ -28,6 +28,7 @@ from zoopress.hooks import (
 from zoopress.interface import (
     HOOK_INTERFACE as HOOK_INTERFACE,
     Version,
+    culprit,
     existing_folders,
     expected,
     misfit,
@@ -35,6 +36,7 @@ from zoopress.interface import (
     stated_version,
     technique_classes,
     unknown_hook,
+    unmarked_hook,
     version_in_source,
     wrong_answer,
 )
@@ -53,11 +55,12 @@ class BrokenPlugin:
     name: str
     distribution: str
     reason: str
+    hook: str = ""
+    """The one hook whose answer was left out; the whole plugin if none is named."""
 
     def __str__(self) -> str:
-        return f"plugin {self.name!r} of {self.distribution} is broken and was left out: " + (
-            self.reason
-        )
+        left_out = f"and its answer was left out: {self.hook}" if self.hook else "and was left out"
+        return f"plugin {self.name!r} of {self.distribution} is broken {left_out}: {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -188,6 +191,21 @@ class Plugins:
         self._get(kind_of(hook), name, self.references[hook])
         return self.origins[self._owners[kind_of(hook), name]]
 
+    def crash(self, error: BaseException) -> str | None:
+        """Say which plugin's own bug an error is, None if it comes from none but the built-in."""
+        others = {
+            n: m for n, m in self.modules.items() if self.origins[n].distribution != "zoopress"
+        }
+        plugin = culprit(error, others)
+        if plugin is None:
+            return None
+        origin = self.origins[plugin]
+        return (
+            f"{_reason(error)}: a bug of the plugin {plugin!r} of {origin.distribution} "
+            f"{origin.version}, not of zoopress. Tell its authors, or leave it out with "
+            f"ZOOPRESS_BLOCK_PLUGINS={plugin}."
+        )
+
     @cached_property
     def commands(self) -> dict[str, tuple[Command, Origin]]:
         """Verbs of the command line that plugins bring, and where each comes from, by name."""
@@ -241,7 +259,9 @@ class Plugins:
             try:
                 answer = checked(implementation.function())
             except Exception as error:  # a plugin's bug must not take the others down
-                problem = _broken(implementation.plugin_name, self.origins, error, hook)
+                plugin = implementation.plugin_name
+                distribution = self.origins[plugin].distribution
+                problem = BrokenPlugin(plugin, distribution, _reason(error), hook)
                 if problem not in self.broken:
                     self.broken.append(problem)
                 continue
@@ -382,6 +402,8 @@ def _register(
         stated = plugins.made_for[origin.plugin] = stated_version(plugin)
         if problem := misfit(stated, origin.distribution):
             raise PluginError(problem)
+        if problem := unmarked_hook(plugin, _hooks(), f"{GROUP}_impl"):
+            raise PluginError(problem)
         plugins.manager.register(plugin, name=origin.plugin)
         # pluggy reports a misspelt hook only when asked, and then for all plugins at once.
         plugins.manager.check_pending()
@@ -391,18 +413,14 @@ def _register(
             plugins.manager.unregister(name=origin.plugin)
         if stated is None and module is not None and not isinstance(error, PluginError):
             stated = plugins.made_for[origin.plugin] = version_in_source(module)
-        known = [name for name in vars(HookSpecs) if name.startswith("zoopress_")]
-        reason = unknown_hook(str(error), known) or _reason(error)
+        reason = unknown_hook(str(error), _hooks()) or _reason(error)
         if not isinstance(error, PluginError):
             reason = misfit(stated, origin.distribution, _reason(error)) or reason
         plugins.broken.append(BrokenPlugin(origin.plugin, origin.distribution, reason))
 
 
-def _broken(
-    name: str, origins: Mapping[str, Origin], error: BaseException, hook: str = ""
-) -> BrokenPlugin:
-    where = f"{hook}: " if hook else ""
-    return BrokenPlugin(name, origins[name].distribution, where + _reason(error))
+def _hooks() -> list[str]:
+    return [name for name in vars(HookSpecs) if name.startswith("zoopress_")]
 
 
 def _reason(error: BaseException) -> str:

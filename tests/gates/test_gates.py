@@ -145,7 +145,7 @@ def crash(given: GateInput) -> str | None:
         (crash, r"gate 'mine' .*failed to judge: ZeroDivisionError.*leave the gate out"),
         (
             lambda given: False,
-            r"gate 'mine' must return None, or .*; it returned bool False",
+            r"gate 'mine' must return None or True .*; it returned bool False",
         ),
     ],
 )

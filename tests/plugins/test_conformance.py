@@ -6,6 +6,7 @@ import pytest
 
 from zoopress.plugins import load_plugins
 from zoopress.testing import check_technique
+from zoopress.testing.conformance import check_hash_seed
 
 pytestmark = pytest.mark.usefixtures("brief_latency")
 
@@ -102,3 +103,10 @@ def test_technique_conforms(name: str, config: dict[str, Any] | None) -> None:
         )
     technique = PLUGINS.technique(name)
     check_technique(technique(technique.config_type(**config)), PLUGINS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_nothing_follows_from_the_order_of_sets(name: str) -> None:
+    technique = PLUGINS.technique(name)
+    check_hash_seed(technique(technique.config_type(**EXAMPLES[name][0])), PLUGINS)

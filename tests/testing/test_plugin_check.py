@@ -58,6 +58,12 @@ def zoopress_techniques():
 """
 
 
+@pytest.fixture(autouse=True)
+def here_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start no process for each technique; `test_conformance.py` does."""
+    monkeypatch.setattr("zoopress.testing.conformance.check_hash_seed", lambda *_: None)
+
+
 def check(
     name: str | None, folder: Path, plugins: Plugins | None = None, **options: object
 ) -> list[Finding]:

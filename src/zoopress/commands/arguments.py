@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -24,6 +26,35 @@ if TYPE_CHECKING:
 def note(text: str) -> None:
     """Print to standard error, so that results can be piped."""
     print(text, file=sys.stderr)
+
+
+_results: TextIO | None = None
+
+
+@contextmanager
+def results_apart() -> Iterator[None]:
+    """Send what anything prints to standard error; `print_json` alone reaches standard output.
+
+    Techniques and the libraries that they call print what they like, and would spoil JSON by it.
+    """
+    global _results
+    printed, output = sys.stdout, sys.stdout.fileno()
+    printed.flush()
+    with os.fdopen(os.dup(output), "w", encoding="utf-8") as _results:
+        os.dup2(sys.stderr.fileno(), output)  # also what is not Python, and child processes
+        sys.stdout = sys.stderr
+        try:
+            yield
+        finally:
+            _results.flush()
+            os.dup2(_results.fileno(), output)
+            sys.stdout = printed
+    _results = None
+
+
+def print_json(value: Any, **options: Any) -> None:
+    """Print JSON to standard output."""
+    print(json.dumps(value, **options), file=_results or sys.stdout)
 
 
 def loaded_plugins() -> Plugins:

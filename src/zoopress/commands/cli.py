@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,6 +33,8 @@ from zoopress.commands.arguments import (
     flow_module,
     loaded_plugins,
     note,
+    print_json,
+    results_apart,
     use_prefect,
 )
 from zoopress.commands.flows import flows_app
@@ -45,6 +47,9 @@ from zoopress.progress.plain_text import write_any_text
 
 if TYPE_CHECKING:
     from zoopress.pipeline.compress import Result
+
+_JSON = {"--json", "schema"}
+"""What makes a command print JSON."""
 
 app = typer.Typer(
     name="zoopress",
@@ -116,7 +121,7 @@ def run(
         note("Interrupted. Finished stages are in the store; the same command goes on from there.")
         raise typer.Exit(130) from None
     if as_json:
-        print(json.dumps(result.report.metrics()))
+        print_json(result.report.metrics())
     elif not quiet:
         _print_result(result)
 
@@ -177,7 +182,7 @@ def inspect(
     size = size_bytes(folder, manifest)
     if as_json:
         shown = {"base": base.model_dump(mode="json"), "bytes": size, "lineage": manifest.lineage}
-        print(json.dumps(shown))
+        print_json(shown)
         return
     console.print(f"{base.name} from {base.source} at {base.revision}, task {base.task}")
     console.print(
@@ -265,7 +270,15 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         write_any_text(stream)
     try:
-        app()
+        with results_apart() if _JSON.intersection(sys.argv) else nullcontext():
+            app()
     except ZoopressError as error:
         note(f"error: {error}")
+        raise SystemExit(1) from None
+    except Exception as error:
+        from zoopress.plugins import load_plugins
+
+        sys.excepthook(type(error), error, error.__traceback__)
+        if whose := load_plugins().crash(error):
+            note(f"error: {whose}")
         raise SystemExit(1) from None

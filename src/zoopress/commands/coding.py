@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +13,7 @@ from zoopress.commands.arguments import (
     completion_of,
     loaded_plugins,
     note,
+    print_json,
 )
 
 
@@ -102,7 +102,7 @@ def encode(
         note(f"Interrupted. What is finished is in {target}.part; the same command goes on.")
         raise typer.Exit(130) from None
     if as_json:
-        print(json.dumps({"file": str(target), **done.__dict__}))
+        print_json({"file": str(target), **done.__dict__})
     elif not quiet:
         share = done.bytes / done.original_bytes
         print(
@@ -182,7 +182,7 @@ def decode(
         note("Interrupted. Files that are there are whole.")
         raise typer.Exit(130) from None
     if as_json:
-        print(json.dumps({**done.__dict__, "files": [str(path) for path in done.files]}))
+        print_json({**done.__dict__, "files": [str(path) for path in done.files]})
     elif not quiet:
         where = ", ".join(str(path) for path in done.files) or "all match their checksums"
         print(f"{done.tensors} tensors, {show_bytes(done.bytes)}: {where}")
@@ -201,7 +201,7 @@ def show_tensors(file: str, as_json: bool) -> None:
         size = reader.size
     decoded = sum(row.bytes for row in rows)
     if as_json:
-        print(json.dumps({"bytes": size, "tensors": [row.__dict__ for row in rows]}))
+        print_json({"bytes": size, "tensors": [row.__dict__ for row in rows]})
         return
     table = Table()
     for header in ("tensor", "type", "shape", "coded as", "bytes", "bits each"):

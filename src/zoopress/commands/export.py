@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +15,7 @@ from zoopress.commands.arguments import (
     completion_of,
     loaded_plugins,
     note,
+    print_json,
 )
 
 
@@ -61,7 +61,7 @@ def export(
 
     done = export_artifact(folder, to, out, plugins, loaded)
     if as_json:
-        print(json.dumps(done.as_dict()))
+        print_json(done.as_dict())
         return
     print(f"{out}: {', '.join(path.relative_to(out).as_posix() for path in done.files)}")
     print(f"{show_bytes(done.size_bytes)}")

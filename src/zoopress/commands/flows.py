@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from zoopress.commands.arguments import JsonOption, StoreOption, flow_module
+from zoopress.commands.arguments import JsonOption, StoreOption, flow_module, print_json
 from zoopress.commands.nightly import RepositoryOption
 
 flows_app = typer.Typer(help="List and serve Prefect flows.", no_args_is_help=True)
@@ -24,7 +23,7 @@ def list_flows(as_json: JsonOption = False) -> None:
     """
     rows = [_describe(item) for item in flow_module("deployments").DEPLOYABLES]
     if as_json:
-        print(json.dumps(rows))
+        print_json(rows)
         return
     for row in rows:
         print(f"{row['name']:<10} {row['entrypoint']}\n{'':<10} {row['description']}")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoopress.commands.arguments import JsonOption, loaded_plugins
+from zoopress.commands.arguments import JsonOption, loaded_plugins, print_json
 
 if TYPE_CHECKING:
     from zoopress.publishing.publish import PushPlan
@@ -78,13 +77,13 @@ def push(
     if dry_run:
         plan = publish.plan_push(hub, release, repo, options)
         if as_json:
-            print(json.dumps(_plan_data(plan)))
+            print_json(_plan_data(plan))
         else:
             _print_plan(plan)
         return
     done = publish.push(hub, release, repo, options)
     if as_json:
-        print(json.dumps(done.__dict__))
+        print_json(done.__dict__)
         return
     what = "published" if done.changed else "nothing changed; it is there already"
     version = f" as {done.tag}" if done.tag else ""
@@ -156,7 +155,7 @@ def lineage(
 
     found = find_lineage(place, revision)
     if as_json:
-        print(json.dumps(found.as_dict()))
+        print_json(found.as_dict())
     else:
         print("\n".join(lineage_lines(found)))
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zoopress.commands.arguments import JsonOption, completion, loaded_plugins, note
+from zoopress.commands.arguments import JsonOption, completion, loaded_plugins, note, print_json
 
 if TYPE_CHECKING:
     from zoopress.scaffolds.zoo import Initialized
@@ -52,7 +51,7 @@ def init(
 
     done = init_zoo(folder, loaded_plugins(), card, remote, not no_commit, dry_run)
     if as_json:
-        print(json.dumps({**asdict(done), "folder": str(done.folder)}))
+        print_json({**asdict(done), "folder": str(done.folder)})
         return
     _print(done, dry_run)
 

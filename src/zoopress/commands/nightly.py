@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +16,7 @@ from zoopress.commands.arguments import (
     WorkersOption,
     loaded_plugins,
     note,
+    print_json,
 )
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def nightly(
         note("Interrupted. What is finished stays; the same command goes on from there.")
         raise typer.Exit(130) from None
     if as_json:
-        print(json.dumps(summary.as_dict()))
+        print_json(summary.as_dict())
     elif not quiet:
         print("\n".join(_lines(summary)))
     if not summary.complete:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +16,7 @@ from zoopress.commands.arguments import (
     completion,
     loaded_plugins,
     note,
+    print_json,
 )
 from zoopress.errors import InputError
 
@@ -101,7 +101,7 @@ def plan(
     )
     made = planner.plan(selection)
     if as_json:
-        print(json.dumps(made.as_dict()))
+        print_json(made.as_dict())
     else:
         _print_plan(made)
     if made.problems:

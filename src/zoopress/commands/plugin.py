@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from zoopress.commands.arguments import JsonOption, completion, note
+from zoopress.commands.arguments import JsonOption, completion, note, print_json
 from zoopress.commands.verbs import plugin_verbs
 
 
@@ -46,7 +45,10 @@ def plugin_list() -> None:
     plugins = load_plugins()
     plugins.check()
     plugin_verbs(plugins)
-    broken = {(one.name, one.distribution): one.reason for one in plugins.broken}
+    broken = {
+        (one.name, one.distribution): ": ".join(filter(None, (one.hook, one.reason)))
+        for one in plugins.broken
+    }
     clashes: dict[tuple[str, str], str] = {}
     for item in plugins.clashes:
         at = (item.plugin, item.distribution)
@@ -143,7 +145,7 @@ def plugin_check(
             "failed": failed,
             "checks": [asdict(finding) for finding in findings],
         }
-        print(json.dumps(shown, indent=2))
+        print_json(shown, indent=2)
     elif failed:
         note(f"{failed} of {len(findings)} checks failed")
     if failed:

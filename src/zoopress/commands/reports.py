@@ -19,6 +19,7 @@ from zoopress.commands.arguments import (
     completion_of,
     completion_of_measures,
     loaded_plugins,
+    print_json,
 )
 from zoopress.errors import InputError, StoreError
 
@@ -98,7 +99,7 @@ def evaluate(
     if out is not None:
         _write(out, json.dumps(figures, indent=2, allow_nan=False) + "\n")
     if as_json:
-        print(json.dumps(figures))
+        print_json(figures)
     elif not quiet:
         _print_figures(figures)
 
@@ -162,7 +163,7 @@ def compare(
 
         _write(out, report_page([], comparison))
     if as_json:
-        print(json.dumps(comparison.as_dict(), allow_nan=False))
+        print_json(comparison.as_dict(), allow_nan=False)
     elif as_markdown:
         print(comparison.markdown(), end="")
     else:

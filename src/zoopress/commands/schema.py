@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from enum import Enum
 from typing import Annotated
 
@@ -28,8 +27,8 @@ def schema(
         zoopress schema card > card.schema.json
     """
     from zoopress.cards.schema import card_schema
-    from zoopress.commands.arguments import loaded_plugins
+    from zoopress.commands.arguments import loaded_plugins, print_json
     from zoopress.recipes.schema import recipe_schema
 
     made = {Written.card: card_schema, Written.recipe: recipe_schema}[kind](loaded_plugins())
-    print(json.dumps(made, indent=2, ensure_ascii=False))
+    print_json(made, indent=2, ensure_ascii=False)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoopress.commands.arguments import JsonOption, StoreOption, note
+from zoopress.commands.arguments import JsonOption, StoreOption, note, print_json
 
 if TYPE_CHECKING:
     from zoopress.store.collect import Collected, Stored
@@ -33,7 +32,7 @@ def list_results(store: StoreOption = None, as_json: JsonOption = False) -> None
     opened = Store(store)
     found = sorted(list_stored(opened), key=lambda one: (one.seconds_unused, one.key))
     if as_json:
-        print(json.dumps([_as_dict(one) for one in found]))
+        print_json([_as_dict(one) for one in found])
         return
     from rich import box
     from rich.console import Console
@@ -71,7 +70,7 @@ def size(store: StoreOption = None, as_json: JsonOption = False) -> None:
     found = list(list_stored(opened))
     if as_json:
         figures = {"store": opened.address, "results": len(found), "bytes": total_bytes(found)}
-        print(json.dumps({**figures, "folder": str(opened.root)}))
+        print_json({**figures, "folder": str(opened.root)})
         return
     print(_summary(found, opened.address))
     if opened.shared is not None:
@@ -110,7 +109,7 @@ def check(store: StoreOption = None, as_json: JsonOption = False) -> None:
     intact = dict(checked)
     damaged = sorted(key for key, right in intact.items() if not right)
     if as_json:
-        print(json.dumps({"store": opened.address, "checked": len(intact), "damaged": damaged}))
+        print_json({"store": opened.address, "checked": len(intact), "damaged": damaged})
     else:
         for key in damaged:
             print(f"✗ {key}: damaged, and set aside")
@@ -179,7 +178,7 @@ def gc(
     over = policy.max_size_bytes is not None and done.left_bytes > policy.max_size_bytes
     if as_json:
         asked = {"store": opened.address, "dry_run": dry_run, "over_max_size": over}
-        print(json.dumps({**asked, **asdict(done)}))
+        print_json({**asked, **asdict(done)})
         return
     _print_collected(done, dry_run, [str(folder) for folder in folders])
     if over:

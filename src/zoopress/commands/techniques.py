@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoopress.commands.arguments import JsonOption, completion, loaded_plugins, options_table
+from zoopress.commands.arguments import (
+    JsonOption,
+    completion,
+    loaded_plugins,
+    options_table,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from zoopress.plugins import Plugins
@@ -49,7 +54,7 @@ def technique(
     plugins = loaded_plugins()
     chosen = plugins.technique(name)
     if as_json:
-        print(json.dumps(described(name, plugins), indent=2, ensure_ascii=False))
+        print_json(described(name, plugins), indent=2, ensure_ascii=False)
         return
     if not chosen.config_type.model_fields:
         Console().print(f"{name} has nothing to choose.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -17,6 +16,7 @@ from zoopress.commands.arguments import (
     completion,
     loaded_plugins,
     note,
+    print_json,
 )
 from zoopress.errors import InputError, ZoopressError
 
@@ -58,7 +58,7 @@ def list_cards(
         known = name if cards == Path("cards") and name not in plugins.cards else str(path)
         rows.append(_row(known, path, plugins, str(cards)))
     if as_json:
-        print(json.dumps(rows))
+        print_json(rows)
         return
     if not rows:
         print("There are no cards. Make some: zoopress zoo add ORG/NAME")
@@ -107,7 +107,7 @@ def show(card: CardArgument, as_json: JsonOption = False) -> None:
     except ZoopressError as error:
         shown["problem"] = str(error)
     if as_json:
-        print(json.dumps(shown))
+        print_json(shown)
         return
     print(f"{path}\n")
     print(as_yaml(shown["card"]), end="")
@@ -194,7 +194,7 @@ def add(
             _print_added(done[-1], position=len(done), count=len(places))
     failed = sum(item.state == "failed" for item in done)
     if as_json:
-        print(json.dumps([{**asdict(i), "path": i.path and str(i.path)} for i in done]))
+        print_json([{**asdict(i), "path": i.path and str(i.path)} for i in done])
     elif not dry_run:
         made = [item for item in done if item.state == "written"]
         same = sum(item.state == "unchanged" for item in done)
@@ -232,7 +232,7 @@ def pull(cards: CardsArgument, as_json: JsonOption = False) -> None:
             for file, size in sizes.items():
                 print(f"  {megabytes(size):>14}  {file}")
     if as_json:
-        print(json.dumps(done))
+        print_json(done)
     if any("problem" in item for item in done):
         raise typer.Exit(1)
 
@@ -264,7 +264,7 @@ def check(
             rows = [(marks[item.state], item.check, item.text) for item in found[name]]
             _table(("", "check", "finding"), rows, title=name)
     if as_json:
-        print(json.dumps({name: [asdict(f) for f in items] for name, items in found.items()}))
+        print_json({name: [asdict(f) for f in items] for name, items in found.items()})
     if any(item.state == "failed" for items in found.values() for item in items):
         raise typer.Exit(1)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +20,7 @@ from zoopress.commands.arguments import (
     flow_module,
     loaded_plugins,
     note,
+    print_json,
     use_prefect,
 )
 
@@ -72,7 +72,7 @@ def run(
     else:
         board = run_zoo(request, plugins)
     if as_json:
-        print(json.dumps(board.as_dict()))
+        print_json(board.as_dict())
     elif not quiet:
         from rich.console import Console
 

@@ -197,13 +197,13 @@ def _guarded(chosen: ChosenGate) -> Gate:
 
     def ask(given: GateInput) -> str | None:
         try:
-            answer = chosen.judge(given)
+            answer: object = chosen.judge(given)
         except Exception as error:
             problem = f"failed to judge: {type(error).__name__}: {error}"
         else:
             wrong = wrong_answer("gates", answer)
             if wrong is None:
-                return answer
+                return answer if isinstance(answer, str) else None
             problem = f"must return {expected('gates')}; it returned {wrong}"
         raise PluginError(
             f"The gate {chosen.name!r}{chosen.origin and f' of {chosen.origin}'} {problem}. Repair "

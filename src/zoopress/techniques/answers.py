@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -55,8 +56,12 @@ def applied(technique: Technique[Any], model: Model, context: Context) -> Outcom
     if not isinstance(outcome, Outcome):
         raise _wrong(technique, "apply()", "zoopress.Outcome", shown(outcome))
     touched = outcome.touched
-    if isinstance(touched, str) or not all(isinstance(name, str) for name in touched):
+    if not _several(touched) or not all(isinstance(name, str) for name in touched):
         raise _wrong(technique, "apply()", "names as 'touched', a list of str", shown(touched))
+    if not _several(outcome.claims):
+        raise _wrong(technique, "apply()", "zoopress.Claim in a list", shown(outcome.claims))
+    if not isinstance(outcome.notes, Mapping):
+        raise _wrong(technique, "apply()", "a dict as 'notes'", shown(outcome.notes))
     for claim in outcome.claims:
         figures = (getattr(claim, name, None) for name in ("requested", "reached", "tolerance"))
         if not isinstance(claim, Claim) or not all(isinstance(x, (int, float)) for x in figures):
@@ -66,6 +71,10 @@ def applied(technique: Technique[Any], model: Model, context: Context) -> Outcom
     said = set(touched)
     unsaid = [name for name in model.updated if name not in before and name not in said]
     return replace(outcome, touched=[*touched, *unsaid]) if unsaid else outcome
+
+
+def _several(answer: object) -> bool:
+    return isinstance(answer, Sequence) and not isinstance(answer, str)
 
 
 def _wrong(technique: Technique[Any], what: str, expected: str, found: str) -> PluginError:

@@ -11,6 +11,8 @@ no data, no network and nothing but what zoopress needs itself.
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import subprocess
 import sys
@@ -25,7 +27,7 @@ from torch import Tensor
 from zoopress.artifacts.artifact import save_artifact
 from zoopress.artifacts.manifest import Base
 from zoopress.cards import Card
-from zoopress.errors import GateError, SourceError, StageError
+from zoopress.errors import GateError, PluginError, SourceError, StageError
 from zoopress.models.model import Model
 from zoopress.plugins import Plugins, load_plugins
 from zoopress.techniques import (
@@ -34,6 +36,7 @@ from zoopress.techniques import (
     Config,
     Effects,
     Family,
+    Need,
     Technique,
     applied,
     float_weights as float_weights_of,
@@ -51,6 +54,7 @@ from zoopress.testing.tiny import (
     tiny_card,
     write_card,
 )
+from zoopress.training.loss import INPUT
 
 SNAKE_CASE = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
@@ -78,7 +82,9 @@ def check_technique(technique: Technique[Any], plugins: Plugins | None = None) -
         with tempfile.TemporaryDirectory() as folder:
             check_on_models(technique, Path(folder), plugins)
             check_refusals(technique, Path(folder) / "refusals", plugins)
-    except (ConformanceError, GateError) as error:
+        if plugins.technique_origin(technique.name).distribution != "zoopress":
+            check_hash_seed(technique, plugins)
+    except (ConformanceError, GateError, PluginError) as error:
         raise ConformanceError(f"{type(technique).__name__}: {error}") from error
 
 
@@ -101,6 +107,12 @@ def check_declarations(technique: Technique[Any], plugins: Plugins) -> None:
     )
     require(bool((vars(kind).get("__doc__") or "").strip()), "the class has no docstring")
     check_config(kind.config_type, technique.config)
+    unknown = set(kind.needs) - set(get_args(Need))
+    require(
+        not unknown,
+        f"needs names {sorted(unknown)}; there are {', '.join(map(repr, get_args(Need)))}",
+    )
+    check_layers(kind.name, plugins)
     effects = technique.effects()
     require(isinstance(effects, Effects), "effects() does not return zoopress.Effects")
     for field_name in ("requires", "adds", "destroys"):
@@ -109,6 +121,17 @@ def check_declarations(technique: Technique[Any], plugins: Plugins) -> None:
             isinstance(properties, frozenset) and all(isinstance(p, str) for p in properties),
             f"effects().{field_name} is not a frozenset of strings: {properties!r}",
         )
+
+
+def check_layers(name: str, plugins: Plugins) -> None:
+    """Check that the layers that a technique's plugin registers exist, so that artifacts open."""
+    origin = plugins.technique_origin(name)
+    for kind, layer in plugins.registered_by(origin.plugin):
+        if kind == "layer":
+            try:
+                plugins.resolve("layers", layer)
+            except PluginError as error:
+                raise ConformanceError(str(error)) from error
 
 
 def check_config(config_type: type[Any], config: Config) -> None:
@@ -198,8 +221,7 @@ def check_on_card(technique: Technique[Any], card: Card, folder: Path, plugins: 
         ConformanceError: if it breaks a rule.
     """
     name = card.name
-    alone = Model(built(card, plugins), plugins.layers)
-    applied(technique, alone, context_for(card, folder / "checkpoint", plugins))
+    _check_needs(technique, card, folder / "checkpoint", plugins)
     try:
         first = run_chain([technique], card, folder / "first", plugins)
         second = run_chain([technique], card, folder / "second", plugins)
@@ -218,6 +240,79 @@ def check_on_card(technique: Technique[Any], card: Card, folder: Path, plugins: 
     _check_stored_alike(model, card, folder / "again", plugins)
     if MASKS not in technique.effects().destroys:
         _check_keeps_masks(technique, card, folder / "masked", plugins)
+
+
+def _check_needs(technique: Technique[Any], card: Card, folder: Path, plugins: Plugins) -> None:
+    """Check that a technique, applied once, asks its context for nothing it did not declare."""
+    context, asked = context_for(card, folder, plugins), set()
+    batches, teacher = context.batches, context.teacher
+    assert teacher is not None, "`context_for` gives one"
+
+    def watched_batches() -> Any:
+        asked.add("calibration")
+        return batches()
+
+    def watched_teacher(of: str | None) -> Any:
+        if of != INPUT:
+            asked.add("teacher")
+        return teacher(of)
+
+    context.batches, context.teacher = watched_batches, watched_teacher
+    applied(technique, Model(built(card, plugins), plugins.layers), context)
+    undeclared = asked - technique.needs
+    require(
+        not undeclared,
+        f"it uses what it does not declare: {sorted(undeclared)}. Name it in the class attribute "
+        "needs, so that a plan refuses cards that have none",
+    )
+
+
+def check_hash_seed(technique: Technique[Any], plugins: Plugins | None = None) -> None:
+    """Check that what a technique makes does not follow from the order of a set of names.
+
+    That order changes from process to process: another one, of another hash seed, must make the
+    same files of the same model.
+
+    Args:
+        technique: of an installed plugin.
+        plugins: what is registered; everything installed by default.
+
+    Raises:
+        ConformanceError: if the files differ.
+    """
+    plugins = plugins or load_plugins()
+    labelled = _learns_from_labels(technique)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        card = tiny_card(_workable(technique, folder, plugins), folder / "card", labelled=labelled)
+        made = artifact_bytes(run_chain([technique], card, folder / "here", plugins).artifact)
+        order = {
+            "card": card.as_dict(),
+            "technique": technique.name,
+            "folder": str(folder / "there"),
+        }
+        order["config"] = technique.config.model_dump(mode="json")
+        here = os.environ.get("PYTHONHASHSEED", "")
+        done = subprocess.run(
+            [sys.executable, "-m", "zoopress.testing.elsewhere", json.dumps(order)],
+            env={
+                **os.environ,
+                "PYTHONHASHSEED": "2" if here == "1" else "1",
+                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        require(done.returncode == 0, f"in a process of its own it fails: {done.stderr[-2000:]}")
+        there = artifact_bytes(Path(done.stdout.splitlines()[-1]))
+    names = (made.keys() | there.keys()) - {"README.md"}  # it tells of times
+    different = sorted(n for n in names if made.get(n) != there.get(n))
+    require(
+        not different,
+        f"in another process, with another PYTHONHASHSEED, it makes other files: {different}. "
+        "Iterate over lists, dicts or sorted(...), never over a set of names",
+    )
 
 
 def check_refusals(technique: Technique[Any], folder: Path, plugins: Plugins) -> None:

@@ -108,7 +108,7 @@ def check_plugin(subject: Subject, request: Request, reporter: Reporter) -> Iter
     files = _files(subject, plugins)
     broken = [one for one in plugins.broken if (one.name, one.distribution) == (name, distribution)]
     for one in broken:
-        yield Finding(name, distribution, "plugin", "", "failed", f"left out: {one.reason}")
+        yield Finding(name, distribution, "plugin", "", "failed", str(one))
     if not broken:
         yield Finding(name, distribution, "plugin", "", "passed", _made_for(plugins, name))
     for clash in plugins.clashes:
