@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ import yaml
 
 from zoopress.errors import RepositoryError
 from zoopress.provenance import LOCK, ask_git
+from zoopress.store import write_atomic
 
 PARAMS, PIPELINE = "params.yaml", "dvc.yaml"
 FALLBACK_AUTHOR = {"user.name": "zoopress nightly", "user.email": "zoopress@localhost"}
@@ -37,6 +40,64 @@ _UNDER_WAY = {
     "BISECT_LOG": "a bisection",
 }
 _LOCK_PATIENCE_S = 30.0
+
+
+@dataclass(frozen=True)
+class CellStage:
+    """The stage of one cell in DVC's pipeline.
+
+    Attributes:
+        stage: its name in dvc.yaml, which all cells share.
+        name: its own, as "compress@CARD-RECIPE".
+        card: of the cell.
+        recipe: of the cell.
+        dependencies: paths of files and folders.
+        outputs: paths of all that it writes.
+        cached: those of `outputs` that are in DVC's cache, and not in git.
+    """
+
+    stage: str
+    name: str
+    card: str
+    recipe: str
+    dependencies: tuple[str, ...]
+    outputs: tuple[str, ...]
+    cached: tuple[str, ...]
+
+    @classmethod
+    def of(cls, stage: str, definition: Mapping[str, Any], card: str, recipe: str) -> CellStage:
+        """Read it from a stage's definition, with its names put in."""
+        axes = {"card": card, "recipe": recipe}
+
+        def paths(key: str, cached: bool | None = None) -> tuple[str, ...]:
+            found = []
+            for item in definition.get(key) or ():
+                path, options = next(iter(item.items())) if isinstance(item, dict) else (item, {})
+                if cached is None or (options or {}).get("cache", True) == cached:
+                    for axis, value in axes.items():
+                        path = path.replace(f"${{item.{axis}}}", value)
+                    found.append(path)
+            return tuple(found)
+
+        name = f"{stage}@" + "-".join(axes[axis] for axis in definition["matrix"])
+        kinds = ("outs", "metrics", "plots")
+        return cls(
+            *(stage, name, card, recipe, paths("deps")),
+            tuple(path for kind in kinds for path in paths(kind)),
+            tuple(path for kind in kinds for path in paths(kind, cached=True)),
+        )
+
+
+def _refuse_one_name_for_two(cells: Mapping[tuple[str, str], CellStage]) -> None:
+    first: dict[str, CellStage] = {}
+    for cell in cells.values():
+        other = first.setdefault(cell.name, cell)
+        if other is not cell:
+            raise RepositoryError(
+                f"{other.card} × {other.recipe} and {cell.card} × {cell.recipe} are both "
+                f"{cell.name!r} for DVC, which would leave one of them out. Rename a card or a "
+                "recipe."
+            )
 
 
 @dataclass(frozen=True)
@@ -151,38 +212,97 @@ class Repository:
             return self.dvc("config", "core.remote").strip() or None
         return None
 
-    def cell_stages(self) -> dict[tuple[str, str], str]:
-        """Return DVC's name of the stage of each cell of the matrix: (card, recipe) to name.
+    @cached_property
+    def cells(self) -> dict[tuple[str, str], CellStage]:
+        """DVC's stage of each cell of the matrix, by card and recipe.
 
         Raises:
-            RepositoryError: if dvc.yaml has no stage with a matrix of cards and recipes.
+            RepositoryError: if dvc.yaml has no stage with a matrix of cards and recipes, or two
+                cells would have a stage of one name.
         """
         pipeline, params = _read(self.root / PIPELINE), _read(self.root / PARAMS)
         names = {"card": params["matrix"]["cards"], "recipe": params["matrix"]["recipes"]}
         for stage, definition in (pipeline.get("stages") or {}).items():
             axes = definition.get("matrix") if isinstance(definition, dict) else None
             if isinstance(axes, dict) and axes.keys() == names.keys():
-                return {
-                    (card, recipe): f"{stage}@"
-                    + "-".join(card if axis == "card" else recipe for axis in axes)
+                made = {
+                    (card, recipe): CellStage.of(stage, definition, card, recipe)
                     for card in names["card"]
                     for recipe in names["recipe"]
                 }
+                _refuse_one_name_for_two(made)
+                return made
         raise RepositoryError(
             f"{self.root / PIPELINE}: no stage has a matrix of 'card' and 'recipe', so it is not "
             "known which stage is which cell. `zoopress init` writes one into an empty folder."
         )
 
+    @property
+    def other_stages(self) -> list[str]:
+        """Names of the pipeline's stages that are no cells, such as those of charts."""
+        own = {cell.stage for cell in self.cells.values()}
+        return [name for name in _read(self.root / PIPELINE)["stages"] if name not in own]
+
+    def dependencies(self) -> list[Path]:
+        """Return the files and folders that cells depend on, as dvc.yaml has them."""
+        paths = dict.fromkeys(path for cell in self.cells.values() for path in cell.dependencies)
+        return [self.root / path for path in paths]
+
     def outputs(self, stages: Collection[str] | None = None) -> list[Path]:
         """Return what the lock says that stages wrote; of all stages by default."""
-        lock = self.root / LOCK
-        found = _read(lock).get("stages") or {} if lock.is_file() else {}
         return [
             self.root / output["path"]
-            for name, stage in found.items()
+            for name, stage in self._locked().items()
             if stages is None or name in stages
             for output in stage.get("outs", ())
         ]
+
+    def outputs_in_git(self) -> list[Path]:
+        """Return what the lock says that stages wrote and that git keeps, DVC's cache does not."""
+        cached = {self.root / path for cell in self.cells.values() for path in cell.cached}
+        return [path for path in self.outputs() if path not in cached]
+
+    def forget_left_over(self, besides: Collection[str]) -> list[Path]:
+        """Remove what cells wrote that are no longer in the matrix, also from the lock.
+
+        Git and DVC's cache still have it.
+
+        Args:
+            besides: names of files beside their outputs that go with them.
+
+        Returns:
+            What was removed.
+        """
+        lock = self.root / LOCK
+        own = {cell.stage for cell in self.cells.values()}
+        names = {cell.name for cell in self.cells.values()}
+        locked = self._locked()
+        left_over = [n for n in locked if n.partition("@")[0] in own and n not in names]
+        current = {path for cell in self.cells.values() for path in cell.outputs}
+        paths = {
+            output["path"]
+            for name in left_over
+            for output in locked[name].get("outs", ())
+            if output["path"] not in current
+        }
+        removed = {self.root / path for path in paths}
+        removed |= {path.parent / name for path in removed for name in besides}
+        for path in removed:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+            with suppress(OSError):  # something of the user's is in there
+                path.parent.rmdir()
+        if left_over:
+            data = _read(lock)
+            data["stages"] = {n: stage for n, stage in locked.items() if n not in left_over}
+            write_atomic(lock, yaml.safe_dump(data, sort_keys=False))
+        return sorted(removed)
+
+    def _locked(self) -> dict[str, Any]:
+        lock = self.root / LOCK
+        return _read(lock).get("stages") or {} if lock.is_file() else {}
 
     def _author(self) -> list[str]:
         """Return options that say who commits, where git does not know."""

@@ -213,6 +213,126 @@ def test_an_edited_pipeline_stops_it_before_anything_is_done(
         nightly(repository, plugins)
 
 
+@pytest.mark.parametrize("name", ["sources/network.py", "sources/new.py", "requirements.txt"])
+def test_what_models_depend_on_must_be_committed(
+    repository: Path, plugins: Plugins, name: str
+) -> None:
+    with (repository / name).open("a") as stream:
+        stream.write("# mine\n")
+    with pytest.raises(RepositoryError, match=f"changes in {name} that are not committed"):
+        nightly(repository, plugins)
+
+
+def test_two_cells_that_dvc_takes_for_one_are_refused(repository: Path, plugins: Plugins) -> None:
+    card = (repository / "cards/net.yaml").read_text()
+    for name in ("a", "a-b"):
+        text = card.replace("name: net", f"name: {name}")
+        (repository / f"cards/{name}.yaml").write_text(text)
+    text = PARAMS.replace("[net]", "[a, a-b]").replace("[mild, coded]", "[b-c, c]")
+    text = text.replace("mild:", "b-c:").replace("coded:", "c:")
+    (repository / "params.yaml").write_text(text)
+    git(repository, "add", ".")
+    git(repository, "commit", "-qm", "Names that meet")
+    with pytest.raises(RepositoryError, match=r"a × b-c and a-b × c are both 'compress@a-b-c'"):
+        nightly(repository, plugins)
+
+
+@pytest.mark.slow
+def test_edits_while_it_computes_are_never_committed_with_what_came_of_them(
+    repository: Path, plugins: Plugins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head, dvc = git(repository, "rev-parse", "HEAD"), Repository.dvc
+    source = repository / "sources/network.py"
+    before = source.read_text()
+
+    def edit_after_repro(self: Repository, *arguments: str) -> str:
+        said = dvc(self, *arguments)
+        if arguments[0] == "repro":
+            source.write_text(before + "# mine\n")
+        return said
+
+    def edit_meanwhile(self: Repository, *arguments: str) -> str:
+        if arguments[0] == "repro":
+            source.write_text(before + "# mine, for a while\n")
+        said = dvc(self, *arguments)
+        source.write_text(before)
+        return said
+
+    for edit, said in (
+        (edit_after_repro, "sources/network.py changed"),
+        (edit_meanwhile, "changed"),
+    ):
+        monkeypatch.setattr(Repository, "dvc", edit)
+        summary = nightly(repository, plugins)
+        source.write_text(before)
+        assert any(f"nothing was committed: {said}" in each for each in summary.problems) or any(
+            "depends on changed while it was computed" in each for each in summary.problems
+        )
+        assert git(repository, "rev-parse", "HEAD") == head
+        assert not [item for item in summary.published if item.state == "published"]
+    monkeypatch.setattr(Repository, "dvc", dvc)
+    assert nightly(repository, plugins, publish=False).complete
+    assert git(repository, "status", "--porcelain") == ""
+
+
+@pytest.mark.slow
+def test_a_renamed_card_leaves_nothing_behind(
+    repository: Path, alice: HubFixture, plugins: Plugins, tmp_path: Path
+) -> None:
+    assert nightly(repository, plugins).complete
+    mine = repository / "models/net/mild/notes.txt"
+    mine.write_text("mine")
+    card = repository / "cards/net.yaml"
+    (repository / "cards/other.yaml").write_text(
+        card.read_text().replace("name: net", "name: other")
+    )
+    card.unlink()
+    params = (repository / "params.yaml").read_text().replace("[net]", "[other]")
+    (repository / "params.yaml").write_text(params.replace("{card}-{recipe}", "net-{recipe}"))
+    git(repository, "add", "cards", "params.yaml", "models/net/mild/notes.txt")
+    git(repository, "commit", "-qm", "Another name")
+    summary = nightly(repository, plugins, publish=False)
+    assert summary.complete, summary.problems
+    assert "net" not in (repository / "dvc.lock").read_text().replace("network", "")
+    assert [path.name for path in sorted((repository / "models/net").rglob("*.*"))] == ["notes.txt"]
+    assert {row["cell"] for row in json.loads((repository / "plots/stages.json").read_bytes())} == {
+        "other × coded",
+        "other × mild",
+    }
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "-q", str(repository), str(clone))
+    subprocess.run([sys.executable, "-m", "dvc", "pull", "-q"], cwd=clone, check=True)
+    status = subprocess.run(
+        [sys.executable, "-m", "dvc", "status"], cwd=clone, capture_output=True, text=True
+    )
+    assert status.stdout.strip() == "Data and pipelines are up to date."
+
+
+@pytest.mark.slow
+def test_after_a_failure_git_add_takes_no_model_and_charts_are_drawn_anew(
+    repository: Path, alice: HubFixture, plugins: Plugins
+) -> None:
+    assert nightly(repository, plugins).complete
+    drawn = (repository / "plots/stages.json").read_bytes()
+    params = PARAMS.replace("bits: 8}]\n  coded", "bits: 4}]\n  coded").replace(
+        "{technique: entropy_coding}]",
+        "{technique: entropy_coding}]\n    targets: {min_compression_ratio: 99}",
+    )
+    (repository / "params.yaml").write_text(params)
+    git(repository, "commit", "-qam", "A target out of reach")
+    # As an engineer does it, with DVC alone; the cell that fails stays out of git.
+    subprocess.run([sys.executable, "-m", "dvc", "repro", "--keep-going"], cwd=repository)
+    git(repository, "add", ".")
+    staged = git(repository, "diff", "--cached", "--name-only")
+    assert "artifact" not in staged
+    git(repository, "reset", "-q")
+    summary = nightly(repository, plugins, publish=False)
+    assert list(summary.failed) == ["net × coded"]
+    assert (repository / "plots/stages.json").read_bytes() != drawn
+    assert git(repository, "status", "--porcelain") == ""
+    assert "artifact/" not in git(repository, "ls-tree", "-r", "--name-only", "HEAD")
+
+
 @pytest.mark.slow
 def test_a_model_that_the_hub_does_not_answer_for_keeps_its_revision(
     repository: Path, alice: HubFixture, plugins: Plugins

@@ -12,13 +12,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from zoopress.cards import find_card
 from zoopress.cells.selection import Selection, select_cells
 from zoopress.errors import RepositoryError, ZoopressError
 from zoopress.orchestration.nightly_summary import NightlySummary
@@ -133,21 +134,38 @@ class _Night:
         self.run_zoo, self.reporter = run_zoo, reporter
         self.root = repository.root
         self.summary = NightlySummary(str(self.root))
-        self._refuse_edits()
         self.section = read_publish_section(self.root / PARAMS)
         self.selection: Selection = select_cells([], [], str(self.root / PARAMS), plugins)
-        self.stages = repository.cell_stages()
+        self.cells = repository.cells
+        self._refuse_edits()
         self.done: list[str] = []
         """Stages of DVC whose cells are done."""
+        self.left_over: list[Path] = []
+        """What cells wrote that are no longer in the matrix, now removed."""
+
+    def _edits(self) -> list[Path]:
+        """Return what models depend on and no commit has, but for their cards."""
+        own = [path for path in self.repository.dependencies() if path not in self._cards()]
+        return self.repository.changed([self.root / PARAMS, self.root / PIPELINE, *own])
+
+    def _cards(self) -> set[Path]:
+        found = set()
+        for card in self.selection.cards:
+            with suppress(ZoopressError):  # the zoo's run says what is wrong with it
+                found.add(find_card(card.reference, self.plugins).absolute())
+        return found
 
     def _refuse_edits(self) -> None:
-        edited = self.repository.changed([self.root / PARAMS, self.root / PIPELINE])
-        if edited:
-            names = " and ".join(path.name for path in edited)
+        if edited := self._edits():
             raise RepositoryError(
-                f"{self.root}: there are changes in {names} that are not committed, and every "
-                "model depends on them. Commit or discard them, then run this again."
+                f"{self.root}: there are changes in {self._shown(edited)} that are not committed, "
+                "and models depend on that. Commit or discard them, then run this again."
             )
+
+    def _shown(self, paths: Sequence[Path]) -> str:
+        names = [str(path.relative_to(self.root)) for path in paths]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        return ", ".join(names[:3]) + more
 
     def cards(self) -> None:
         """Ask which models moved, and write their new commits into their cards."""
@@ -176,7 +194,7 @@ class _Night:
             raise KeyboardInterrupt
         # The selection has cards and recipes as the matrix has them, in its order.
         cells = ((card.name, recipe.name) for card, recipe in self.selection.cells())
-        stages = dict(zip(cells, self.stages.values(), strict=True))
+        stages = dict(zip(cells, (cell.name for cell in self.cells.values()), strict=True))
         for cell in board["cells"]:
             name = f"{cell['card']} × {cell['recipe']}"
             if cell["state"] != "done":
@@ -188,24 +206,49 @@ class _Night:
 
     def repro(self) -> None:
         """Let DVC run what is not in its lock; the store has all of it."""
-        whole = len(self.done) == len(self.stages)
-        if self.done:
-            self._try(
-                lambda: self.repository.dvc(
-                    "repro", "--keep-going", *([] if whole else sorted(self.done))
-                )
-            )
+        self.left_over = self.repository.forget_left_over((".gitignore", PUBLISHED))
+        for folder in sorted({path.parent for path in self.left_over}):
+            self.reporter.line(f"{self._shown([folder])} is no longer in the matrix: removed")
+        if len(self.done) == len(self.cells):
+            self._dvc("repro", "--keep-going")
+        elif self.done:
+            self._dvc("repro", "--keep-going", *sorted(self.done))
+            # They wait for all cells, and would be left as they are: draw what there is.
+            for stage in self.repository.other_stages:
+                self._dvc("repro", "--single-item", stage)
+
+    def _dvc(self, *arguments: str) -> None:
+        self._try(lambda: self.repository.dvc(*arguments))
 
     def commit(self) -> None:
         """Commit cards that moved, the lock, and results that git keeps."""
-        outputs = self.repository.outputs()
-        paths = [self.root / LOCK, *outputs]
+        if edited := self._edits():
+            self._problem(
+                f"nothing was committed: {self._shown(edited)} changed while models were computed, "
+                "so no commit would reproduce them. Commit or discard that, then run this again."
+            )
+            return
+        if self.done and not self._is_current():
+            return
+        outputs = self.repository.outputs_in_git()
+        paths = [self.root / LOCK, *outputs, *self.left_over]
         paths += [output.parent / ".gitignore" for output in outputs]
         paths += [Path(card.reference) for card in self.summary.cards if card.moved]
         changed = self.repository.changed(paths)
         self.summary.commit = self._try(
             lambda: self.repository.commit(changed, self._message(changed))
         )
+
+    def _is_current(self) -> bool:
+        """Tell whether the lock has what the cells that are done depend on, as it is on disk."""
+        said = self._try(lambda: self.repository.dvc("status", "--json", *sorted(self.done)))
+        stale = sorted(json.loads(said)) if said else []
+        if stale:
+            self._problem(
+                f"nothing was committed: what {', '.join(stale)} depends on changed while it was "
+                "computed. Run this again."
+            )
+        return said is not None and not stale
 
     def _message(self, changed: Collection[Path]) -> str:
         moved = [card for card in self.summary.cards if card.moved]
@@ -270,7 +313,7 @@ class _Night:
 
     def _runs(self, stages: Collection[str] | None = None) -> list[Path]:
         """Return the folders of runs: where the lock has an artifact."""
-        chosen = self.stages.values() if stages is None else stages
+        chosen = [cell.name for cell in self.cells.values()] if stages is None else stages
         outputs = self.repository.outputs(chosen)
         return sorted({path.parent for path in outputs if path.name == "artifact"})
 
