@@ -13,6 +13,8 @@
     ├── GateError                    a stage did its work, and the result is not good enough
     ├── ArtifactError (ValueError)   a saved model is damaged, hostile or of an unknown version
     ├── DeploymentError              a runtime or an exporter cannot take this model
+    ├── ComputedWeightError (RuntimeError)   a weight that is computed was written into
+    ├── MissingTensorError (AttributeError)  a layer lacks a tensor of the one it stands in for
     └── StoreError                   the store cannot be read or written
 
 A message says what was wrong, the value that was given, what would have been right and what to do.
@@ -75,6 +77,14 @@ class ArtifactError(ZoopressError, ValueError):
 
 class DeploymentError(ZoopressError):
     """A runtime or an exporter cannot take this model, or what it made computes something else."""
+
+
+class ComputedWeightError(ZoopressError, RuntimeError):
+    """A weight that a layer computes whenever it is read was written into."""
+
+
+class MissingTensorError(ZoopressError, AttributeError):
+    """A layer has no tensor of a name that the layer in whose place it stands had."""
 
 
 class StoreError(ZoopressError):

@@ -206,8 +206,17 @@ def _unfit(norm: _BatchNorm) -> str | None:
     from torch import nn
     from torch.nn.modules.batchnorm import _BatchNorm
 
+    from zoopress.models.stand_in import former, obstacle
+
     if getattr(type(norm), "_packed_names", ()):
         return "its vectors are packed"
+    if former(norm) is not None:
+        return "it has been folded already"
+    reason = obstacle(norm)
+    if reason:
+        return reason
+    if "forward" in vars(norm) or norm._forward_pre_hooks:
+        return "a hook or a forward set on it may compute more than a normalization does"
     if norm.running_mean is None or norm.running_var is None:
         return "it has no running statistics"
     plain = type(norm).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
@@ -228,6 +237,8 @@ def _channel_axis(module: nn.Module) -> int | None:
         return None
     if "bias" not in module._parameters or getattr(module, "parametrizations", None) is not None:
         return None
+    if "forward" in vars(module) or module._forward_hooks:
+        return None  # its output may be changed on the way
     return 1 - weight.ndim if isinstance(module, _ConvNd) else -1
 
 

@@ -156,8 +156,9 @@ def compressed_form(weight: Weight, compressed: Model, edits: Iterable[AnyEdit])
         dense = getattr(owner, weight.attribute, None)
     if not isinstance(dense, Tensor):
         return None
-    if replaced:
-        # A layer that takes another's place gives [out, in, …], whichever axis was the output's.
+    dense = dense.as_subclass(Tensor)  # type: ignore[no-untyped-call]
+    if replaced and dense.shape != weight.parameter.shape:
+        # Layers of older plugins give [out, in, …], whichever axis was the output's.
         matrix = as_matrix(dense, 0)
         if matrix.shape != weight.matrix().shape:
             return None

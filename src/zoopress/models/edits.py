@@ -27,6 +27,7 @@ from zoopress.models.edit_records import (
 )
 from zoopress.models.packing import PackedWeight, hold_packed
 from zoopress.models.stacks import keep_blocks
+from zoopress.models.stand_in import stand_in
 from zoopress.models.weights import kind_of
 
 PACKED_DTYPES = {
@@ -38,8 +39,10 @@ PACKED_DTYPES = {
 class ReplacementLayer(Protocol):
     """What a registered layer offers: building itself in the place of a module.
 
-    One with an attribute of the name of the weight that it takes the place of, [out, in, …], is
-    compared with that weight in reports.
+    It is put into the module's own object, see `stand_in.py`. Where code may read a tensor of the
+    module's, such as `weight` or `bias`, or a size, such as `out_features`, give the layer a property
+    of that name; a tensor's has the shape that the module's had. Reports compare `weight` with the
+    module's.
     """
 
     @classmethod
@@ -90,9 +93,7 @@ def apply_edit(root: nn.Module, edit: AnyEdit, layers: Mapping[str, type]) -> No
             raise ValueError(f"{edit.layer!r} is a packed weight, which cannot replace a module")
         if not edit.module:
             raise ValueError("the root module cannot be replaced")
-        replacement = layer.from_module(module, **edit.arguments)
-        replacement.train(module.training)
-        set_submodule(root, edit.module, replacement)
+        stand_in(module, layer.from_module(module, **edit.arguments))
     else:
         packing: Any = _registered(layers, edit.packing, PackedWeight)
         parameter = module._parameters.get(edit.attribute)
@@ -104,15 +105,6 @@ def apply_edit(root: nn.Module, edit: AnyEdit, layers: Mapping[str, type]) -> No
         dtype = PACKED_DTYPES[edit.dtype] if edit.dtype else parameter.dtype
         packed = packing(parameter.shape, dtype, axis, **edit.arguments)
         hold_packed(module, edit.attribute, packed)
-
-
-def set_submodule(root: nn.Module, path: str, module: nn.Module) -> None:
-    """Put `module` at an existing dotted path, wherever that one object hangs."""
-    old = submodule(root, path)
-    for owner in root.modules():
-        for name, child in owner._modules.items():
-            if child is old:
-                owner._modules[name] = module
 
 
 def _registered(layers: Mapping[str, type], name: str, base: type) -> type:

@@ -27,6 +27,7 @@ from zoopress.models.codes import (
     read_codes,
     write_codes,
 )
+from zoopress.models.computed import computed_property
 from zoopress.models.export_form import ExportForm
 
 Product = Literal["linear", "embedding"]
@@ -247,7 +248,7 @@ def _holding_class(base: type, names: tuple[str, ...]) -> type:
         body: dict[str, Any] = {
             "_packed_names": key[1],
             "_unpacked_class": base,
-            **{name: property(_dense_attribute(name)) for name in names},
+            **{name: computed_property(_dense_attribute(name)) for name in names},
         }
         forward = getattr(base, "forward", None)
         # nn.MultiheadAttention takes the weight of its output layer and never calls the layer.

@@ -16,6 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from zoopress.models.stand_in import own_class
+
 WeightKind = Literal["linear", "conv", "embedding", "recurrent", "parameter", "vector"]
 WEIGHT_KINDS: tuple[WeightKind, ...] = ("linear", "conv", "embedding", "recurrent", "parameter")
 """Kinds of weights with at least two axes, which hold nearly all of a model."""
@@ -95,18 +97,19 @@ def kind_of(module: nn.Module, attribute: str, axes: int) -> tuple[WeightKind, i
     """
     if axes == 1:
         return "vector", 0
-    if isinstance(module, _CONV):
-        return "conv", 1 if isinstance(module, _TRANSPOSED_CONV) else 0
-    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+    own = own_class(module)  # not that of the layer in whose place it stands
+    if issubclass(own, _CONV):
+        return "conv", 1 if issubclass(own, _TRANSPOSED_CONV) else 0
+    if issubclass(own, (nn.Embedding, nn.EmbeddingBag)):
         return "embedding", 0
-    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+    if issubclass(own, (nn.RNNBase, nn.RNNCellBase)):
         return "recurrent", 0
-    if isinstance(module, (nn.Linear, nn.Bilinear)):
+    if issubclass(own, (nn.Linear, nn.Bilinear)):
         return "linear", 0
-    if isinstance(module, nn.MultiheadAttention) and attribute.endswith("proj_weight"):
+    if issubclass(own, nn.MultiheadAttention) and attribute.endswith("proj_weight"):
         return "linear", 0
     # GPT-2's linear layer, which stores [in, out]; a subclass where its bias is packed.
-    if hasattr(module, "nf") and any(base.__name__ == "Conv1D" for base in type(module).__mro__):
+    if hasattr(module, "nf") and any(base.__name__ == "Conv1D" for base in own.__mro__):
         return "linear", 1
     return "parameter", 0
 

@@ -15,7 +15,7 @@ def batch_norms(module: nn.Module) -> list[_BatchNorm]:
     return [
         layer
         for layer in module.modules()
-        if isinstance(layer, _BatchNorm) and layer.running_mean is not None
+        if isinstance(layer, _BatchNorm) and layer._buffers.get("running_mean") is not None
     ]
 
 

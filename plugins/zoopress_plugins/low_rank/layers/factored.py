@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoopress.models.stand_in import obstacle
+
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -14,8 +16,13 @@ def unfit(module: nn.Module, attribute: str) -> str | None:
     """Say why a module cannot be replaced by a factored one, or None."""
     if attribute != "weight":
         return f"{type(module).__name__}.{attribute} is not a layer of its own"
+    reason = obstacle(module)
+    if reason:
+        return reason
     if isinstance(module, _CONV):
-        if type(module) not in _CONV:
+        kind = _kind_of_conv(module)
+        own = (type(module).forward, type(module)._conv_forward)
+        if own != (kind.forward, kind._conv_forward):
             return f"{type(module).__name__} may compute something else than its base class"
         return "it has groups" if module.groups > 1 else None
     if _is_conv1d_of_gpt2(module):
@@ -27,6 +34,10 @@ def unfit(module: nn.Module, attribute: str) -> str | None:
             return "nn.MultiheadAttention uses its weight directly"
         return None
     return f"{type(module).__name__} has no factored form"
+
+
+def _kind_of_conv(module: nn.Module) -> Any:
+    return next(kind for kind in _CONV if isinstance(module, kind))
 
 
 def _is_conv1d_of_gpt2(module: nn.Module) -> bool:
@@ -43,10 +54,11 @@ class FactoredLinear(nn.Module):
 
     is_factored = True
 
-    def __init__(self, down: nn.Linear, up: nn.Linear) -> None:
+    def __init__(self, down: nn.Linear, up: nn.Linear, stores_in_out: bool = False) -> None:
         super().__init__()
         self.down = down
         self.up = up
+        self.stores_in_out = stores_in_out
 
     @classmethod
     def from_module(cls, module: nn.Module, rank: int) -> FactoredLinear:
@@ -68,6 +80,7 @@ class FactoredLinear(nn.Module):
         return cls(
             nn.Linear(inputs, rank, bias=False, dtype=weight.dtype),
             nn.Linear(rank, outputs, bias=bias, dtype=weight.dtype),
+            stores_in_out=not isinstance(module, nn.Linear),
         )
 
     def forward(self, input: Tensor) -> Tensor:
@@ -85,12 +98,16 @@ class FactoredLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The product [out, in], for code that looks at a linear layer's weight."""
-        return self.up.weight @ self.down.weight
+        """The weight that the two layers stand for, [out, in], of GPT-2's layer [in, out]."""
+        matrix = product(self)
+        return matrix.T if self.stores_in_out else matrix
 
     @property
     def bias(self) -> Tensor | None:
         return self.up.bias
+
+    # GPT-2's names of the two sizes
+    nx, nf = in_features, out_features
 
 
 class FactoredConv(nn.Module):
@@ -98,7 +115,7 @@ class FactoredConv(nn.Module):
 
     is_factored = True
 
-    def __init__(self, down: nn.Module, up: nn.Module) -> None:
+    def __init__(self, down: Any, up: Any) -> None:
         super().__init__()
         self.down = down
         self.up = up
@@ -114,7 +131,7 @@ class FactoredConv(nn.Module):
             raise ValueError(unfit(module, "weight") or "a linear layer takes a factored_linear")
         columns = module.weight.numel() // module.out_channels
         _check_rank(rank, min(module.out_channels, columns))
-        kind: Any = next(c for c in _CONV if type(module) is c)
+        kind = _kind_of_conv(module)
         dtype = module.weight.dtype
         down = kind(
             module.in_channels,
@@ -138,8 +155,20 @@ class FactoredConv(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The product [out, in, …], the kernel that the two layers stand for."""
-        down: Any = self.down.weight
-        return product(self).view(-1, *down.shape[1:])
+        return product(self).view(-1, *self.down.weight.shape[1:])
+
+    @property
+    def bias(self) -> Tensor | None:
+        bias: Tensor | None = self.up.bias
+        return bias
+
+    @property
+    def in_channels(self) -> int:
+        return int(self.down.in_channels)
+
+    @property
+    def out_channels(self) -> int:
+        return int(self.up.out_channels)
 
 
 def product(layer: FactoredLinear | FactoredConv) -> Tensor:

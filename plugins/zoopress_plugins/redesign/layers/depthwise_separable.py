@@ -7,11 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoopress.models.stand_in import obstacle
+
 
 def unfit(module: nn.Module) -> str | None:
     """Say why a module cannot be replaced by a depthwise-separable convolution, or None."""
     if type(module) is not nn.Conv2d:
         return f"{type(module).__name__} is not a plain nn.Conv2d"
+    reason = obstacle(module)
+    if reason:
+        return reason
     if module.groups > 1:
         return "it has groups"
     if module.kernel_size == (1, 1):
@@ -77,3 +82,15 @@ class DepthwiseSeparableConv2d(nn.Module):
         kernels = depthwise.view(channels, -1, *depthwise.shape[2:])
         mix = pointwise.view(pointwise.shape[0], channels, -1)
         return torch.einsum("oim,imhw->oihw", mix, kernels)
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.pointwise.bias
+
+    @property
+    def in_channels(self) -> int:
+        return self.depthwise.in_channels
+
+    @property
+    def out_channels(self) -> int:
+        return self.pointwise.out_channels

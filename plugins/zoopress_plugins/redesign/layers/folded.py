@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 
-class FoldedNorm(nn.Sequential):
-    """What a batch normalization did besides: nothing, or timm's dropout and activation."""
+class FoldedNorm(nn.Module):
+    """What a batch normalization did besides: nothing, or timm's dropout and activation.
+
+    Its statistics, scale and shift are those of a normalization that changes nothing.
+    """
+
+    def __init__(self, children: Mapping[str, nn.Module], channels: int, eps: float) -> None:
+        super().__init__()
+        for name, child in children.items():
+            self.add_module(name, child)
+        self.channels = channels
+        self.eps = eps
 
     @classmethod
     def from_module(cls, module: nn.Module) -> FoldedNorm:
@@ -22,7 +32,34 @@ class FoldedNorm(nn.Sequential):
         """
         if not isinstance(module, _BatchNorm):
             raise ValueError(f"{type(module).__name__} is no batch normalization")
-        return cls(OrderedDict(module.named_children()))
+        return cls(dict(module.named_children()), module.num_features, module.eps)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return what the children make of the input, one after the other."""
+        for child in self._modules.values():
+            assert child is not None
+            input = child(input)
+        return input
+
+    @property
+    def weight(self) -> Tensor:
+        return torch.ones(self.channels)
+
+    @property
+    def bias(self) -> Tensor:
+        return torch.zeros(self.channels)
+
+    @property
+    def running_mean(self) -> Tensor:
+        return torch.zeros(self.channels)
+
+    @property
+    def running_var(self) -> Tensor:
+        return torch.ones(self.channels) - self.eps
+
+    @property
+    def num_batches_tracked(self) -> Tensor:
+        return torch.zeros((), dtype=torch.int64)
 
 
 class FoldedLayer(nn.Module):

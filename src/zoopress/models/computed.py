@@ -1,0 +1,112 @@
+"""Weights that are computed whenever they are read: they can be read, and not be written into.
+
+A packed weight, or the product that a factored layer stands for, is a new tensor at each reading.
+What somebody wrote into it would be lost without a word, so it is refused in words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoopress.errors import ComputedWeightError
+
+_HARMLESS = frozenset({"requires_grad_", "retain_grad", "detach_", "share_memory_"})
+_SETTERS = frozenset({"__set__", "__setitem__", "__delitem__"})
+
+
+class ComputedWeight(Tensor):
+    """A weight as it is read; what would change it in place, or a view of it, is refused."""
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Refuse what writes, and do all else as with an ordinary tensor."""
+        kwargs = kwargs or {}
+        if _writes(func, args, kwargs):
+            raise ComputedWeightError(
+                "This weight is computed from its compressed form whenever it is read, so what is "
+                "written into it would be lost. Call zoopress.unpack(model) first: it makes "
+                "ordinary weights of all that are computed, in place. While compressing, leave "
+                "the layer out with 'exclude'."
+            )
+        with torch._C.DisableTorchFunctionSubclass():
+            return _guarded(func(*args, **kwargs), args)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickle an ordinary tensor: a copy is nobody's weight."""
+        return self.as_subclass(Tensor).__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        """Copy an ordinary tensor."""
+        with torch._C.DisableTorchFunctionSubclass():
+            copied: Tensor = self.as_subclass(Tensor).detach().clone()
+        memo[id(self)] = copied
+        return copied
+
+
+def readable(weight: Tensor) -> Tensor:
+    """Return a computed weight as one that refuses to be written into.
+
+    What looks at single operations, such as a tracer or torch's compiler, gets it as it is.
+    """
+    watched = (
+        type(weight) is not Tensor
+        or torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._get_tracing_state() is not None  # type: ignore[no-untyped-call]
+    )
+    return weight if watched else weight.as_subclass(ComputedWeight)
+
+
+def computed_property(get: Callable[[Any], Any]) -> property:
+    """Return a property whose tensors refuse to be written into.
+
+    Args:
+        get: computes the tensor, or None, from the module.
+    """
+
+    def read(self: nn.Module) -> Any:
+        found = get(self)
+        return readable(found) if isinstance(found, Tensor) else found
+
+    return property(read)
+
+
+def _writes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    out = kwargs.get("out")
+    if any(_is_computed(each) for each in (out if isinstance(out, (tuple, list)) else (out,))):
+        return True
+    name: str = getattr(func, "__name__", "")
+    in_place = name.startswith("__i") and name not in ("__invert__", "__index__", "__int__")
+    if not (in_place or name.endswith("_") and not name.endswith("__") or name in _SETTERS):
+        return False
+    if name in _HARMLESS or (name == "__set__" and _attribute(func) != "data"):
+        return False
+    first = args[0] if args else kwargs.get("tensor", kwargs.get("input"))
+    return any(_is_computed(each) for each in (first if isinstance(first, (list, tuple)) else [first]))
+
+
+def _attribute(func: Any) -> str:
+    return getattr(getattr(func, "__self__", None), "__name__", "")
+
+
+def _is_computed(value: Any) -> bool:
+    # One that was made a parameter of something else has memory of its own, and an owner.
+    return isinstance(value, ComputedWeight) and not getattr(value, "_is_param", False)
+
+
+def _guarded(result: Any, args: tuple[Any, ...]) -> Any:
+    """Let what shares memory with a computed weight be one, too."""
+    if isinstance(result, (tuple, list)) and any(isinstance(each, Tensor) for each in result):
+        guarded = [_guarded(each, args) for each in result]
+        return type(result)(guarded) if type(result) in (tuple, list) else result
+    if type(result) is not Tensor:
+        return result
+    shares = any(isinstance(a, ComputedWeight) and torch._C._is_alias_of(a, result) for a in args)
+    return result.as_subclass(ComputedWeight) if shares else result

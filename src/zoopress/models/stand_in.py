@@ -1,0 +1,378 @@
+"""A layer in the place of another, within the very object that the other was.
+
+The object stays: with its hooks, a `forward` of its own, its attributes, and whoever else refers to
+it, be it a list, a closure or a handle. Its tensors and children become those of the new layer, and
+its class a subclass of the new layer's class and of its own, so that `isinstance` holds of both:
+what torch's modules do by themselves (calls, moves, state dicts) is the new layer's; what neither
+the new layer nor `nn.Module` has is the old one's. Tensors that the old layer had and the new one
+computes can be read, and not written into.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import inspect
+import weakref
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from zoopress.errors import MissingTensorError
+from zoopress.models.computed import computed_property
+
+_CALL_HOOKS = ("_forward_hooks", "_backward_hooks", "_forward_pre_hooks", "_backward_pre_hooks")
+_FLAGS_OF_HOOKS = (
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks_with_kwargs",
+)
+_MACHINERY = tuple(
+    name
+    for name, value in vars(nn.Module).items()
+    if not name.startswith("__") or callable(value)
+    if name not in ("__annotate__", "__annotate_func__", "__class_getitem__", "__new__")
+)
+_OF_MODULES = frozenset(vars(nn.Module()))
+
+
+class Former(NamedTuple):
+    """What a layer was before another took its place.
+
+    Attributes:
+        kind: its class.
+        parameters: names of its parameters, those that are None too.
+        buffers: names of its buffers.
+        unsaved: names of the buffers that are no part of its state dict.
+        children: names of its children.
+    """
+
+    kind: type[nn.Module]
+    parameters: tuple[str, ...]
+    buffers: tuple[str, ...]
+    unsaved: tuple[str, ...]
+    children: tuple[str, ...]
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        return (*self.parameters, *self.buffers)
+
+
+def former(module: nn.Module) -> Former | None:
+    """Return what a module was, if it stands in the place of another."""
+    found: Former | None = getattr(type(module), "_former", None)
+    return found
+
+
+def own_class(module: nn.Module) -> type[nn.Module]:
+    """Return a module's class; of one that stands in the place of another, the new layer's."""
+    found: type[nn.Module] = getattr(type(module), "_layer_class", type(module))
+    return found
+
+
+def obstacle(module: nn.Module) -> str | None:
+    """Say why no other layer can take a module's place, or None."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is compiled by TorchScript, whose layers cannot be replaced"
+    if getattr(module, "parametrizations", None) is not None:
+        names = ", ".join(map(repr, module.parametrizations))  # type: ignore[arg-type]
+        return (
+            f"its {names} is parametrized; make it an ordinary weight with "
+            "torch.nn.utils.parametrize.remove_parametrizations in the factory"
+        )
+    computed = [name for name, value in vars(module).items() if isinstance(value, Tensor)]
+    if computed and module._forward_pre_hooks:
+        return (
+            f"its {computed[0]!r} is computed by a hook before each call, as weight norm does; make "
+            "it an ordinary weight in the factory, as torch.nn.utils.remove_weight_norm does"
+        )
+    return None
+
+
+def stand_in(module: nn.Module, layer: nn.Module) -> None:
+    """Let a layer take a module's place, in the module's own object.
+
+    Args:
+        module: what is replaced; every reference to it is one to the new layer from now on.
+        layer: the new one, which is not used by itself afterwards.
+
+    Raises:
+        ValueError: if something of the module would be lost.
+    """
+    if layer is module:
+        return
+    was = _former_of(module)
+    reason = obstacle(module) or _lost(module, layer)
+    if reason:
+        raise ValueError(reason)
+    kind = was.kind if type(layer) is was.kind else _class(type(layer), was)
+    own = [p for p in module.parameters(recurse=False) if p.is_floating_point()]
+    if own and not any(parameter.requires_grad for parameter in own):
+        layer.requires_grad_(False)
+    layer.train(module.training)
+    _unwind(module, layer)
+    state = module.__dict__
+    held = {id(tensor) for tensor in (*state["_parameters"].values(), *state["_buffers"].values())}
+    before = getattr(module, "_of_layer", ())
+    for name in [name for name in state if name not in _OF_MODULES]:
+        if name in before or _holds(state[name], held):
+            del state[name]
+    for name, value in vars(layer).items():
+        if name in _CALL_HOOKS:
+            _join(state[name], value, new_first=not name.endswith("pre_hooks"))
+        elif name in _FLAGS_OF_HOOKS:
+            state[name].update(value)
+        elif name == "_is_full_backward_hook":
+            state[name] = state[name] if value is None else value
+        elif name != "training":
+            state[name] = value
+    state["_of_layer"] = tuple(name for name in vars(layer) if name not in _OF_MODULES)
+    module.__class__ = kind
+
+
+def merge(root: nn.Module) -> tuple[list[str], list[str]]:
+    """Give the layers below `root` whose places others took back, with the weights of those.
+
+    Returns:
+        The paths of those that could be, and of those that could not, since what stands there does
+        not offer every tensor that they had.
+    """
+    merged, left = [], []
+    device = next((p.device for p in root.parameters()), None)
+    for path, module in list(root.named_modules()):
+        was = former(module)
+        if was is None:
+            continue
+        fits = not set(was.children) - module._modules.keys()
+        tensors = {name: getattr(module, name, was) for name in was.tensors}
+        if not fits or any(tensor is was for tensor in tensors.values()):
+            left.append(path)
+            continue
+        _give_back(module, was, tensors, device)
+        merged.append(path)
+    return merged, left
+
+
+def _give_back(
+    module: Any, was: Former, tensors: dict[str, Any], device: torch.device | None
+) -> None:
+    trained = any(parameter.requires_grad for parameter in module.parameters())
+    state = module.__dict__
+    sizes = {  # which the new layer computes, and may have changed since
+        name: getattr(module, name)
+        for name in state
+        if isinstance(inspect.getattr_static(type(module), name, None), property)
+    }
+    for name in state["_of_layer"]:
+        state.pop(name, None)
+    del state["_of_layer"]
+    state.update(sizes)
+    for group in ("_parameters", "_buffers"):
+        state[group].clear()
+    state["_non_persistent_buffers_set"] = set(was.unsaved)
+    for name in [name for name in state["_modules"] if name not in was.children]:
+        del state["_modules"][name]
+    module.__class__ = was.kind
+    for name, tensor in tensors.items():
+        if tensor is not None:
+            plain = tensor.detach().as_subclass(Tensor)
+            tensor = plain.contiguous() if device is None else plain.contiguous().to(device)
+        if name in was.buffers:
+            state["_buffers"][name] = tensor
+        else:
+            made = None if tensor is None else nn.Parameter(tensor, requires_grad=trained)
+            state["_parameters"][name] = made
+
+
+def _former_of(module: nn.Module) -> Former:
+    """Return what a module was at first: one that stands in another's place gives that."""
+    found = former(module)
+    if found is not None:
+        return found
+    kind: type[nn.Module] = getattr(type(module), "_unpacked_class", type(module))
+    packed = getattr(type(module), "_packed_names", ())
+    return Former(
+        kind,
+        (*module._parameters, *packed),
+        tuple(module._buffers),
+        tuple(sorted(module._non_persistent_buffers_set)),
+        tuple(name for name in module._modules if name not in packed),
+    )
+
+
+def _lost(module: nn.Module, layer: nn.Module) -> str | None:
+    """Say what would be lost of a module if a layer took its place, or None."""
+    if "forward" in vars(module):
+        read = (*module._parameters, *module._buffers, *module._modules)
+        lacks = [name for name in read if not _offers(layer, name)]
+        if lacks:
+            return (
+                f"it has a forward of its own, set on the instance, which may read {lacks[0]!r}; "
+                f"{type(layer).__name__} offers nothing of that name"
+            )
+    hidden = [name for name in vars(module) if _collides(module, layer, name)]
+    if hidden:
+        return f"its attribute {hidden[0]!r} is something else in {type(layer).__name__}"
+    kept = set(layer.modules())
+    for path, part in module.named_modules():
+        if part is module or part in kept:
+            continue
+        if "forward" in vars(part) or any(getattr(part, hooks) for hooks in _CALL_HOOKS):
+            return f"its part {path!r} has hooks or a forward of its own, which would be lost"
+    return None
+
+
+def _offers(layer: nn.Module, name: str) -> bool:
+    own = (layer._parameters, layer._buffers, layer._modules, vars(layer))
+    found = inspect.getattr_static(type(layer), name, None)
+    return found is not None or any(name in each for each in own)
+
+
+def _collides(module: nn.Module, layer: nn.Module, name: str) -> bool:
+    """Tell whether an attribute would hide what the new layer calls so, and not in its own way."""
+    if name in _OF_MODULES or name in (*vars(layer), "forward", *getattr(module, "_of_layer", ())):
+        return False
+    if any(name in each for each in (layer._parameters, layer._buffers, layer._modules)):
+        return True
+    found = inspect.getattr_static(type(layer), name, None)
+    return callable(found) and not hasattr(type(found), "__set__")
+
+
+def _unwind(module: nn.Module, layer: nn.Module) -> None:
+    """Where a layer holds the module that it replaces, let it hold another object of its kind."""
+    inner = None
+    for owner in _above(layer, module):
+        for name, child in owner._modules.items():
+            if child is module:
+                if inner is None:
+                    inner = _bare_copy(module)
+                owner._modules[name] = inner
+
+
+def _above(layer: nn.Module, module: nn.Module) -> Iterator[nn.Module]:
+    if layer is not module:
+        yield layer
+        for child in layer.children():
+            yield from _above(child, module)
+
+
+def _bare_copy(module: nn.Module) -> nn.Module:
+    """Return a module of the same tensors, without hooks and without a forward of its own."""
+    made: nn.Module = object.__new__(type(module))
+    fresh = vars(nn.Module())
+    for name, value in vars(module).items():
+        if name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+            value = value.copy()
+        elif name in fresh and name != "training":
+            value = fresh[name]
+        if name != "forward":
+            made.__dict__[name] = value
+    return made
+
+
+def _holds(value: Any, tensors: set[int]) -> bool:
+    """Tell whether an attribute holds tensors that go, as recurrent layers' lists of them do."""
+    if isinstance(value, weakref.ref):
+        value = value()
+    if isinstance(value, (list, tuple)):
+        return any(_holds(item, tensors) for item in value)
+    return value is not None and id(value) in tensors
+
+
+def _join(hooks: dict[int, Any], more: dict[int, Any], new_first: bool) -> None:
+    """Add a new layer's hooks, which are part of it, inside of those that were put on the old."""
+    if not more:
+        return
+    before = dict(hooks)
+    hooks.clear()  # the same dict, which the handles of hooks know
+    for each in (more, before) if new_first else (before, more):
+        hooks.update(each)
+
+
+class _StandInType(type):
+    """The class of classes that are made here: they are pickled as what they are made of."""
+
+
+_CLASSES: dict[tuple[type, Former], type] = {}
+_TYPES: dict[type, type] = {type: _StandInType}
+
+
+def _class(layer: type[nn.Module], was: Former) -> type[nn.Module]:
+    """Return the class of a layer that stands in the place of another.
+
+    Raises:
+        ValueError: if Python cannot make it.
+    """
+    layer = getattr(layer, "_layer_class", layer)
+    key = (layer, was)
+    if key in _CLASSES:
+        return _CLASSES[key]
+    absent = object()
+    found = {name: inspect.getattr_static(layer, name, absent) for name in _MACHINERY}
+    body: dict[str, Any] = {name: value for name, value in found.items() if value is not absent}
+    for name in was.tensors:
+        static = inspect.getattr_static(layer, name, None)
+        if isinstance(static, property) and static.fget is not None:
+            body[name] = computed_property(static.fget)
+    body.update(
+        _former=was,
+        _layer_class=layer,
+        __getattr__=_missing_told(body["__getattr__"], was, layer),
+        __module__=layer.__module__,
+        __qualname__=layer.__qualname__,
+        __doc__=layer.__doc__,
+    )
+    bases = (layer,) if issubclass(layer, was.kind) else (layer, was.kind)
+    try:
+        made = _type_for(*bases)(layer.__name__, bases, body)
+    except TypeError as error:
+        raise ValueError(
+            f"{layer.__name__} cannot stand in the place of {was.kind.__name__}: {error}"
+        ) from error
+    _CLASSES[key] = made
+    return made
+
+
+def _missing_told(get: Any, was: Former, layer: type) -> Any:
+    """Return a `__getattr__` that says of a tensor that is gone why it is."""
+
+    def find(self: nn.Module, name: str) -> Any:
+        try:
+            return get(self, name)
+        except AttributeError as error:
+            if name not in was.tensors:
+                raise
+            raise MissingTensorError(
+                f"{name!r} of a {was.kind.__name__} was read, in whose place compression put a "
+                f"{layer.__name__}, which has none. The model, or whoever reads it, uses the "
+                "layer's tensor without calling the layer: leave that layer out with 'exclude'."
+            ) from error
+
+    return find
+
+
+def _type_for(*bases: type) -> type:
+    """Return the metaclass for a class of these bases, which pickles it."""
+    kinds = {type(base) for base in bases} - {type}
+    lowest = next((k for k in kinds if all(issubclass(k, other) for other in kinds)), type)
+    if lowest not in _TYPES:
+        _TYPES[lowest] = type(_StandInType.__name__, (_StandInType, lowest), {})
+        copyreg.pickle(_TYPES[lowest], _reduce)  # type: ignore[arg-type]
+    return _TYPES[lowest]
+
+
+def _reduce(made: type) -> Any:
+    """Pickle a class as what it is made of; of one that was derived from it, only the name."""
+    own = vars(made)
+    if "_layer_class" not in own:
+        return made.__qualname__
+    was = own["_former"]
+    return _class_again, (own["_layer_class"], *was)
+
+
+def _class_again(layer: type[nn.Module], *was: Any) -> type[nn.Module]:
+    return _class(layer, Former(*was))
+
+
+copyreg.pickle(_StandInType, _reduce)  # type: ignore[arg-type]
