@@ -1,6 +1,7 @@
 """zoopress: compress a model zoo.
 
-`zoopress.load` opens a compressed model; `zoopress.compress` makes one. A technique is a subclass
+`zoopress.load` opens a compressed model, and `zoopress.unpack` makes an ordinary one of it;
+`zoopress.compress` makes one. A technique is a subclass
 of `zoopress.Technique`, registered with `zoopress.hookimpl`.
 """
 
@@ -13,7 +14,7 @@ from zoopress.moved import keep_old_names
 
 if TYPE_CHECKING:
     from zoopress.errors import ZoopressError as ZoopressError
-    from zoopress.loading import load as load
+    from zoopress.loading import load as load, unpack as unpack
     from zoopress.models.model import Model as Model
     from zoopress.pipeline.compress import compress as compress
     from zoopress.plugins import hookimpl as hookimpl
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "compress": "zoopress.pipeline.compress",
     "load": "zoopress.loading",
+    "unpack": "zoopress.loading",
     "hookimpl": "zoopress.plugins",
     "ZoopressError": "zoopress.errors",
     "Loss": "zoopress.training.loss",

@@ -25,6 +25,7 @@ def load(
     progress: Callable[[str], None] = lambda name: None,
     runtime: str = "eager",
     example_inputs: Any = None,
+    dense: bool = False,
 ) -> nn.Module:
     """Load a compressed model, ready to run, in evaluation mode.
 
@@ -45,15 +46,17 @@ def load(
         example_inputs: what the model may be called with: a tensor [samples, …], a tuple of what it
             takes by position, or a dict of what it takes by name. With them a runtime's outputs are
             compared with those of the model as it is; some runtimes cannot do without.
+        dense: whether to make an ordinary model of it, as `unpack` does.
 
     Raises:
         ArtifactError: if the artifact is damaged, hostile, or needs a plugin or factory.
         HubError: if it cannot be fetched.
         DeploymentError: if the runtime cannot run it, or computes something else.
     """
+    from zoopress.artifacts.again import Origin
     from zoopress.artifacts.artifact import load_artifact
     from zoopress.hub.artifacts import find_artifact
-    from zoopress.models.packing import unpack
+    from zoopress.models.packing import unpack as unpack_weights
     from zoopress.runtimes import Call, Opened, start
 
     if isinstance(factory, str):
@@ -63,8 +66,45 @@ def load(
     model, architecture, manifest = load_artifact(
         folder, plugins, factory, verify, progress, masks=False
     )
-    unpack(model.module, unpacking)
+    unpack_weights(model.module, unpacking)
     model.module = architecture.finish(model.module)
+    architecture.keep_savable(model.module, Origin(folder, manifest, architecture))
+    if dense:
+        unpack(model.module)
     example = None if example_inputs is None else Call.of(example_inputs)
     opened = Opened(model, architecture, manifest, folder, example)
     return start(runtime, opened, plugins).module
+
+
+def unpack(model: nn.Module) -> nn.Module:
+    """Make an ordinary model of a compressed one, in place, for any tool to go on with.
+
+    Packed weights become parameters; factored layers and the like become the layers again in whose
+    place they stand, with the weights that those stand for. It computes the same up to rounding,
+    and takes the memory of an uncompressed model of its sizes. What was pruned away stays so, and a
+    normalization that was folded into a layer stays there, with one beside it that does nothing.
+
+    Args:
+        model: what `zoopress.load`, or `from_pretrained` of a compressed model, gave.
+
+    Returns:
+        The same model. Layers that have no dense form stay, and a warning names them.
+    """
+    import warnings
+
+    from zoopress.models.packing import unpack as unpack_weights
+    from zoopress.models.stand_in import merge
+
+    unpack_weights(model, "all")
+    _, left = merge(model)
+    if left:
+        warnings.warn(
+            f"{len(left)} layers stay as they are, since they offer no dense weight in the place "
+            f"of that of the layers before them: {', '.join(left[:5])}.",
+            stacklevel=2,
+        )
+    for part in list(model.modules()):
+        forget = vars(part).get("_zoopress_when_dense")
+        if forget is not None and not left:
+            forget()
+    return model

@@ -76,6 +76,21 @@ def companions(
     return Companions(files, edits, native)
 
 
+def describes(core: nn.Module) -> bool:
+    """Tell whether a transformers model's own config says all of how it is built."""
+    import torch
+
+    model: Any = core
+    if _float_type(core) is None:
+        return False
+    try:
+        with torch.device("meta"):
+            made: nn.Module = type(core)(model.config)
+    except Exception:  # a config that builds nothing any more
+        return False
+    return _shapes(made) == _shapes(core) and _alike(made, core, ())
+
+
 def _float_type(core: nn.Module) -> str | None:
     """Return the type that all float parameters share, None if they do not."""
     types = {p.dtype for p in core.parameters() if p.is_floating_point()}

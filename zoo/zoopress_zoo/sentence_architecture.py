@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from zoopress.artifacts.again import Origin
     from zoopress.artifacts.manifest import Manifest
     from zoopress.models.model import Model
     from zoopress_zoo.sentence_encoder import SentenceEncoder
@@ -130,6 +131,12 @@ class SentenceEncoderArchitecture(Architecture):
         module.tokenizer = load_tokenizer(self.folder / self._folder())
         module.prompts, module.default_prompt = _prompts(self.folder)
         return module
+
+    def keep_savable(self, module: nn.Module, origin: Origin) -> None:
+        """Let the transformer's `save_pretrained` write it where it is an ordinary one."""
+        from zoopress_zoo.saving import keep_savable
+
+        keep_savable(module.transformer, origin, is_part=True)
 
     def stored_name(self, name: str) -> str:
         """Return the name that the transformer gives its tensor."""

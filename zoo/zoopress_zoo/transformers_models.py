@@ -31,6 +31,7 @@ from zoopress_zoo.transformers_config import (
 if TYPE_CHECKING:
     from torch import nn
 
+    from zoopress.artifacts.again import Origin
     from zoopress.artifacts.manifest import Manifest
     from zoopress.models.model import Model
 
@@ -83,6 +84,12 @@ class Transformers(Architecture):
             if settings is not None:
                 module.generation_config = settings
         return module
+
+    def keep_savable(self, module: nn.Module, origin: Origin) -> None:
+        """Let `save_pretrained` write an artifact."""
+        from zoopress_zoo.saving import keep_savable
+
+        keep_savable(module, origin)
 
     def companions(self, model: Model, others: Mapping[str, Path]) -> Companions:
         """Return the files with which transformers opens the model, too."""

@@ -19,6 +19,8 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+import zoopress
+from zoopress.artifacts.again import Origin
 from zoopress.artifacts.artifact import fill_tensors, replay_edits
 from zoopress.artifacts.manifest import Manifest, read_manifest
 from zoopress.errors import ArtifactError
@@ -27,6 +29,8 @@ from zoopress.hub.artifacts import fetch_artifact
 from zoopress.models.packing import unpack
 from zoopress.plugins import load_plugins
 from zoopress_zoo.native import EMPTY, QUANTIZER
+from zoopress_zoo.saving import keep_savable
+from zoopress_zoo.transformers_models import Transformers
 
 _CORE = "transformer."  # where a SentenceEncoder has it
 
@@ -92,10 +96,16 @@ class ZoopressQuantizer(HfQuantizer):  # type: ignore[misc]
         encoder = _is_encoder(manifest)
         fill_tensors(folder, manifest, rebuilt, _stored_name(manifest), whole=not encoder)
         unpack(model, "auto")
+        architecture = Transformers(folder, dict(manifest.architecture.arguments))
+        keep_savable(model, Origin(folder, manifest, architecture), is_part=encoder)
         return model if device is None else model.to(device)
 
+    def _dequantize(self, model: Any, dtype: Any = None) -> Any:
+        """Make an ordinary model of it, in the types that its weights stand for."""
+        return zoopress.unpack(model)
+
     def is_serializable(self) -> bool:
-        """Tell that `save_pretrained` cannot write it: copy the folder instead."""
+        """Tell that transformers' own `save_pretrained` cannot write it; the model has another."""
         return False
 
     @property

@@ -151,6 +151,8 @@ class BatchNormFolding(Technique[BatchNormFoldingConfig]):
             for path, module in modules.items()
             if path
             and (axis := _channel_axis(module)) is not None
+            and not module._forward_hooks  # which may change what it puts out
+            and "forward" not in vars(module)
             and all(users[id(parameter)] == 1 for parameter in module.parameters())
         }
         readers = find_readers(model.module, layers, list(norms), run)
@@ -237,8 +239,6 @@ def _channel_axis(module: nn.Module) -> int | None:
         return None
     if "bias" not in module._parameters or getattr(module, "parametrizations", None) is not None:
         return None
-    if "forward" in vars(module) or module._forward_hooks:
-        return None  # its output may be changed on the way
     return 1 - weight.ndim if isinstance(module, _ConvNd) else -1
 
 

@@ -19,7 +19,7 @@ from zoopress.artifacts.encoding import KEPT, MASK
 from zoopress.artifacts.manifest import Manifest
 from zoopress.artifacts.tensor_files import open_tensors
 from zoopress.evaluation.fidelity import call, sample_cosines
-from zoopress.models.edits import AnyEdit, Keep, Replace, submodule
+from zoopress.models.edits import AnyEdit, place_now as place_now, submodule
 from zoopress.models.model import Model
 from zoopress.models.weights import Location, Weight, as_matrix, find_weights
 from zoopress.progress import Progress
@@ -109,27 +109,6 @@ def output_distance(original: Tensor, other: Tensor) -> float:
     pairs = zip(original.split(1), other.split(1), strict=True)
     cosines = [float(sample_cosines(a.double(), b.double())) for a, b in pairs]
     return max(0.0, 1 - sum(cosines) / len(cosines))
-
-
-def place_now(path: str, edits: Iterable[AnyEdit]) -> tuple[str | None, bool]:
-    """Follow a module through edits.
-
-    Returns:
-        Its path now, None if it was removed with its block, and whether a registered layer took its
-        place.
-    """
-    replaced = False
-    for edit in edits:
-        if isinstance(edit, Replace):
-            replaced = replaced or edit.module == path
-        elif isinstance(edit, Keep) and path.startswith(f"{edit.module}." if edit.module else ""):
-            start = len(edit.module) + 1 if edit.module else 0
-            block, dot, rest = path[start:].partition(".")
-            if block.isdigit():  # blocks that stay are numbered anew
-                if int(block) not in edit.indices:
-                    return None, replaced
-                path = f"{path[:start]}{edit.indices.index(int(block))}{dot}{rest}"
-    return path, replaced
 
 
 def compressed_form(weight: Weight, compressed: Model, edits: Iterable[AnyEdit]) -> Tensor | None:

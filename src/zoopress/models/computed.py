@@ -6,7 +6,7 @@ What somebody wrote into it would be lost without a word, so it is refused in wo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from zoopress.errors import ComputedWeightError
 
-_HARMLESS = frozenset({"requires_grad_", "retain_grad", "detach_", "share_memory_"})
+_HARMLESS = frozenset({"detach_", "share_memory_"})
 _SETTERS = frozenset({"__set__", "__setitem__", "__delitem__"})
 
 
@@ -28,14 +28,12 @@ class ComputedWeight(Tensor):
         """Refuse what writes, and do all else as with an ordinary tensor."""
         kwargs = kwargs or {}
         if _writes(func, args, kwargs):
-            raise ComputedWeightError(
-                "This weight is computed from its compressed form whenever it is read, so what is "
-                "written into it would be lost. Call zoopress.unpack(model) first: it makes "
-                "ordinary weights of all that are computed, in place. While compressing, leave "
-                "the layer out with 'exclude'."
-            )
+            raise _lost("This weight")
         with torch._C.DisableTorchFunctionSubclass():
-            return _guarded(func(*args, **kwargs), args)
+            result = func(*args, **kwargs)
+            if getattr(func, "__name__", "") in ("numpy", "__array__"):
+                result.setflags(write=False)
+            return _guarded(result, args)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle an ordinary tensor: a copy is nobody's weight."""
@@ -78,6 +76,47 @@ def computed_property(get: Callable[[Any], Any]) -> property:
     return property(read)
 
 
+def guards(kind: type[nn.Module], names: Collection[str]) -> dict[str, Any]:
+    """Return methods for a subclass of a module's class that keep computed tensors from being set.
+
+    Args:
+        kind: the class.
+        names: of the tensors.
+    """
+
+    def check(self: nn.Module, name: str, value: Any = None) -> None:
+        own = name in self._parameters or name in self._buffers
+        if (name in names and not own) or _is_computed(value):
+            raise _lost(f"{name!r} of this {type(self).__name__}")
+
+    def set_attribute(self: nn.Module, name: str, value: Any) -> None:
+        if name in names:
+            check(self, name)
+        kind.__setattr__(self, name, value)
+
+    def delete_attribute(self: nn.Module, name: str) -> None:
+        check(self, name)
+        kind.__delattr__(self, name)
+
+    def register_parameter(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        check(self, name, param)
+        kind.register_parameter(self, name, param)
+
+    return {
+        "__setattr__": set_attribute,
+        "__delattr__": delete_attribute,
+        "register_parameter": register_parameter,
+    }
+
+
+def _lost(what: str) -> ComputedWeightError:
+    return ComputedWeightError(
+        f"{what} is computed from its compressed form whenever it is read, so what is written into "
+        "it would be lost. Call zoopress.unpack(model) first: it makes ordinary weights of all that "
+        "are computed, in place. While compressing, leave the layer out with 'exclude'."
+    )
+
+
 def _writes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     out = kwargs.get("out")
     if any(_is_computed(each) for each in (out if isinstance(out, (tuple, list)) else (out,))):
@@ -86,10 +125,19 @@ def _writes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     in_place = name.startswith("__i") and name not in ("__invert__", "__index__", "__int__")
     if not (in_place or name.endswith("_") and not name.endswith("__") or name in _SETTERS):
         return False
-    if name in _HARMLESS or (name == "__set__" and _attribute(func) != "data"):
+    attribute = _attribute(func) if name == "__set__" else ""
+    if name in _HARMLESS or attribute not in ("", "data", "grad", "requires_grad"):
         return False
+    if "requires_grad" in (attribute, name.removesuffix("_")) and not _wanted(args, kwargs):
+        return False  # it asks for what is so
     first = args[0] if args else kwargs.get("tensor", kwargs.get("input"))
     return any(_is_computed(each) for each in (first if isinstance(first, (list, tuple)) else [first]))
+
+
+def _wanted(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Tell whether a flag of requiring gradients is set, or one that is set taken away."""
+    value = args[1] if len(args) > 1 else kwargs.get("requires_grad", True)
+    return bool(value) or bool(args[0].requires_grad)
 
 
 def _attribute(func: Any) -> str:
@@ -108,5 +156,5 @@ def _guarded(result: Any, args: tuple[Any, ...]) -> Any:
         return type(result)(guarded) if type(result) in (tuple, list) else result
     if type(result) is not Tensor:
         return result
-    shares = any(isinstance(a, ComputedWeight) and torch._C._is_alias_of(a, result) for a in args)
+    shares = any(_is_computed(a) and torch._C._is_alias_of(a, result) for a in args)
     return result.as_subclass(ComputedWeight) if shares else result

@@ -9,7 +9,7 @@ hostile list of edits can neither run anything nor ask for more memory than the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -67,6 +67,27 @@ def submodule(root: nn.Module, path: str) -> nn.Module:
             raise ValueError(f"the architecture has no module {path!r} (nothing called {part!r})")
         module = child
     return module
+
+
+def place_now(path: str, edits: Iterable[AnyEdit]) -> tuple[str | None, bool]:
+    """Follow a module through edits.
+
+    Returns:
+        Its path now, None if it was removed with its block, and whether a registered layer took its
+        place.
+    """
+    replaced = False
+    for edit in edits:
+        if isinstance(edit, Replace):
+            replaced = replaced or edit.module == path
+        elif isinstance(edit, Keep) and path.startswith(f"{edit.module}." if edit.module else ""):
+            start = len(edit.module) + 1 if edit.module else 0
+            block, dot, rest = path[start:].partition(".")
+            if block.isdigit():  # blocks that stay are numbered anew
+                if int(block) not in edit.indices:
+                    return None, replaced
+                path = f"{path[:start]}{edit.indices.index(int(block))}{dot}{rest}"
+    return path, replaced
 
 
 def apply_edit(root: nn.Module, edit: AnyEdit, layers: Mapping[str, type]) -> None:

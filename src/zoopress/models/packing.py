@@ -27,7 +27,7 @@ from zoopress.models.codes import (
     read_codes,
     write_codes,
 )
-from zoopress.models.computed import computed_property
+from zoopress.models.computed import computed_property, guards
 from zoopress.models.export_form import ExportForm
 
 Product = Literal["linear", "embedding"]
@@ -205,6 +205,17 @@ def unpack(root: nn.Module, which: Unpacking = "all") -> dict[str, int]:
     return counts
 
 
+def unpack_one(root: nn.Module, name: str) -> None:
+    """Turn one packed weight below `root` back into a dense parameter, in place.
+
+    Args:
+        root: the model.
+        name: the weight's full name.
+    """
+    path, _, attribute = name.rpartition(".")
+    _hold_dense(root.get_submodule(path), attribute, {})
+
+
 _REBUILT = "rebuilt in every call"
 
 
@@ -248,6 +259,7 @@ def _holding_class(base: type, names: tuple[str, ...]) -> type:
         body: dict[str, Any] = {
             "_packed_names": key[1],
             "_unpacked_class": base,
+            **guards(base, names),
             **{name: computed_property(_dense_attribute(name)) for name in names},
         }
         forward = getattr(base, "forward", None)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from zoopress.errors import MissingTensorError
-from zoopress.models.computed import computed_property
+from zoopress.models.computed import computed_property, guards
 
 _CALL_HOOKS = ("_forward_hooks", "_backward_hooks", "_forward_pre_hooks", "_backward_pre_hooks")
 _FLAGS_OF_HOOKS = (
@@ -316,6 +316,7 @@ def _class(layer: type[nn.Module], was: Former) -> type[nn.Module]:
         if isinstance(static, property) and static.fget is not None:
             body[name] = computed_property(static.fget)
     body.update(
+        **guards(layer, was.tensors),
         _former=was,
         _layer_class=layer,
         __getattr__=_missing_told(body["__getattr__"], was, layer),

@@ -15,6 +15,7 @@ from zoopress.interface import shown
 if TYPE_CHECKING:
     from torch import nn
 
+    from zoopress.artifacts.again import Origin
     from zoopress.artifacts.manifest import Manifest
     from zoopress.cards import Card
     from zoopress.models.edits import Edit
@@ -144,6 +145,14 @@ class Architecture(ABC):
     def finish(self, module: nn.Module) -> nn.Module:
         """Return the module as users get it, with its tokenizer and the like attached."""
         return module
+
+    def keep_savable(self, module: nn.Module, origin: Origin) -> None:
+        """Let the library's own way of saving a module write a compressed one, or refuse.
+
+        Args:
+            module: what `finish` returned.
+            origin: the artifact that it was opened from.
+        """
 
 
 def pull(card: Card, plugins: Plugins) -> SourceFiles:

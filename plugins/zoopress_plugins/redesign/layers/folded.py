@@ -65,6 +65,8 @@ class FoldedNorm(nn.Module):
 class FoldedLayer(nn.Module):
     """A linear layer or a convolution with a bias, into which a normalization was folded."""
 
+    keeps_module = True
+
     @classmethod
     def from_module(cls, module: nn.Module) -> nn.Module:
         """Return the layer itself, with a bias if it had none.
