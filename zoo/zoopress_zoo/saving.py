@@ -12,10 +12,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
-from zoopress.artifacts.again import Origin, is_compressed, rebuilt, save_again
+from zoopress.artifacts.again import (
+    Origin,
+    check_there,
+    is_compressed,
+    is_untouched,
+    rebuilt,
+    save_again,
+)
 from zoopress.errors import ArtifactError
 from zoopress.plugins import load_plugins
 from zoopress_zoo.native import describes
@@ -24,6 +28,7 @@ from zoopress_zoo.transformers_config import read_config
 _CHECKPOINTS = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
 _NOT_CONFIG = frozenset(
     {"_name_or_path", "architectures", "dtype", "transformers_version", "quantization_config"}
+    | {"transformers_weights"}
 )
 
 
@@ -50,6 +55,7 @@ def forget_quantizer(model: Any) -> None:
     ):
         holder.pop(name, None)
     model.is_quantized = False
+    vars(model)["_zoopress_is_dense"] = True
 
 
 def save_pretrained(
@@ -86,7 +92,7 @@ def save_pretrained(
     }
     if getattr(model, "_hf_peft_config_loaded", False):  # it saves the adapter alone
         return own(**given)
-    if not is_compressed(model) and describes(model):
+    if not is_compressed(model) and describes(model) and not _is_same(model, origin):
         forget_quantizer(model)
         return own(**given)
     if is_part or state_dict is not None or push_to_hub:
@@ -106,8 +112,17 @@ def save_pretrained(
     return None
 
 
+def _is_same(model: Any, origin: Origin) -> bool:
+    """Tell whether a model with ordinary weights, such as a pruned one, has a smaller artifact."""
+    if vars(model).get("_zoopress_is_dense") or origin.manifest.native:
+        return False
+    check_there(origin)
+    return is_untouched(model, origin, load_plugins())
+
+
 def _save(model: Any, origin: Origin, folder: Path) -> None:
     """Write the artifact, with config and generation settings as they are now."""
+    check_there(origin)
     plugins = load_plugins()
     with tempfile.TemporaryDirectory(prefix="zoopress-") as name:
         beside = Path(name)
@@ -122,7 +137,10 @@ def _save(model: Any, origin: Origin, folder: Path) -> None:
         settings = getattr(model, "generation_config", None)
         if settings is not None and model.can_generate():
             settings.save_pretrained(beside)
-            file, known = beside / "generation_config.json", origin.folder / "generation_config.json"
+            file, known = (
+                beside / "generation_config.json",
+                origin.folder / "generation_config.json",
+            )
             if not known.is_file() or json.loads(file.read_text()) != json.loads(known.read_text()):
                 changed[file.name] = file
         save_again(model, origin, folder, plugins, architecture, changed)

@@ -132,11 +132,12 @@ class SentenceEncoderArchitecture(Architecture):
         module.prompts, module.default_prompt = _prompts(self.folder)
         return module
 
-    def keep_savable(self, module: nn.Module, origin: Origin) -> None:
+    def keep_savable(self, module: nn.Module, origin: Origin) -> bool:
         """Let the transformer's `save_pretrained` write it where it is an ordinary one."""
         from zoopress_zoo.saving import keep_savable
 
         keep_savable(module.transformer, origin, is_part=True)
+        return True
 
     def stored_name(self, name: str) -> str:
         """Return the name that the transformer gives its tensor."""

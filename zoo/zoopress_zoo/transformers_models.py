@@ -85,11 +85,12 @@ class Transformers(Architecture):
                 module.generation_config = settings
         return module
 
-    def keep_savable(self, module: nn.Module, origin: Origin) -> None:
+    def keep_savable(self, module: nn.Module, origin: Origin) -> bool:
         """Let `save_pretrained` write an artifact."""
         from zoopress_zoo.saving import keep_savable
 
         keep_savable(module, origin)
+        return True
 
     def companions(self, model: Model, others: Mapping[str, Path]) -> Companions:
         """Return the files with which transformers opens the model, too."""

@@ -49,6 +49,19 @@ def is_compressed(module: nn.Module) -> bool:
     )
 
 
+def check_there(origin: Origin) -> None:
+    """Refuse to go on without the artifact that a model came from.
+
+    Raises:
+        ArtifactError: if it is gone.
+    """
+    if not (origin.folder / MANIFEST).is_file():
+        raise ArtifactError(
+            f"The model was opened from {origin.folder}, which is gone, and it cannot be saved "
+            "without the files there. Call zoopress.unpack(model), and save it as any other."
+        )
+
+
 def rebuilt(origin: Origin, plugins: Plugins, edits: Iterable[AnyEdit] | None = None) -> Model:
     """Return a model's architecture without values, edited as it was, or otherwise.
 
@@ -82,15 +95,11 @@ def save_again(
     Raises:
         ArtifactError: if the artifact that it came from is gone, or none can say what it is now.
     """
-    if not (origin.folder / MANIFEST).is_file():
-        raise ArtifactError(
-            f"The model was opened from {origin.folder}, which is gone, and it cannot be saved "
-            "without the files there. Call zoopress.unpack(model), and save it as any other."
-        )
+    check_there(origin)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".zoopress-") as name:
         made = Path(name)
-        if not changed and architecture is None and _untouched(module, origin, plugins):
+        if not changed and architecture is None and is_untouched(module, origin, plugins):
             for file in (*origin.manifest.files, MANIFEST):
                 _copy(origin.folder / file, made / file)
         else:
@@ -107,11 +116,9 @@ def _copy(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
-def _untouched(module: nn.Module, origin: Origin, plugins: Plugins) -> bool:
+def is_untouched(module: nn.Module, origin: Origin, plugins: Plugins) -> bool:
     """Tell whether a model is still what its artifact holds."""
-    model = load_into(
-        origin.architecture, origin.folder, origin.manifest, plugins, masks=False
-    )
+    model = load_into(origin.architecture, origin.folder, origin.manifest, plugins, masks=False)
     held, now = packed_weights(model.module), packed_weights(module)
     if now.keys() - held.keys():
         return False
@@ -160,9 +167,7 @@ def _write(
 def _edits_now(module: nn.Module, origin: Origin, plugins: Plugins) -> list[AnyEdit]:
     """Return the edits that make the model as it is now from the bare architecture."""
     before = list(origin.manifest.edits)
-    held = [
-        edit for i, edit in enumerate(before) if _holds(edit, before[i + 1 :], module, plugins)
-    ]
+    held = [edit for i, edit in enumerate(before) if _holds(edit, before[i + 1 :], module, plugins)]
     model = rebuilt(origin, plugins, held)
     parts = dict(module.named_modules(remove_duplicate=False))
     for path, bare in list(model.module.named_modules()):

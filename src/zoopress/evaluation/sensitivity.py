@@ -135,7 +135,7 @@ def compressed_form(weight: Weight, compressed: Model, edits: Iterable[AnyEdit])
         dense = getattr(owner, weight.attribute, None)
     if not isinstance(dense, Tensor):
         return None
-    dense = dense.as_subclass(Tensor)  # type: ignore[no-untyped-call]
+    dense = dense.as_subclass(Tensor)
     if replaced and dense.shape != weight.parameter.shape:
         # Layers of older plugins give [out, in, …], whichever axis was the output's.
         matrix = as_matrix(dense, 0)

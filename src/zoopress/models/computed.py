@@ -37,7 +37,7 @@ class ComputedWeight(Tensor):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Pickle an ordinary tensor: a copy is nobody's weight."""
-        return self.as_subclass(Tensor).__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
+        return self.as_subclass(Tensor).__reduce_ex__(protocol)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         """Copy an ordinary tensor."""
@@ -57,7 +57,7 @@ def readable(weight: Tensor) -> Tensor:
         or torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
-        or torch._C._get_tracing_state() is not None  # type: ignore[no-untyped-call]
+        or torch._C._get_tracing_state() is not None
     )
     return weight if watched else weight.as_subclass(ComputedWeight)
 
@@ -112,8 +112,8 @@ def guards(kind: type[nn.Module], names: Collection[str]) -> dict[str, Any]:
 def _lost(what: str) -> ComputedWeightError:
     return ComputedWeightError(
         f"{what} is computed from its compressed form whenever it is read, so what is written into "
-        "it would be lost. Call zoopress.unpack(model) first: it makes ordinary weights of all that "
-        "are computed, in place. While compressing, leave the layer out with 'exclude'."
+        "it would be lost. Call zoopress.unpack(model) first: it makes ordinary weights of all "
+        "that are computed, in place. While compressing, leave the layer out with 'exclude'."
     )
 
 
@@ -123,7 +123,7 @@ def _writes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         return True
     name: str = getattr(func, "__name__", "")
     in_place = name.startswith("__i") and name not in ("__invert__", "__index__", "__int__")
-    if not (in_place or name.endswith("_") and not name.endswith("__") or name in _SETTERS):
+    if not (in_place or (name.endswith("_") and not name.endswith("__")) or name in _SETTERS):
         return False
     attribute = _attribute(func) if name == "__set__" else ""
     if name in _HARMLESS or attribute not in ("", "data", "grad", "requires_grad"):
@@ -131,7 +131,9 @@ def _writes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     if "requires_grad" in (attribute, name.removesuffix("_")) and not _wanted(args, kwargs):
         return False  # it asks for what is so
     first = args[0] if args else kwargs.get("tensor", kwargs.get("input"))
-    return any(_is_computed(each) for each in (first if isinstance(first, (list, tuple)) else [first]))
+    return any(
+        _is_computed(each) for each in (first if isinstance(first, (list, tuple)) else [first])
+    )
 
 
 def _wanted(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -156,5 +158,6 @@ def _guarded(result: Any, args: tuple[Any, ...]) -> Any:
         return type(result)(guarded) if type(result) in (tuple, list) else result
     if type(result) is not Tensor:
         return result
-    shares = any(_is_computed(a) and torch._C._is_alias_of(a, result) for a in args)
+    alias: Any = torch._C._is_alias_of  # type: ignore[attr-defined]
+    shares = any(_is_computed(a) and alias(a, result) for a in args)
     return result.as_subclass(ComputedWeight) if shares else result

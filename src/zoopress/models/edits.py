@@ -40,9 +40,9 @@ class ReplacementLayer(Protocol):
     """What a registered layer offers: building itself in the place of a module.
 
     It is put into the module's own object, see `stand_in.py`. Where code may read a tensor of the
-    module's, such as `weight` or `bias`, or a size, such as `out_features`, give the layer a property
-    of that name; a tensor's has the shape that the module's had. Reports compare `weight` with the
-    module's.
+    module's, such as `weight` or `bias`, or a size, such as `out_features`, give the layer a
+    property of that name; a tensor has the shape that the module's had. Reports compare `weight`
+    with the module's.
     """
 
     @classmethod

@@ -10,17 +10,20 @@ computes can be read, and not written into.
 
 from __future__ import annotations
 
-import copyreg
 import inspect
 import weakref
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from zoopress.errors import MissingTensorError
-from zoopress.models.computed import computed_property, guards
+from zoopress.models.stand_in_classes import (
+    Former as Former,
+    class_for,
+    former as former,
+    own_class as own_class,
+)
 
 _CALL_HOOKS = ("_forward_hooks", "_backward_hooks", "_forward_pre_hooks", "_backward_pre_hooks")
 _FLAGS_OF_HOOKS = (
@@ -28,47 +31,7 @@ _FLAGS_OF_HOOKS = (
     "_forward_hooks_always_called",
     "_forward_pre_hooks_with_kwargs",
 )
-_MACHINERY = tuple(
-    name
-    for name, value in vars(nn.Module).items()
-    if not name.startswith("__") or callable(value)
-    if name not in ("__annotate__", "__annotate_func__", "__class_getitem__", "__new__")
-)
 _OF_MODULES = frozenset(vars(nn.Module()))
-
-
-class Former(NamedTuple):
-    """What a layer was before another took its place.
-
-    Attributes:
-        kind: its class.
-        parameters: names of its parameters, those that are None too.
-        buffers: names of its buffers.
-        unsaved: names of the buffers that are no part of its state dict.
-        children: names of its children.
-    """
-
-    kind: type[nn.Module]
-    parameters: tuple[str, ...]
-    buffers: tuple[str, ...]
-    unsaved: tuple[str, ...]
-    children: tuple[str, ...]
-
-    @property
-    def tensors(self) -> tuple[str, ...]:
-        return (*self.parameters, *self.buffers)
-
-
-def former(module: nn.Module) -> Former | None:
-    """Return what a module was, if it stands in the place of another."""
-    found: Former | None = getattr(type(module), "_former", None)
-    return found
-
-
-def own_class(module: nn.Module) -> type[nn.Module]:
-    """Return a module's class; of one that stands in the place of another, the new layer's."""
-    found: type[nn.Module] = getattr(type(module), "_layer_class", type(module))
-    return found
 
 
 def obstacle(module: nn.Module) -> str | None:
@@ -84,8 +47,8 @@ def obstacle(module: nn.Module) -> str | None:
     computed = [name for name, value in vars(module).items() if isinstance(value, Tensor)]
     if computed and module._forward_pre_hooks:
         return (
-            f"its {computed[0]!r} is computed by a hook before each call, as weight norm does; make "
-            "it an ordinary weight in the factory, as torch.nn.utils.remove_weight_norm does"
+            f"its {computed[0]!r} is computed by a hook before each call, as weight norm does; "
+            "make it an ordinary weight in the factory, as torch.nn.utils.remove_weight_norm does"
         )
     return None
 
@@ -106,7 +69,7 @@ def stand_in(module: nn.Module, layer: nn.Module) -> None:
     reason = obstacle(module) or _lost(module, layer)
     if reason:
         raise ValueError(reason)
-    kind = was.kind if type(layer) is was.kind else _class(type(layer), was)
+    kind = was.kind if type(layer) is was.kind else class_for(type(layer), was)
     own = [p for p in module.parameters(recurse=False) if p.is_floating_point()]
     if own and not any(parameter.requires_grad for parameter in own):
         layer.requires_grad_(False)
@@ -118,6 +81,7 @@ def stand_in(module: nn.Module, layer: nn.Module) -> None:
     for name in [name for name in state if name not in _OF_MODULES]:
         if name in before or _holds(state[name], held):
             del state[name]
+    more = tuple(name for name in vars(layer) if name not in state)
     for name, value in vars(layer).items():
         if name in _CALL_HOOKS:
             _join(state[name], value, new_first=not name.endswith("pre_hooks"))
@@ -127,7 +91,7 @@ def stand_in(module: nn.Module, layer: nn.Module) -> None:
             state[name] = state[name] if value is None else value
         elif name != "training":
             state[name] = value
-    state["_of_layer"] = tuple(name for name in vars(layer) if name not in _OF_MODULES)
+    state["_of_layer"] = more
     module.__class__ = kind
 
 
@@ -288,92 +252,3 @@ def _join(hooks: dict[int, Any], more: dict[int, Any], new_first: bool) -> None:
     hooks.clear()  # the same dict, which the handles of hooks know
     for each in (more, before) if new_first else (before, more):
         hooks.update(each)
-
-
-class _StandInType(type):
-    """The class of classes that are made here: they are pickled as what they are made of."""
-
-
-_CLASSES: dict[tuple[type, Former], type] = {}
-_TYPES: dict[type, type] = {type: _StandInType}
-
-
-def _class(layer: type[nn.Module], was: Former) -> type[nn.Module]:
-    """Return the class of a layer that stands in the place of another.
-
-    Raises:
-        ValueError: if Python cannot make it.
-    """
-    layer = getattr(layer, "_layer_class", layer)
-    key = (layer, was)
-    if key in _CLASSES:
-        return _CLASSES[key]
-    absent = object()
-    found = {name: inspect.getattr_static(layer, name, absent) for name in _MACHINERY}
-    body: dict[str, Any] = {name: value for name, value in found.items() if value is not absent}
-    for name in was.tensors:
-        static = inspect.getattr_static(layer, name, None)
-        if isinstance(static, property) and static.fget is not None:
-            body[name] = computed_property(static.fget)
-    body.update(
-        **guards(layer, was.tensors),
-        _former=was,
-        _layer_class=layer,
-        __getattr__=_missing_told(body["__getattr__"], was, layer),
-        __module__=layer.__module__,
-        __qualname__=layer.__qualname__,
-        __doc__=layer.__doc__,
-    )
-    bases = (layer,) if issubclass(layer, was.kind) else (layer, was.kind)
-    try:
-        made = _type_for(*bases)(layer.__name__, bases, body)
-    except TypeError as error:
-        raise ValueError(
-            f"{layer.__name__} cannot stand in the place of {was.kind.__name__}: {error}"
-        ) from error
-    _CLASSES[key] = made
-    return made
-
-
-def _missing_told(get: Any, was: Former, layer: type) -> Any:
-    """Return a `__getattr__` that says of a tensor that is gone why it is."""
-
-    def find(self: nn.Module, name: str) -> Any:
-        try:
-            return get(self, name)
-        except AttributeError as error:
-            if name not in was.tensors:
-                raise
-            raise MissingTensorError(
-                f"{name!r} of a {was.kind.__name__} was read, in whose place compression put a "
-                f"{layer.__name__}, which has none. The model, or whoever reads it, uses the "
-                "layer's tensor without calling the layer: leave that layer out with 'exclude'."
-            ) from error
-
-    return find
-
-
-def _type_for(*bases: type) -> type:
-    """Return the metaclass for a class of these bases, which pickles it."""
-    kinds = {type(base) for base in bases} - {type}
-    lowest = next((k for k in kinds if all(issubclass(k, other) for other in kinds)), type)
-    if lowest not in _TYPES:
-        _TYPES[lowest] = type(_StandInType.__name__, (_StandInType, lowest), {})
-        copyreg.pickle(_TYPES[lowest], _reduce)  # type: ignore[arg-type]
-    return _TYPES[lowest]
-
-
-def _reduce(made: type) -> Any:
-    """Pickle a class as what it is made of; of one that was derived from it, only the name."""
-    own = vars(made)
-    if "_layer_class" not in own:
-        return made.__qualname__
-    was = own["_former"]
-    return _class_again, (own["_layer_class"], *was)
-
-
-def _class_again(layer: type[nn.Module], *was: Any) -> type[nn.Module]:
-    return _class(layer, Former(*was))
-
-
-copyreg.pickle(_StandInType, _reduce)  # type: ignore[arg-type]

@@ -146,13 +146,17 @@ class Architecture(ABC):
         """Return the module as users get it, with its tokenizer and the like attached."""
         return module
 
-    def keep_savable(self, module: nn.Module, origin: Origin) -> None:
+    def keep_savable(self, module: nn.Module, origin: Origin) -> bool:
         """Let the library's own way of saving a module write a compressed one, or refuse.
 
         Args:
             module: what `finish` returned.
             origin: the artifact that it was opened from.
+
+        Returns:
+            Whether the library has such a way.
         """
+        return False
 
 
 def pull(card: Card, plugins: Plugins) -> SourceFiles:
