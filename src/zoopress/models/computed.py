@@ -19,7 +19,13 @@ _SETTERS = frozenset({"__set__", "__setitem__", "__delitem__"})
 
 
 class ComputedWeight(Tensor):
-    """A weight as it is read; what would change it in place, or a view of it, is refused."""
+    """A weight as it is read; what would change it in place, or a view of it, is refused.
+
+    Attributes:
+        is_attribute: whether this is the tensor that was read, and none that shares its memory.
+    """
+
+    is_attribute = False
 
     @classmethod
     def __torch_function__(
@@ -59,7 +65,11 @@ def readable(weight: Tensor) -> Tensor:
         or torch._C._len_torch_function_stack()
         or torch._C._get_tracing_state() is not None
     )
-    return weight if watched else weight.as_subclass(ComputedWeight)
+    if watched:
+        return weight
+    read = weight.as_subclass(ComputedWeight)
+    read.is_attribute = True
+    return read
 
 
 def computed_property(get: Callable[[Any], Any]) -> property:
@@ -137,7 +147,9 @@ def _writes(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 
 def _wanted(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Tell whether a flag of requiring gradients is set, or one that is set taken away."""
+    """Tell whether a layer's weight was to have gradients, or to have none any more."""
+    if not getattr(args[0], "is_attribute", False):
+        return False  # somebody's own, as what nn.Parameter(weight) makes first
     value = args[1] if len(args) > 1 else kwargs.get("requires_grad", True)
     return bool(value) or bool(args[0].requires_grad)
 
