@@ -1,5 +1,6 @@
 """The layer of the block: a tall convolution, then a wide one."""
 
+import torch
 from torch import nn
 
 
@@ -53,3 +54,14 @@ class SpatiallySeparable(nn.Module):
     def forward(self, input):
         """Compute [batch, in, …] → [batch, out, …]."""
         return self.wide(self.tall(input))
+
+    @property
+    def weight(self):
+        """Return the kernel [out, in, height, width] that both stand for, for code that reads it."""
+        tall, wide = self.tall.weight.squeeze(3), self.wide.weight.squeeze(2)
+        return torch.einsum("rih,orw->oihw", tall, wide)
+
+    @property
+    def bias(self):
+        """Return [out], or None."""
+        return self.wide.bias

@@ -101,7 +101,7 @@ class BlockReplacement(Technique[BlockReplacementConfig]):
         for done, (path, module) in enumerate(selected, start=1):
             if any(path.startswith(f"{outer}.") for outer in replaced):
                 continue  # it went with the module around it
-            reason = block.refusal(module)
+            reason = block.refusal(module) or model.obstacle(path)
             if not reason and path in tied:
                 reason = "its weight is tied to another module's"
             if not reason:

@@ -24,6 +24,7 @@ from zoopress.models.edits import (
 )
 from zoopress.models.packing import AnyLayout, Codes, nonzero_codes, packed_weights
 from zoopress.models.precision import accept_float32
+from zoopress.models.stand_in import obstacle
 from zoopress.models.values import check_values, settable
 from zoopress.models.weights import WEIGHT_KINDS, Weight, as_matrix, find_weights
 
@@ -169,6 +170,10 @@ class Model:
             names[tensor]: self.masks[name] for name, tensor in masked.items() if tensor in names
         }
 
+    def obstacle(self, path: str) -> str | None:
+        """Say why no layer can take the place of the module of a path, whatever it is, or None."""
+        return obstacle(submodule(self.module, path))
+
     def replace(
         self,
         path: str,
@@ -176,15 +181,19 @@ class Model:
         arguments: Mapping[str, Argument],
         tensors: Mapping[str, Tensor],
     ) -> None:
-        """Replace a module by a registered layer.
+        """Replace a module by a registered layer, within the module's own object.
 
-        A mask of the module's goes on to hold for the layer's tensor of the same name and shape.
+        Its hooks, a `forward` that was set on it, its attributes and its class for `isinstance`
+        stay, see `stand_in.py`. A mask of the module's goes on to hold for the layer's tensor of the same name and shape.
 
         Args:
             path: the module.
             layer: the layer's registered name.
             arguments: what its `from_module` takes.
             tensors: every tensor of the new layer, by its name within the layer.
+
+        Raises:
+            StageError: if something of the module would be lost, or the tensors do not fit.
         """
         lost = [
             name
@@ -351,7 +360,10 @@ class Model:
             with torch.device("meta"):
                 apply_edit(self.module, edit, self.layers)
         except (ValueError, TypeError) as error:
-            raise StageError(f"Cannot {edit.edit} module {edit.module!r}: {error}.") from error
+            remedy = " Leave it out with 'exclude'." if isinstance(edit, Replace) else ""
+            raise StageError(
+                f"Cannot {edit.edit} module {edit.module!r}: {error}.{remedy}"
+            ) from error
         self.edits.append(edit)
         self.version += 1
 

@@ -8,6 +8,7 @@ def test_it_conforms():
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from zoopress.techniques import Block
 from zoopress.testing import models as testing_models
 from zoopress.testing.conformance import ConformanceError, check_on_models, require
 from zoopress.testing.declared import check_declared, named
+from zoopress.testing.replaced import wrong_stand_ins
 from zoopress.testing.tiny import TINY_MODELS, seeded
 
 OTHERS: dict[str, Callable[[], nn.Module]] = {
@@ -123,7 +125,7 @@ def _check_module(block: Block[Any], what: str, module: nn.Module, plugins: Plug
     inputs = _inputs(module)
     with torch.no_grad():
         expected = module(inputs)
-    model = Model(nn.Sequential(module), plugins.layers)
+    model = Model(nn.Sequential(copy.deepcopy(module)), plugins.layers)
     cost = block.cost(module)
     try:
         model.replace("0", block.layer, block.arguments(module), tensors)
@@ -136,6 +138,8 @@ def _check_module(block: Block[Any], what: str, module: nn.Module, plugins: Plug
         f"in the place of {what} it puts out {got.dtype} {list(got.shape)}, which was "
         f"{expected.dtype} {list(expected.shape)}",
     )
+    wrong = wrong_stand_ins(model.module, lambda: model.module(inputs))
+    require(wrong is None, f"in the place of {what}, {wrong}")
     error_share = float((got - expected).norm() / expected.norm())
     require(
         error_share < 1,

@@ -42,6 +42,7 @@ from zoopress.techniques import (
     float_weights as float_weights_of,
 )
 from zoopress.testing.packed import wrong_codes
+from zoopress.testing.replaced import wrong_stand_ins
 from zoopress.testing.tiny import (
     IMAGES,
     TINY_MODELS,
@@ -236,6 +237,9 @@ def check_on_card(technique: Technique[Any], card: Card, folder: Path, plugins: 
     original = Model(built(card, plugins), plugins.layers)
     _check_touched(first.report.last.touched, original, model)
     require((wrong := wrong_codes(model)) is None, f"on the {name}, {wrong}")
+    context = context_for(card, folder / "replaced", plugins)
+    wrong = wrong_stand_ins(model.module, lambda: context.call(model.module, context.batches()[0]))
+    require(wrong is None, f"on the {name}, {wrong}")
     _check_effects(technique, original, model)
     _check_stored_alike(model, card, folder / "again", plugins)
     if MASKS not in technique.effects().destroys:

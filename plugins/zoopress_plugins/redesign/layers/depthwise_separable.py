@@ -7,16 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoopress.models.stand_in import obstacle
-
 
 def unfit(module: nn.Module) -> str | None:
     """Say why a module cannot be replaced by a depthwise-separable convolution, or None."""
     if type(module) is not nn.Conv2d:
         return f"{type(module).__name__} is not a plain nn.Conv2d"
-    reason = obstacle(module)
-    if reason:
-        return reason
     if module.groups > 1:
         return "it has groups"
     if module.kernel_size == (1, 1):
