@@ -57,7 +57,7 @@ class SpatiallySeparable(nn.Module):
 
     @property
     def weight(self):
-        """Return the kernel [out, in, height, width] that both stand for, for code that reads it."""
+        """Return the kernel [out, in, height, width] that both layers stand for."""
         tall, wide = self.tall.weight.squeeze(3), self.wide.weight.squeeze(2)
         return torch.einsum("rih,orw->oihw", tall, wide)
 

@@ -184,7 +184,8 @@ class Model:
         """Replace a module by a registered layer, within the module's own object.
 
         Its hooks, a `forward` that was set on it, its attributes and its class for `isinstance`
-        stay, see `stand_in.py`. A mask of the module's goes on to hold for the layer's tensor of the same name and shape.
+        stay, see `stand_in.py`. A mask of the module's goes on to hold for the layer's tensor of
+        the same name and shape.
 
         Args:
             path: the module.
