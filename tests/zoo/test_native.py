@@ -333,13 +333,6 @@ def test_a_damaged_artifact_is_refused_here_too(made: Any, tmp_path: Path) -> No
         transformers.AutoModelForSequenceClassification.from_pretrained(artifact)
 
 
-def test_saving_it_through_transformers_is_refused(made: Any, tmp_path: Path) -> None:
-    auto = transformers.AutoModelForSequenceClassification
-    loaded = auto.from_pretrained(made("bert", "int8"))
-    with pytest.raises(ValueError, match="zoopress"):
-        loaded.save_pretrained(tmp_path / "saved")
-
-
 def test_shards_have_an_index_that_transformers_reads(
     made: Any, tmp_path: Path, plugins: Plugins
 ) -> None:

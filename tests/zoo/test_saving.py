@@ -285,3 +285,28 @@ def test_copies_and_pickles_are_saved_as_themselves(made: Make, tmp_path: Path, 
         other.save_pretrained(tmp_path / str(number))
         again = opened(tmp_path / str(number), "from_pretrained")
         assert torch.equal(logits(again), logits(other))
+
+
+def test_the_transformer_of_a_sentence_encoder_is_saved_only_once_it_is_ordinary(
+    tmp_path: Path, plugins: Plugins
+) -> None:
+    from zoopress.artifacts.again import Origin
+    from zoopress.models.model import Model
+    from zoopress_zoo.saving import keep_savable
+
+    config = transformers.BertConfig(
+        **SIZES, intermediate_size=48, max_position_embeddings=24, num_labels=5
+    )
+    core = transformers.BertModel(config).eval()
+    model = Model(core, plugins.layers)
+    weight = next(w for w in model.weights() if w.path.endswith("query"))
+    up, down = torch.randn(32, 4), torch.randn(4, 32)
+    tensors = {"down.weight": down, "up.weight": up, "up.bias": weight.module.bias}
+    model.replace(weight.path, "factored_linear", {"rank": 4}, tensors)
+    keep_savable(core, Origin(tmp_path, None, None), is_part=True)  # type: ignore[arg-type]
+    with pytest.raises(ArtifactError, match=r"sentence encoder alone.*zoopress\.unpack"):
+        core.save_pretrained(tmp_path / "saved")
+    zoopress.unpack(core).save_pretrained(tmp_path / "saved")
+    again = transformers.BertModel.from_pretrained(tmp_path / "saved")
+    with torch.no_grad():
+        assert torch.equal(again.eval()(TOKENS)[0], core(TOKENS)[0])
