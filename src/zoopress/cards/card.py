@@ -88,6 +88,11 @@ class Data(_Part):
     preprocessing: dict[str, Any] = Field(
         default={}, description="how samples become inputs; each task has its own keys"
     )
+    outputs: tuple[str, ...] = Field(
+        default=(),
+        description="names of the outputs that are judged, the first of which is what techniques "
+        "look at, such as [logits]; by default all are, but losses and caches of keys and values",
+    )
     calibration_samples: int = Field(
         default=64, ge=1, description="inputs that techniques may look at"
     )

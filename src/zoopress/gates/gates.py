@@ -46,9 +46,25 @@ def claims_reached(given: GateInput) -> str | None:
 @_always
 def outputs_finite(given: GateInput) -> str | None:
     """Fail a model whose outputs hold NaN or infinity."""
-    if given.result.finite:
+    odd = [each.name for each in given.result.fidelity.outputs if not each.finite]
+    if given.result.finite and not odd:
         return None
-    return "the model's outputs hold NaN or infinity. Use milder settings for this stage."
+    which = f"its output {odd[0]!r} holds" if odd and odd != ["output"] else "its outputs hold"
+    return f"{which} NaN or infinity. Use milder settings for this stage."
+
+
+@_always
+def outputs_keep_form(given: GateInput) -> str | None:
+    """Fail a model with an output of another shape or type than the original's."""
+    changed = [each for each in given.result.fidelity.outputs if each.problem]
+    if not changed:
+        return None
+    more = f", and {len(changed) - 1} more outputs changed" if len(changed) > 1 else ""
+    return (
+        f"the output {changed[0].name!r} has another form than the original's: "
+        f"{changed[0].problem}{more}. 'exclude' the layers that it comes from; or, if nobody uses "
+        "it, name in the card those that count, as 'data: {outputs: [logits]}'."
+    )
 
 
 @_always
@@ -80,6 +96,7 @@ BUILT_IN: dict[str, Gate] = {
     "something_touched": something_touched,
     "claims_reached": claims_reached,
     "outputs_finite": outputs_finite,
+    "outputs_keep_form": outputs_keep_form,
     "reloads_identically": reloads_identically,
     "bytes_shrank": bytes_shrank,
 }
@@ -89,8 +106,14 @@ BUILT_IN: dict[str, Gate] = {
 def fidelity_kept(given: GateInput) -> str | None:
     """Fail a model further from the original than the targets allow."""
     fidelity, targets = given.result.fidelity, given.targets
+    if targets.min_cosine is not None:
+        worst = fidelity.worst(targets.min_cosine)
+        if not worst.value >= targets.min_cosine:
+            return (
+                f"{worst.of_output} is {worst.value:.4f}, below the target of "
+                f"{targets.min_cosine:.4f}{worst.reason}. Use milder settings, or lower min_cosine."
+            )
     for name, bound in (
-        ("cosine", targets.min_cosine),
         ("label_loyalty", targets.min_label_loyalty),
         ("probability_loyalty", targets.min_probability_loyalty),
     ):

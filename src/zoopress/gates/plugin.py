@@ -8,6 +8,7 @@ _ALWAYS = (
     "something_touched",
     "claims_reached",
     "outputs_finite",
+    "outputs_keep_form",
     "reloads_identically",
     "bytes_shrank",
     "fidelity_kept",

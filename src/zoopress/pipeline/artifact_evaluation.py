@@ -13,7 +13,7 @@ from zoopress.cards import Card
 from zoopress.cells.cell import open_original
 from zoopress.evaluation.comparison import Comparison
 from zoopress.evaluation.evaluate import evaluate
-from zoopress.evaluation.fidelity import compare_outputs, run_all
+from zoopress.evaluation.fidelity import compare_runs, run_all
 from zoopress.evaluation.latency import measure_latency
 from zoopress.models.packing import unpack
 from zoopress.pipeline.deployment import start_on_task
@@ -64,11 +64,11 @@ def evaluate_artifact(
         in_runtime = {"runtime": runtime, "runtime_difference": started.difference}
     with reporter.step("running the compressed model") as progress:
         run = run_all(task, module, progress)
-    fidelity = compare_outputs(task, reference.outputs, run.outputs)
+    fidelity = compare_runs(task, reference, run, original)
     figures: dict[str, Any] = {
         "size_bytes": size_bytes(folder, manifest),
         "compression_ratio": files.size_bytes() / size_bytes(folder, manifest),
-        "finite": run.finite,
+        "finite": run.finite and all(each.finite for each in fidelity.outputs),
         **in_runtime,
         **{name: value for name, value in asdict(fidelity).items() if value is not None},
     }

@@ -22,10 +22,11 @@ from zoopress.cells.feasibility import check_feasible
 from zoopress.errors import SourceError, StageError
 from zoopress.evaluation.comparison import Comparison
 from zoopress.evaluation.evaluate import evaluate
-from zoopress.evaluation.fidelity import Run, call, compare_outputs, relative_difference, run_all
+from zoopress.evaluation.fidelity import Run, call, call_observed, compare_runs, run_all
 from zoopress.evaluation.latency import measure_latency
 from zoopress.evaluation.layer_changes import layer_changes
 from zoopress.evaluation.machine import describe_machine
+from zoopress.evaluation.repeatability import SAME, check_rebuilt, check_repeats, difference
 from zoopress.evaluation.sensitivity import measure_layers, stored_bytes
 from zoopress.gates import check_sound
 from zoopress.models.edits import AnyEdit, layers_of
@@ -88,13 +89,15 @@ class Workbench:
             GateError: if the result is not sound; it is not stored then.
         """
         stage, key = self.recipe.stages[position - 1], self.cell.keys[position - 1]
-        _ = self.feasible  # said before hours of work, not by the stage itself
+        _ = self.feasible, self.reference  # said before hours of work, not by the stage itself
         waiting = f"{stage.name}: another run is computing this stage; waiting for it"
         with self.store.claim(key, lambda: self.reporter.line(waiting)) as claim:
             if claim.entry is not None:
                 return claim.entry
             title = f"stage {position}/{len(self.recipe.stages)}  {stage.name}"
             with self.reporter.step(title, closing_line=False) as progress:
+                if previous is None:
+                    self._check_rebuilt(claim.staging)
                 before = self._input(previous)
                 model, edits = before.model, len(before.model.edits)
                 told = {"technique": stage.name, "position": position}
@@ -122,7 +125,7 @@ class Workbench:
 
                 progress("evaluating")
                 run = run_all(self.task, model.module, progress)
-                fidelity = compare_outputs(self.task, self.reference.outputs, run.outputs)
+                fidelity = compare_runs(self.task, self.reference, run, self.original)
                 metrics = self.task.metrics(run.statistics) if run.finite else {}
                 progress("saving")
                 artifact = claim.staging / "artifact"
@@ -139,7 +142,7 @@ class Workbench:
                     parameters=model.parameter_count(),
                     pruned=model.pruned_count(),
                     finite=run.finite,
-                    reload_difference=self._reload_difference(artifact, model),
+                    reload_difference=self._reload_difference(artifact, model, run),
                     fidelity=fidelity,
                     notes=outcome.notes,
                     seconds=seconds,
@@ -150,6 +153,8 @@ class Workbench:
                     lower_is_better=not self.task.higher_is_better,
                     layers=layer_changes(self.original, model, self._edits_before),
                 )
+                if not result.reload_difference <= SAME and math.isfinite(fidelity.cosine):
+                    self._check_rebuilt(claim.staging, thorough=True)  # is it the technique's?
             given = GateInput(
                 result,
                 self.recipe.targets_of(position),
@@ -371,7 +376,40 @@ class Workbench:
                 f"The original {self.card.name} gives NaN or infinity on the card's data, so "
                 "nothing can be compared with it. Check the card's 'data' and the weights."
             )
+        if check_repeats(self.task, self.original, run, self.card.name):
+            self.reporter.line(
+                f"the outputs of {self.card.name} are random; both models get the same seed, so "
+                "that they are compared on the same numbers"
+            )
+            return replace(run, seeded=True)
         return run
+
+    def _check_rebuilt(self, folder: Path, thorough: bool = False) -> None:
+        """Ask whether the original is the same model when it is built anew, or saved and loaded.
+
+        Raises:
+            SourceError: if it is not, with the cause.
+        """
+        original = self.cell.original.model
+
+        def stored() -> nn.Module:
+            before = original.open()
+            trial = folder / "original"
+            trial.mkdir()
+            try:
+                save_artifact(
+                    *(trial, before.model, before.architecture, self.cell.original.base),
+                    *(before.others, before.lineage),
+                    plugins=self.plugins,
+                )
+                return self._load(trial)[0].module
+            finally:
+                shutil.rmtree(trial, ignore_errors=True)
+
+        check_rebuilt(
+            *(self.task, lambda: original.open().model.module, stored, original.on_meta()),
+            *(self.original, self.reference, self.card.name, thorough),
+        )
 
     @property
     def _edits_before(self) -> int:
@@ -399,16 +437,15 @@ class Workbench:
         # Found through the store, which has just compared every file with its SHA-256.
         return load_artifact(artifact, self.plugins, factory, verify=False)
 
-    def _reload_difference(self, artifact: Path, model: Model) -> float:
+    def _reload_difference(self, artifact: Path, model: Model, run: Run) -> float:
         """Return how far the saved model's outputs are from those of the one in memory."""
         batch = self.task.batches("test")[0]
-        before = call(self.task, model.module, batch)
         reloaded, _, _ = self._load(artifact)
         if reloaded.masks.keys() != model.masks.keys() or any(
             not torch.equal(mask, model.masks[name]) for name, mask in reloaded.masks.items()
         ):
             return float("inf")
-        return relative_difference(before, call(self.task, reloaded.module, batch))
+        return difference(run.observed[0], call_observed(self.task, reloaded.module, batch))
 
 
 def _trial_bytes(

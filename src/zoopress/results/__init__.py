@@ -12,5 +12,7 @@ from zoopress.results.stage_result import (
     Fidelity as Fidelity,
     GateInput as GateInput,
     LayerChange as LayerChange,
+    OutputFidelity as OutputFidelity,
+    Similarity as Similarity,
     StageResult as StageResult,
 )

@@ -35,7 +35,8 @@ class Judgement:
     """One quantity that a stage's result was judged by.
 
     Attributes:
-        quantity: "cosine", "label_loyalty", or the name of the task's metric.
+        quantity: "cosine" or another measure, and of which output if there are several;
+            "label_loyalty", or the name of the task's metric.
         value: what was measured; None if it was no number.
         bound: the worst value that is still like the original's.
         good: whether the value is within the bound.
@@ -97,7 +98,16 @@ def judge_quality(result: StageResult, targets: Targets) -> Quality:
     if result.metric is not None and result.metric_drop is not None:
         judgements = {"metric": _judge_metric(result, result.metric, result.metric_drop)}
     else:
-        judgements = {"cosine": _judge("cosine", fidelity.cosine, MIN_COSINE)}
+        worst = fidelity.worst(MIN_COSINE)
+        judgements = {
+            "cosine": Judgement(
+                worst.of_output,
+                _finite(worst.value),
+                MIN_COSINE,
+                worst.value >= MIN_COSINE,
+                "min_cosine",
+            )
+        }
         if fidelity.label_loyalty is not None:
             judgements["label_loyalty"] = _judge(
                 "label_loyalty", fidelity.label_loyalty, MIN_LABEL_LOYALTY

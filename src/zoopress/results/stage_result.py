@@ -11,21 +11,112 @@ from zoopress.recipes import Targets
 from zoopress.techniques import Claim
 
 
+MEANINGLESS = 0.99
+"""What a constant reaches by a measure is no similarity: another measure is taken then."""
+
+
+@dataclass(frozen=True)
+class OutputFidelity:
+    """How close one of a model's outputs is to the original's.
+
+    Attributes:
+        name: of the output; "output" if the model returns a single tensor.
+        kind: "real", "complex", "integer" or "boolean".
+        shape: of one sample's; of the whole batch's if samples are no axis of it.
+        measure: "cosine", "concordance", "closeness" or "agreement"; see docs/evaluation.md.
+        value: by that measure; 1 is equal.
+        constant: what the best output that does not depend on the input would reach by it.
+        centred: concordance, or agreement beyond that of a constant, by which no constant reaches
+            more than 0; None if `measure` is such a one, or the original's output is constant.
+        relative_error: norm of the difference ÷ that of the original's output; None of integers,
+            and if the original's is zero.
+        judged: whether targets and the guard on quality look at it.
+        finite: whether no value is NaN or infinite that is not in the original's output.
+        problem: how its form changed: it is gone, or has another shape or type; None if it did not.
+    """
+
+    name: str
+    kind: str
+    shape: list[int]
+    measure: str
+    value: float
+    constant: float = 0.0
+    centred: float | None = None
+    relative_error: float | None = None
+    judged: bool = True
+    finite: bool = True
+    problem: str | None = None
+
+    def at(self, bound: float = MEANINGLESS) -> Similarity:
+        """Return what a bound is compared with: a measure by which no constant would reach it."""
+        if self.centred is None or self.constant < min(bound, MEANINGLESS):
+            return Similarity(self.measure, self.value, self.name)
+        other = "concordance" if self.measure == "cosine" else f"corrected {self.measure}"
+        return Similarity(other, self.centred, self.name, self.constant)
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """How similar a model's worst output is to the original's.
+
+    Attributes:
+        measure: by which it was measured.
+        value: by that measure; 1 is equal.
+        output: its name.
+        constant: why it is not the cosine, or the agreement: what a constant would reach by that.
+    """
+
+    measure: str
+    value: float
+    output: str = "output"
+    constant: float | None = None
+
+    @property
+    def of_output(self) -> str:
+        """The measure and whose it is, in words."""
+        return self.measure if self.output == "output" else f"{self.measure} of {self.output!r}"
+
+    @property
+    def reason(self) -> str:
+        """Why the measure is not the usual one, in words; empty if it is."""
+        if self.constant is None:
+            return ""
+        return f" (a constant output would reach {self.constant:.4f} by the usual measure)"
+
+
 @dataclass(frozen=True)
 class Fidelity:
     """How close a model's outputs are to the original's on the same inputs.
 
     Attributes:
         samples: how many inputs were compared.
-        cosine: mean over samples of the cosine similarity of the outputs.
+        cosine: mean over samples of the cosine similarity of the outputs; if there are several,
+            or the cosine cannot tell a model from a constant, `worst()` says of which and by what.
         label_loyalty: share of samples with the same label, None without labels.
         probability_loyalty: mean of 1 − √(Jensen–Shannon divergence, base 2), None without labels.
+        outputs: of each output; empty in results of versions that looked at one alone.
+        seeded: whether the original's outputs are random, and both models were given the same seed.
     """
 
     samples: int
     cosine: float
     label_loyalty: float | None = None
     probability_loyalty: float | None = None
+    outputs: list[OutputFidelity] = field(default_factory=list)
+    seeded: bool = False
+
+    def worst(self, bound: float = MEANINGLESS) -> Similarity:
+        """Return the similarity of the worst of the outputs that are judged, held to a bound."""
+        found = [each.at(bound) for each in self.outputs if each.judged]
+        if not found:
+            return Similarity("cosine", self.cosine)
+        return min(found, key=lambda each: each.value if each.value == each.value else -math.inf)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Fidelity:
+        """Rebuild from `dataclasses.asdict`, also after it was JSON."""
+        outputs = [OutputFidelity(**each) for each in data.get("outputs", ())]
+        return cls(**{**data, "outputs": outputs})
 
 
 @dataclass(frozen=True)
@@ -112,7 +203,7 @@ class StageResult:
         """Rebuild from `as_dict`."""
         values = dict(data)
         values["claims"] = [Claim(**claim) for claim in values["claims"]]
-        values["fidelity"] = Fidelity(**values["fidelity"])
+        values["fidelity"] = Fidelity.from_dict(values["fidelity"])
         if values.get("layers") is not None:
             values["layers"] = [LayerChange(**layer) for layer in values["layers"]]
         return cls(**values)

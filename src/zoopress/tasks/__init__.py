@@ -22,11 +22,17 @@ from zoopress.tasks.learning_view import (
 from zoopress.tasks.outputs import (
     feed as feed,
     first_tensor as first_tensor,
+    is_cache as is_cache,
+    main_output as main_output,
+    named_outputs as named_outputs,
+    padded as padded,
+    samples_first as samples_first,
 )
 from zoopress.tasks.task import (
     Batch as Batch,
     Samples as Samples,
     Split as Split,
     Task as Task,
+    inputs_given_away as inputs_given_away,
     open_task as open_task,
 )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -34,6 +35,24 @@ def batch_length(batch: Any) -> int:
         return int(batch.shape[0])
     values = batch.values() if isinstance(batch, dict) else batch
     return next(batch_length(value) for value in values)
+
+
+def copied(batch: Any) -> Any:
+    """Return a batch whose tensors have memory of their own; gradients flow to the first ones."""
+    if isinstance(batch, Tensor):
+        return batch.clone()
+    if isinstance(batch, Mapping):
+        if type(batch) is dict:
+            return {key: copied(value) for key, value in batch.items()}
+        other: Any = copy.copy(batch)  # the containers that tokenizers return have methods
+        for key, value in batch.items():
+            other[key] = copied(value)
+        return other
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*map(copied, batch))
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(map(copied, batch))
+    return batch
 
 
 def map_tensors(batch: Any, change: Callable[[str, Tensor], Any], name: str = "") -> Any:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import wraps
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from zoopress.errors import CardError
@@ -25,6 +28,19 @@ calibration: techniques look at its inputs, and of its labels, where there are s
 gradients of the loss, in `context.statistics`. training: the loop learns from it.
 validation: stops training early and keeps the best weights. test: every figure that is reported.
 """
+
+_given_away: ContextVar[bool] = ContextVar("_given_away", default=False)
+"""Whether modules may write into the inputs of `Task.forward`."""
+
+
+@contextmanager
+def inputs_given_away() -> Iterator[None]:
+    """Let modules have the inputs themselves, where the caller made copies, as for a clock."""
+    token = _given_away.set(True)
+    try:
+        yield
+    finally:
+        _given_away.reset(token)
 
 
 @dataclass(frozen=True)
@@ -70,6 +86,8 @@ class Task(ABC):
         metric: the name of the metric that it is judged by, one of those that `metrics` returns;
             None if it has no labels.
         higher_is_better: whether a larger `metric` is a better one.
+        every_output: whether all that the module returns is judged; else what `forward` returns is,
+            and of the rest only that it keeps its shapes and is finite.
 
     Attributes:
         plugins: those of the run, which know the card's dataset; everything installed if None. Set
@@ -85,6 +103,13 @@ class Task(ABC):
     name: ClassVar[str]
     metric: ClassVar[str | None] = None
     higher_is_better: ClassVar[bool] = True
+    every_output: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        own = vars(cls).get("forward")
+        if own is not None and not getattr(own, "__isabstractmethod__", False):
+            cls.forward = _on_copies(own)  # type: ignore[method-assign]
 
     def __init__(self, card: Card, folder: Path) -> None:
         if card.data is None:
@@ -109,7 +134,10 @@ class Task(ABC):
 
     @abstractmethod
     def forward(self, module: nn.Module, inputs: Any) -> Tensor:
-        """Run a module on a batch's inputs and return its output [samples, …], with gradients."""
+        """Run a module on a batch's inputs and return its output [samples, …], with gradients.
+
+        The inputs that it sees are copies: a module may write into them.
+        """
 
     @abstractmethod
     def fingerprint(self) -> str:
@@ -237,6 +265,21 @@ class Task(ABC):
             moved = output if output.ndim <= 3 else output.movedim(1, -1)
             scores.append(moved.reshape(-1, moved.shape[-1]))
         return torch.cat(scores) if len({s.shape[1] for s in scores}) == 1 else None
+
+
+def _on_copies(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return a `forward` that hands copies to the module: samples are used again and again."""
+
+    @wraps(forward)
+    def run(self: Task, module: nn.Module, inputs: Any) -> Tensor:
+        if _given_away.get():
+            return forward(self, module, inputs)
+        from zoopress.tasks.batches import copied
+
+        with inputs_given_away():  # where a subclass calls its base's, one copy is enough
+            return forward(self, module, copied(inputs))
+
+    return run
 
 
 def open_task(card: Card, folder: Path, plugins: Plugins) -> Task:

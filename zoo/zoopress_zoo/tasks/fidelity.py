@@ -10,10 +10,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoopress.errors import CardError
+from zoopress.errors import CardError, nearest
 from zoopress.sources import callable_code, load_callable
 from zoopress.store import digest, file_digest
-from zoopress.tasks import Batch, Samples, Split, Task, first_tensor, row_digest
+from zoopress.tasks import (
+    Batch,
+    Samples,
+    Split,
+    Task,
+    main_output,
+    named_outputs,
+    row_digest,
+    samples_first,
+)
+from zoopress.tasks.outputs import WHOLE
+from zoopress.tasks.batches import batch_length
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +40,8 @@ RANDOM_TRAINING = 1024
 """Random samples to learn from, unless the card asks for another number."""
 
 _TEXT_TOKENS = 64
+_SCORES = ("logit", "score", "class", "prob", "pred", "cls", "label")
+"""An output whose name has none of these is not taken for scores of classes."""
 _LEAST: Mapping[Split, int] = {"test": 2, "calibration": 1}
 
 
@@ -131,9 +144,20 @@ class _Chosen(Samples):
 
 
 class FidelityTask(Task):
-    """Feeds a module from the card's data and compares the first tensor it returns."""
+    """Feeds a module from the card's data and compares all that it returns.
+
+    Attributes:
+        main_output: the name of the output that `forward` returns, once a model was run: the first
+            that the card names; else the logits where there are some, else the first one of real
+            numbers that differ between samples.
+        complex_output: whether that is of complex numbers, which `forward` returns as two real
+            ones each.
+    """
 
     name = "fidelity"
+    every_output = True
+    main_output: str | None = None
+    complex_output: bool = False
 
     def make_samples(self, split: Split) -> Samples:
         """Return inputs, in the order that the data has; none equals one of another split.
@@ -186,7 +210,11 @@ class FidelityTask(Task):
         return self._digests[row]
 
     def forward(self, module: nn.Module, inputs: Any) -> Tensor:
-        """Return the module's first output tensor, the logits where there are some."""
+        """Return the module's main output, the samples first.
+
+        Raises:
+            CardError: if arguments do not fit, or no output has values of each sample.
+        """
         positional = [inputs[name] for name in sorted(inputs, key=_position) if name.isdigit()]
         named = {name: value for name, value in inputs.items() if not name.isdigit()}
         try:
@@ -198,7 +226,51 @@ class FidelityTask(Task):
                     "as the arguments are, or by position: '0', '1', …"
                 ) from error
             raise
-        return first_tensor(output)
+        return self._main(output, batch_length(inputs))
+
+    def _main(self, output: Any, samples: int) -> Tensor:
+        """Return the output that techniques look at, of all that a model returned."""
+        import torch
+
+        named = named_outputs(output, samples)
+        wanted = self.data.outputs or tuple(named)
+        if unknown := [name for name in wanted if name not in named]:
+            raise CardError(
+                f"Card {self.card.name!r}: 'data.outputs': the model returns no output "
+                f"{unknown[0]!r}, but {_described(named) or 'no tensor'}."
+                f"{nearest(unknown[0], named)}"
+            )
+        if self.main_output not in wanted:
+            ready = {name: named[name] for name in wanted}
+            self.main_output = (
+                self.data.outputs[0]
+                if self.data.outputs
+                else main_output(ready, samples)
+                if ready
+                else None
+            )
+        main = None if self.main_output is None else named[self.main_output]
+        rows = None if main is None else samples_first(main, samples)
+        if rows is None:
+            of = f"of its outputs {self.main_output!r} " if self.data.outputs else ""
+            raise CardError(
+                f"Card {self.card.name!r}: for {samples} samples the model returns "
+                f"{_described(named) or type(output).__name__}; {of or 'nothing of that '}has an "
+                "axis of samples. A mean over a batch, or a loss, hides what a technique does to "
+                "each sample. Let the factory return a module that gives values of each sample, "
+                "[samples, …]" + (", or name another output." if of else ".")
+            )
+        self.complex_output = rows.is_complex()
+        return torch.view_as_real(rows.resolve_conj()) if self.complex_output else rows
+
+    def similarity(self, outputs: Sequence[Tensor]) -> Tensor | None:
+        """Return scores of classes, if the main output can be such by its name and type."""
+        if self.complex_output or any(not output.is_floating_point() for output in outputs):
+            return None
+        name = (self.main_output or WHOLE).rpartition(".")[2].lower()
+        if name != WHOLE and not name.isdigit() and not any(part in name for part in _SCORES):
+            return None
+        return super().similarity(outputs)
 
     def fingerprint(self) -> str:
         """Return a digest of what the inputs are made from."""
@@ -275,6 +347,14 @@ def _bytes(values: Tensor) -> Any:
     import torch
 
     return values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def _described(named: Mapping[str, Tensor]) -> str:
+    """Say what a model returned, with shapes and types."""
+    return ", ".join(
+        f"{name} {list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+        for name, tensor in named.items()
+    )
 
 
 def _position(name: str) -> int:
