@@ -21,7 +21,7 @@ from zoopress.evaluation.observed import Observed, numbers, observe
 from zoopress.evaluation.randomness import seeded
 from zoopress.models.outputs import relative_difference as relative_difference
 from zoopress.results import Fidelity, OutputFidelity
-from zoopress.tasks import Task, is_cache
+from zoopress.tasks import Task, is_cache, is_judged
 
 if TYPE_CHECKING:
     from zoopress.progress import Progress
@@ -183,7 +183,7 @@ def _compare_named(
     """Compare one output; None if there is nothing to say of it."""
     pairs: list[tuple[Tensor, Tensor]] = []
     first: Observed | None = None
-    judged = _is_judged(task, name, original)
+    judged = is_judged(task, name, original.observed[0].main)
     for one, other in zip(original.observed, compressed.observed, strict=False):
         if name not in one.named:
             continue
@@ -203,15 +203,6 @@ def _compare_named(
     if compressed.infinite.get(name, 0) > original.infinite.get(name, 0):
         return replace(found, finite=False, value=0.0, constant=0.0, centred=None)
     return found
-
-
-def _is_judged(task: Task, name: str, original: Run) -> bool:
-    chosen = task.data.outputs
-    if chosen:
-        return name in chosen or (not task.every_output and name == original.observed[0].main)
-    if name == original.observed[0].main:
-        return True
-    return task.every_output and not is_cache(name)
 
 
 def _changed_form(

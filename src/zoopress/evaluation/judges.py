@@ -10,7 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoopress.evaluation.fidelity import sample_cosines
+from zoopress.evaluation.likeness import (
+    is_number,
+    sample_concordances,
+    sample_cosines,
+    spread_of,
+)
 from zoopress.tasks import Batch, Task
 
 
@@ -68,18 +73,28 @@ class ByOriginal(Judge):
 
 
 class ByOutputs(Judge):
-    """Judges by the cosine similarity to what the original gives for clean inputs."""
+    """Judges by the similarity to what the original gives for clean inputs.
+
+    That is the cosine; of one number a sample, whose cosine is its sign alone, the concordance.
+    """
 
     score_name = "cosine"
 
     def __init__(self, reference: Sequence[Tensor]) -> None:
         self._reference = reference
+        self._numbers = is_number("real", reference[0])
+        if self._numbers:
+            self.score_name = "concordance"
 
     def loss(self, batch: int, output: Tensor) -> Tensor:
+        if self._numbers:
+            return (output - self._reference[batch]).square().mean()
         return -sample_cosines(self._reference[batch], output).mean()
 
     def score(self, outputs: Sequence[Tensor]) -> float | None:
-        pairs = zip(self._reference, outputs, strict=True)
+        pairs = list(zip(self._reference, outputs, strict=True))
+        if self._numbers:
+            return _finite(float(sample_concordances(pairs, spread_of(self._reference)).mean()))
         return _finite(float(torch.cat([sample_cosines(a, b) for a, b in pairs]).mean()))
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from zoopress.evaluation.randomness import seeded
 from zoopress.tasks import Task, inputs_given_away
-from zoopress.tasks.batches import batch_length, copied, first_samples, typical_batch
+from zoopress.tasks.batches import batch_length, copied, first_samples, named_tensors, typical_batch
 
 if TYPE_CHECKING:
     from zoopress.progress import Progress
@@ -46,13 +46,16 @@ def measure_latency(
     for done, size in enumerate(batch_sizes):
         progress(f"batch size {size}", done / len(batch_sizes))
         inputs = first_samples(batch, size)
+        own = copied(inputs)
+        pairs = list(zip(named_tensors(inputs).values(), named_tensors(own).values(), strict=True))
         times: tuple[list[float], list[float]] = ([], [])
         until = 0.0
         runs = -2
         while runs < 3 or (time.perf_counter() < until and runs < 200):
             for module, collected in ((original, times[0]), (compressed, times[1])):
-                # Neither copies of inputs nor random lengths are what differs between the models.
-                own = copied(inputs)
+                # A model may write into its inputs; and random lengths are no difference.
+                for kept, given in pairs:
+                    given.copy_(kept)
                 with seeded(), inputs_given_away():
                     start = time.perf_counter()
                     task.call(module, own)

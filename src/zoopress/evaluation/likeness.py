@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from zoopress.results import OutputFidelity
+from zoopress.results import MEANINGLESS, OutputFidelity
 from zoopress.tasks import padded
 
 _BLOCK_ELEMENTS = 1 << 20
@@ -96,31 +97,55 @@ def compare_output(
     shape = list(pairs[0][0].shape[1:])
     if kind == "complex":
         shape = shape[:-1]
-    told = {"name": name, "kind": kind, "shape": shape, "judged": judged}
+    told = partial(OutputFidelity, name=name, kind=kind, shape=shape, judged=judged)
     if kind in ("integer", "boolean"):
         value = _agreement(pairs)
         beyond = (value - spread.constant) / (1 - spread.constant) if spread.varies else None
-        return OutputFidelity(
-            **told, measure="agreement", value=value, constant=spread.constant, centred=beyond
-        )
+        return told(measure="agreement", value=value, constant=spread.constant, centred=beyond)
     if not all(bool(other.isfinite().all()) for _, other in pairs):
-        return OutputFidelity(**told, measure="cosine", value=0.0, finite=False)
+        return told(measure="cosine", value=0.0, finite=False)
     errors = torch.cat([_errors(pair, spread) for pair in pairs])
     difference, original, together = errors[:, :3].sum(0).tolist()
     error = (difference / original) ** 0.5 if original else None
     close = 1 - difference / together if together else 1.0
     if not spread.varies:
-        return OutputFidelity(**told, measure="closeness", value=close, relative_error=error)
-    if pairs[0][0][0].numel() == (2 if kind == "complex" else 1):
-        return OutputFidelity(**told, measure="concordance", value=close, relative_error=error)
-    return OutputFidelity(
-        **told,
+        return told(measure="closeness", value=close, relative_error=error)
+    if is_number(kind, pairs[0][0]):
+        return told(measure="concordance", value=close, relative_error=error)
+    return told(
         measure="cosine",
         value=float(torch.cat([sample_cosines(*_padded(pair)) for pair in pairs]).mean()),
         constant=spread.constant,
         centred=close,
         relative_error=error,
     )
+
+
+def is_number(kind: str, rows: Tensor) -> bool:
+    """Tell whether an output [samples, …] is one number a sample, whose cosine is its sign."""
+    return rows[:1].numel() == (2 if kind == "complex" else 1)
+
+
+def sample_similarities(
+    kind: str, pairs: Sequence[Pair], spread: Spread, bound: float = MEANINGLESS
+) -> Tensor:
+    """Return numbers [samples] whose mean is what `OutputFidelity.at` holds against a bound.
+
+    Args:
+        kind: of the output.
+        pairs: of each batch [samples, …], the original's and the other model's, finite.
+        spread: of the original's.
+        bound: what the mean is held to.
+    """
+    if kind in ("integer", "boolean"):
+        equal = torch.cat([_agreements(pair) for pair in pairs])
+        if spread.constant < min(bound, MEANINGLESS) or not spread.varies:
+            return equal
+        return (equal - spread.constant) / (1 - spread.constant)
+    told = spread.constant < min(bound, MEANINGLESS) and spread.varies
+    if told and not is_number(kind, pairs[0][0]):
+        return torch.cat([sample_cosines(*map(Tensor.double, _padded(pair))) for pair in pairs])
+    return sample_concordances(pairs, spread)
 
 
 def sample_cosines(original: Tensor, compressed: Tensor) -> Tensor:
@@ -167,13 +192,20 @@ def _errors(pair: Pair, spread: Spread) -> Tensor:
 
 def _agreement(pairs: Sequence[Pair]) -> float:
     """Return the share of equal integers; what one of the two lacks is unequal."""
-    equal = total = 0
-    for original, other in pairs:
-        common = tuple(map(slice, map(min, original.shape, other.shape)))
-        equal += int((original[common] == other[common]).sum())
-        sizes = map(max, original.shape, other.shape)
-        total += int(torch.Size(sizes).numel())
-    return equal / total if total else 1.0
+    weights = torch.tensor(
+        [max(one[:1].numel(), other[:1].numel()) for one, other in pairs for _ in one]
+    )
+    shares = torch.cat([_agreements(pair) for pair in pairs])
+    return float((weights * shares).sum() / weights.sum()) if int(weights.sum()) else 1.0
+
+
+def _agreements(pair: Pair) -> Tensor:
+    """Return the share of equal integers of each sample, float64 [samples]."""
+    original, other = pair
+    common = tuple(map(slice, map(min, original.shape, other.shape)))
+    equal = (original[common] == other[common]).reshape(len(original), -1).double().sum(1)
+    total = torch.Size(map(max, original.shape, other.shape)).numel() / max(1, len(original))
+    return equal / total if total else torch.ones(len(original), dtype=torch.float64)
 
 
 def _padded(pair: Pair) -> Pair:

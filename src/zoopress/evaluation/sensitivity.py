@@ -18,7 +18,13 @@ from torch import Tensor, nn
 from zoopress.artifacts.encoding import KEPT, MASK
 from zoopress.artifacts.manifest import Manifest
 from zoopress.artifacts.tensor_files import open_tensors
-from zoopress.evaluation.fidelity import call, sample_cosines
+from zoopress.evaluation.fidelity import call
+from zoopress.evaluation.likeness import (
+    is_number,
+    sample_concordances,
+    sample_cosines,
+    spread_of,
+)
 from zoopress.models.edits import AnyEdit, place_now as place_now, submodule
 from zoopress.models.model import Model
 from zoopress.models.weights import Location, Weight, as_matrix, find_weights
@@ -101,9 +107,15 @@ def affordable(parameters: int, weights: int) -> tuple[int, int]:
 
 
 def output_distance(original: Tensor, other: Tensor) -> float:
-    """Return 1 − the mean cosine of outputs [samples, …]; 1 if `other` is not finite."""
+    """Return 1 − the mean cosine of outputs [samples, …]; 1 if `other` is not finite.
+
+    Of one number a sample it is 1 − the concordance.
+    """
     if not bool(other.isfinite().all()):
         return 1.0
+    if is_number("real", original):
+        concordances = sample_concordances([(original, other)], spread_of([original]))
+        return max(0.0, 1 - float(concordances.mean()))
     # In double precision, where an error of 10⁻⁸ still shows, and one sample at a time, since the
     # outputs of a language model are large.
     pairs = zip(original.split(1), other.split(1), strict=True)

@@ -9,6 +9,7 @@ from zoopress.results.report import (
     read_report as read_report,
 )
 from zoopress.results.stage_result import (
+    MEANINGLESS as MEANINGLESS,
     Fidelity as Fidelity,
     GateInput as GateInput,
     LayerChange as LayerChange,

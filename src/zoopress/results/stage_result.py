@@ -10,7 +10,6 @@ from typing import Any
 from zoopress.recipes import Targets
 from zoopress.techniques import Claim
 
-
 MEANINGLESS = 0.99
 """What a constant reaches by a measure is no similarity: another measure is taken then."""
 

@@ -18,7 +18,7 @@ from zoopress.statistics.differentiation import (
     without_inference,
     without_inference_tensors,
 )
-from zoopress.statistics.probes import probe
+from zoopress.statistics.probes import forward_all, probe
 from zoopress.statistics.products import Use
 from zoopress.statistics.statistic import Objective
 from zoopress.statistics.targets import Target
@@ -116,15 +116,17 @@ class _Gradients:
         self._leaves = []
         self._labelled = sample.target is not None
         before = dict(self.watch.reads)
-        output = self.task.forward(self.module, without_inference(sample.inputs))
+        output, others = forward_all(self.task, self.module, without_inference(sample.inputs))
         self.watch.settle()
         with self.watch.paused():
-            self._differentiate(output, sample, generator)
+            self._differentiate(output, others, sample, generator)
         self.watch.end_pass()
         for name, account in self.accounts.items():
             account.samples += self.watch.reads.get(name, 0) > before.get(name, 0)
 
-    def _differentiate(self, output: Tensor, sample: Sample, generator: torch.Generator) -> None:
+    def _differentiate(
+        self, output: Tensor, others: list[Tensor], sample: Sample, generator: torch.Generator
+    ) -> None:
         if not output.requires_grad:
             raise StageError(
                 "The model's outputs have no gradients with respect to the weights selected, so "
@@ -142,7 +144,7 @@ class _Gradients:
         for left, turn in zip(reversed(range(len(turns))), turns, strict=True):
             self._now = turn
             if turn[0] == "own":
-                scalar = probe(self.task, output, generator)
+                scalar = probe(self.task, output, generator, others)
             else:
                 scalar = self.task.loss(output, without_inference(sample.target))
             gradients = torch.autograd.grad(

@@ -23,6 +23,7 @@ from zoopress.tasks.outputs import (
     feed as feed,
     first_tensor as first_tensor,
     is_cache as is_cache,
+    is_judged as is_judged,
     main_output as main_output,
     named_outputs as named_outputs,
     padded as padded,

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from zoopress.tasks.task import Task
+
 WHOLE = "output"
 """What the output of a model that returns one tensor is called."""
 
@@ -74,6 +76,19 @@ def main_output(named: Mapping[str, Tensor], samples: int | None = None) -> str:
 def is_cache(name: str) -> bool:
     """Tell whether an output is what a model hands to itself, such as keys and values."""
     return not _CACHES.isdisjoint(name.split("."))
+
+
+def is_judged(task: Task, name: str, main: str) -> bool:
+    """Tell whether an output counts for targets and the guard on quality.
+
+    Args:
+        task: whose card may name those that do.
+        name: of the output.
+        main: the name of the one that the task returns.
+    """
+    if task.data.outputs and task.every_output:
+        return name in task.data.outputs
+    return name == main or name in task.data.outputs or (task.every_output and not is_cache(name))
 
 
 def samples_first(output: Tensor, samples: int) -> Tensor | None:
@@ -170,7 +185,8 @@ def _strided(tensor: Tensor) -> Tensor:
     import torch
 
     if tensor.is_nested:
-        return torch.nested.to_padded_tensor(tensor, 0.0)
+        dense: Tensor = torch.nested.to_padded_tensor(tensor, 0.0)
+        return dense
     if tensor.layout is not torch.strided:
         return tensor.to_dense()
     return tensor.dequantize() if tensor.is_quantized else tensor

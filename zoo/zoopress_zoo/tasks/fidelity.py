@@ -23,8 +23,8 @@ from zoopress.tasks import (
     row_digest,
     samples_first,
 )
-from zoopress.tasks.outputs import WHOLE
 from zoopress.tasks.batches import batch_length
+from zoopress.tasks.outputs import WHOLE
 
 if TYPE_CHECKING:
     import torch

@@ -13,7 +13,7 @@ from zoopress.errors import StageError
 from zoopress.models.packing import differentiable
 from zoopress.models.weights import Weight, as_matrix
 from zoopress.statistics.differentiation import gradients_of
-from zoopress.statistics.probes import probe, sliced
+from zoopress.statistics.probes import forward_all, probe, sliced
 from zoopress.tasks.batches import batch_length
 from zoopress.techniques import Context
 from zoopress_plugins.quantization.rate_distortion.probes import made_up
@@ -120,14 +120,14 @@ def measure_sensitivities(
     parameters = [weight.parameter for weight in weights]
     with gradients_of(module, parameters), differentiable(module):
         for done, batch in enumerate(slices, start=1):
-            output = context.task.forward(module, batch)
+            output, others = forward_all(context.task, module, batch)
             if not output.requires_grad:
                 raise StageError(
                     "The model's outputs have no gradients with respect to the weights selected, "
                     "so their sensitivity cannot be measured. Set 'sensitivity' to 'none'."
                 )
             for left in reversed(range(probes)):
-                scalar = probe(context.task, output, generator)
+                scalar = probe(context.task, output, generator, others)
                 gradients = torch.autograd.grad(
                     scalar, parameters, allow_unused=True, retain_graph=left > 0
                 )

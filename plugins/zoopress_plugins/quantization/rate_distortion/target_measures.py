@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from zoopress.artifacts.encoding import encode
 from zoopress.coding.zpz import write_zpz
 from zoopress.errors import StageError
-from zoopress.evaluation.fidelity import probability_loyalties, sample_cosines
+from zoopress.evaluation.fidelity import call_observed, probability_loyalties, sample_cosines
+from zoopress.evaluation.likeness import sample_similarities, spread_of
+from zoopress.evaluation.observed import Observed
 from zoopress.evaluation.statistics import bootstrap
 from zoopress.models.model import Model
-from zoopress.tasks import Task
+from zoopress.tasks import Task, is_judged
 from zoopress.tasks.batches import batch_length, map_tensors
 from zoopress.techniques import Context, Outcome
 
@@ -128,8 +130,10 @@ def fidelity_measure(
     Raises:
         StageError: if the outputs carry no label, but the target is of labels.
     """
-    reference = [context.call(original, batch) for batch in batches]
     task = context.task
+    if target == "cosine" and task is not None:
+        return _similarity_measure(task, original, batches, least)
+    reference = [context.call(original, batch) for batch in batches]
     scores = task.similarity(reference) if task is not None else None
     if target != "cosine" and scores is None:
         raise StageError(
@@ -157,6 +161,44 @@ def fidelity_measure(
         figure = float(values.mean())
         error = float(values.std() / len(values) ** 0.5) if len(values) > 1 else 0.0
         return Measured(figure, _surplus(1 - least, 1 - figure + error))
+
+    return measure
+
+
+def _similarity_measure(
+    task: Task, original: nn.Module, batches: Sequence[Any], least: float
+) -> Measure:
+    """Measure the similarity of the worst output that is judged, by what no constant would meet."""
+    reference = [call_observed(task, original, batch) for batch in batches]
+    first = reference[0]
+    rows = {
+        name: [seen.rows(name) for seen in reference if name in seen.named]
+        for name in first.named
+        if is_judged(task, name, first.main) and first.named[name].numel()
+    }
+    rows = {name: r for name, r in rows.items() if all(bool(x.isfinite().all()) for x in r)}
+    if not rows:
+        raise StageError(
+            "The target 'cosine' cannot be measured: no output of the original that is judged is "
+            "finite. Use a target of size."
+        )
+    spreads = {name: spread_of(values, first.epsilon(name)) for name, values in rows.items()}
+
+    def measure(candidate: Model) -> Measured:
+        seen = [call_observed(task, candidate.module, batch) for batch in batches]
+        measured = [_of_output(name, seen) for name in rows]
+        figure, error = min(measured, key=lambda pair: pair[0] - pair[1])
+        return Measured(figure, _surplus(1 - least, 1 - figure + error))
+
+    def _of_output(name: str, seen: Sequence[Observed]) -> tuple[float, float]:
+        found = [each.rows(name) for each in seen if name in each.named]
+        finite = all(bool(values.isfinite().all()) for values in found)
+        if len(found) != len(rows[name]) or not finite:
+            return 0.0, 0.0
+        pairs = list(zip(rows[name], found, strict=True))
+        values = sample_similarities(first.kinds[name], pairs, spreads[name], least)
+        error = float(values.std() / len(values) ** 0.5) if len(values) > 1 else 0.0
+        return float(values.mean()), error
 
     return measure
 
