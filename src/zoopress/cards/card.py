@@ -91,7 +91,7 @@ class Data(_Part):
     outputs: tuple[str, ...] = Field(
         default=(),
         description="names of the outputs that are judged, the first of which is what techniques "
-        "look at, such as [logits]; by default all are, but losses and caches of keys and values",
+        "look at, such as [logits]; by default all are, but caches of keys and values",
     )
     calibration_samples: int = Field(
         default=64, ge=1, description="inputs that techniques may look at"

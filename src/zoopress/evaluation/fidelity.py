@@ -170,7 +170,8 @@ def compare_runs(
     ]
     fidelity = compare_outputs(task, original.outputs, compressed.outputs)
     whole = replace(fidelity, outputs=outputs, seeded=original.seeded)
-    return replace(whole, cosine=whole.worst().value)
+    values = [each.value for each in outputs if each.judged]
+    return replace(whole, cosine=min(values, default=fidelity.cosine))
 
 
 def _compare_named(

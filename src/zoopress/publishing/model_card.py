@@ -127,6 +127,7 @@ def _context(
         "original_size": show_bytes(report.original_size_bytes),
         "unlike": text(unlike_words(report)),
         "cosine": f"{fidelity.cosine:.4f}",
+        "worst": "" if (worst := fidelity.worst()).usual else text(worst),
         "task_metric": _task_metric(report),
         "intervals": any(m.difference_interval for m in task_metrics(report.evaluation, last)),
         "label_loyalty": f"{fidelity.label_loyalty:.4f}" if labelled else "",

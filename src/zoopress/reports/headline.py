@@ -36,7 +36,9 @@ def headline(report: Report) -> list[str]:
         before, after = metric.show(metric.original), metric.show(metric.compressed)
         parts.append(f"{metric.title} {before} → {after} ({metric.difference_text})")
     else:
-        parts.append(f"outputs {report.last.fidelity.cosine:.4f} similar to the original's")
+        worst = report.last.fidelity.worst()
+        by = "" if worst.usual else f" ({worst.of_output})"
+        parts.append(f"outputs {worst.value:.4f} similar to the original's{by}")
     changed = flips(report.evaluation)
     loyalty = report.last.fidelity.label_loyalty
     if changed is not None:

@@ -149,12 +149,16 @@ def tiles(report: Report) -> list[Tile]:
         detail += [f"{row['speed_up']:.2f}× at {int(row['batch_size'])}" for row in others]
         found.append(Tile(f"{first['speed_up']:.2f}×", "as fast", "; ".join(detail)))
     metric = primary_metric(report)
-    cosine = f"{last.fidelity.cosine:.4f}"
+    worst = last.fidelity.worst()
     if metric is not None:
         detail_text = f"was {metric.show(metric.original)} ({metric.difference_text})"
         found.append(Tile(metric.show(metric.compressed), metric.title, detail_text))
     else:
-        found.append(Tile(cosine, "cosine", "similarity of outputs to the original's; 1 is equal"))
+        similarity = f"{worst.value:.4f}"
+        detail_text = "similarity of outputs to the original's; 1 is equal"
+        if not worst.usual and len(last.fidelity.outputs) > 1:
+            detail_text = f"the worst of {len(last.fidelity.outputs)} outputs; 1 is equal"
+        found.append(Tile(similarity, worst.of_output, detail_text))
     changed = flips(report.evaluation)
     if changed is not None:
         kinds = [f"{count:,} {title}" for title, count in change_charts.counts(report) if count]

@@ -72,6 +72,9 @@ def comparison_rows(report: Report, latency: bool = True) -> list[tuple[str, str
         )
         rows.append(("MACs, one input", before, after, " ".join(times_fewer(reduction))))
     rows.append(("cosine", "1", f"{fidelity.cosine:.4f}", f"over {fidelity.samples} samples"))
+    worst = fidelity.worst()
+    if not worst.usual:
+        rows.append((f"worst: {worst.of_output}", "1", f"{worst.value:.4f}", ""))
     for name in ("label_loyalty", "probability_loyalty"):
         value = getattr(fidelity, name)
         if value is not None:
@@ -101,6 +104,8 @@ def stage_line(
         f"{result.weight_bytes_before / 1e6:8.3f} → {result.weight_bytes / 1e6:.3f} MB",
         f"cosine {result.fidelity.cosine:.4f}",
     ]
+    if not (worst := result.fidelity.worst()).usual:
+        parts[-1] = str(worst)
     if loyalty is not None:
         parts.append(f"label loyalty {loyalty:.3f}")
     if result.metric is not None:
@@ -133,8 +138,26 @@ def markdown(report: Report) -> str:
             "",
             *_stage_table(report),
             "",
+            *_output_table(report),
         ]
     )
+
+
+def _output_table(report: Report) -> list[str]:
+    """Return how each output was compared, if there are several or one has no cosine."""
+    fidelity = report.last.fidelity
+    if len(fidelity.outputs) < 2 and fidelity.worst().usual and not fidelity.seeded:
+        return []
+    rows = []
+    for each in fidelity.outputs:
+        told = each.at()
+        error = "–" if each.relative_error is None else f"{each.relative_error:.4g}"
+        judged = "yes" if each.judged else "no"
+        value = each.problem or f"{told.value:.4f}"
+        rows.append((f"`{text(each.name)}`", each.kind, told.measure, value, error, judged))
+    header = ("output", "kind", "measure", "value", "relative error", "judged")
+    seeded = "The original's outputs are random: both models were given the same seed."
+    return ["## Outputs", "", *_table(header, rows), "", *([seeded, ""] if fidelity.seeded else [])]
 
 
 def _kernel_line(report: Report) -> list[str]:

@@ -75,6 +75,14 @@ class Similarity:
         """The measure and whose it is, in words."""
         return self.measure if self.output == "output" else f"{self.measure} of {self.output!r}"
 
+    def __str__(self) -> str:
+        return f"{self.of_output} {self.value:.4f}"
+
+    @property
+    def usual(self) -> bool:
+        """Whether it is the cosine of a model's only output."""
+        return self.of_output == "cosine"
+
     @property
     def reason(self) -> str:
         """Why the measure is not the usual one, in words; empty if it is."""
@@ -89,8 +97,9 @@ class Fidelity:
 
     Attributes:
         samples: how many inputs were compared.
-        cosine: mean over samples of the cosine similarity of the outputs; if there are several,
-            or the cosine cannot tell a model from a constant, `worst()` says of which and by what.
+        cosine: mean over samples of the cosine similarity of the outputs. Of several outputs it is
+            the smallest value, of one that has no cosine the value by its own measure. What targets
+            hold against a bound is `worst(bound)`.
         label_loyalty: share of samples with the same label, None without labels.
         probability_loyalty: mean of 1 − √(Jensen–Shannon divergence, base 2), None without labels.
         outputs: of each output; empty in results of versions that looked at one alone.
