@@ -54,7 +54,7 @@ def test_one_number_a_sample_is_held_to_the_numbers_of_the_others(
     case: MakeCase, answer: str
 ) -> None:
     it = net(case, answer, width=1)
-    with pytest.raises(GateError, match="concordance .*below the target"):
+    with pytest.raises(GateError, match=r"concordance .*below the target"):
         it.compress({**HARSH, "targets": {"min_cosine": 0.9}})
     result = it.compress({**MILD, "targets": {"min_cosine": 0.99}})
     assert result.report.last.fidelity.outputs[0].measure == "concordance"
@@ -216,7 +216,7 @@ def test_outputs_without_samples_are_refused_in_words(
     stage: dict[str, Any] = {"technique": technique}
     if technique.startswith("rate"):
         stage["target"] = {"bits_per_weight": 6}
-    with pytest.raises(CardError, match="has an axis of samples.*Let the factory return"):
+    with pytest.raises(CardError, match=r"has an axis of samples.*Let the factory return"):
         it.compress(stage)
 
 

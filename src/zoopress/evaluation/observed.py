@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoopress.tasks import Task, named_outputs, samples_first
+from zoopress.tasks import Task, named_outputs, outputs_of, samples_first
 from zoopress.tasks.batches import batch_length
 
 _COPIED_ELEMENTS = 1 << 22
@@ -71,16 +71,12 @@ def observe(task: Task, module: nn.Module, inputs: Any, gradients: bool = False)
             no use to one with.
     """
     samples = _length(inputs)
-    calls: list[Any] = []
-    handle = module.register_forward_hook(lambda _, given, output: calls.append(output))
-    try:
+    with outputs_of(module) as calls:
         if gradients:
             with torch.no_grad():
                 returned = task.forward(module, inputs)
         else:
             returned = task.call(module, inputs)
-    finally:
-        handle.remove()
     with torch.inference_mode():
         return _noted(task, returned.detach(), calls, samples)
 

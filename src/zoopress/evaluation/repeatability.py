@@ -44,14 +44,13 @@ def _difference(kind: str, one: Tensor, other: Tensor) -> float:
     return relative_difference(one, other)
 
 
-def check_repeats(task: Task, module: nn.Module, run: Run, card: str) -> bool:
+def check_repeats(task: Task, module: nn.Module, run: Run) -> bool:
     """Say whether a model's outputs are random, which a seed makes the same.
 
     Args:
         task: runs it.
         module: the original.
         run: what it made of the test split, with the usual seed.
-        card: its name, for errors.
 
     Raises:
         SourceError: if it gives other outputs each time, whatever the seed.
@@ -74,42 +73,39 @@ def check_repeats(task: Task, module: nn.Module, run: Run, card: str) -> bool:
         "torch's global generator"
     )
     raise SourceError(
-        f"The original {card} gives other outputs when it is called again with the same inputs "
-        f"(relative difference {found:.2g}), so nothing can be compared with it: {cause}."
+        f"The original {task.card.name} gives other outputs when it is called again with the same "
+        f"inputs (relative difference {found:.2g}), so nothing can be compared with it: {cause}."
     )
 
 
 def check_rebuilt(
     task: Task,
-    built: Callable[[], nn.Module],
+    built: nn.Module,
     stored: Callable[[], nn.Module],
-    skeleton: nn.Module,
+    without_values: Mapping[str, Any],
     original: nn.Module,
     run: Run,
-    card: str,
     thorough: bool = False,
 ) -> None:
     """Refuse a model that is another one each time it is built from its files.
 
     Args:
         task: runs it.
-        built: gives the original, built and loaded anew.
+        built: the original, built and loaded anew; not run yet.
         stored: gives the original as it is after it was saved and loaded; asked where values that
             are neither parameters nor buffers come out otherwise without memory, or if `thorough`.
-        skeleton: the module as it is built for an artifact, its tensors without memory.
+        without_values: the `plain_values` of the module as it is built for an artifact.
         original: the module that the run was made with.
         run: what it made of the test split.
-        card: its name, for errors.
         thorough: ask in any case.
 
     Raises:
         SourceError: if outputs differ, naming what else does.
     """
-    module = built()
-    values = dict(plain_values(module, buffers=True))
-    suspects = differing(values, dict(plain_values(skeleton, buffers=True)))
+    values = dict(plain_values(built, buffers=True))
+    suspects = differing(values, without_values)
     batch = task.batches("test")[0]
-    found = difference(run.observed[0], call_observed(task, module, batch, gradients=True))
+    found = difference(run.observed[0], call_observed(task, built, batch, gradients=True))
     if found > SAME:
         own = differing(values, dict(plain_values(original, buffers=True))) or suspects
     elif suspects or thorough:
@@ -125,8 +121,9 @@ def check_rebuilt(
         "in parameters and buffers, and save the weights again"
     )
     raise SourceError(
-        f"The original {card} is another model once it is built anew and its weights are loaded "
-        f"(relative difference of outputs {found:.2g}), so no copy of it could be like it: {cause}."
+        f"The original {task.card.name} is another model once it is built anew and its weights "
+        f"are loaded (relative difference of outputs {found:.2g}), so no copy of it could be like "
+        f"it: {cause}."
     )
 
 

@@ -17,6 +17,7 @@ from zoopress.evaluation.fidelity import compare_runs, run_all
 from zoopress.evaluation.latency import measure_latency
 from zoopress.models.packing import unpack
 from zoopress.pipeline.deployment import start_on_task
+from zoopress.pipeline.original import run_original
 from zoopress.plugins import Plugins
 from zoopress.progress import Reporter
 
@@ -52,8 +53,7 @@ def evaluate_artifact(
     factory = getattr(architecture, "factory", None)
     model, built, manifest = load_artifact(folder, plugins, factory)
     original = opened.model.load()
-    with reporter.step("running the original") as progress:
-        reference = run_all(task, original, progress)
+    reference = run_original(task, original, reporter)
     module = model.module
     in_runtime: dict[str, Any] = {}
     if runtime != "eager":

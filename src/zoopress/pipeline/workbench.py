@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,13 +27,19 @@ from zoopress.evaluation.fidelity import Run, call, call_observed, compare_runs,
 from zoopress.evaluation.latency import measure_latency
 from zoopress.evaluation.layer_changes import layer_changes
 from zoopress.evaluation.machine import describe_machine
-from zoopress.evaluation.repeatability import SAME, check_rebuilt, check_repeats, difference
+from zoopress.evaluation.repeatability import (
+    SAME,
+    check_rebuilt,
+    difference,
+    plain_values,
+)
 from zoopress.evaluation.sensitivity import measure_layers, stored_bytes
 from zoopress.gates import check_sound
 from zoopress.models.edits import AnyEdit, layers_of
 from zoopress.models.model import Model
 from zoopress.models.packing import packed_weights, unpack
 from zoopress.observers.watch import Observers
+from zoopress.pipeline.original import run_original, save_original
 from zoopress.progress import Progress, Reporter
 from zoopress.recipes import Stage
 from zoopress.results import GateInput, Report, StageResult
@@ -65,6 +72,7 @@ class Workbench:
         self.architecture, self.task = cell.original.architecture, cell.original.task
         self.reporter = reporter
         self._teachers: dict[str, nn.Module] = {}
+        self._built_without_values: dict[str, Any] = {}
 
     @cached_property
     def feasible(self) -> bool:
@@ -74,7 +82,9 @@ class Workbench:
             StageError: naming the first stage that would not.
             SourceError: if the model cannot be built.
         """
-        check_feasible(self.cell.original.model.on_meta(), self.recipe, self.plugins)
+        skeleton = self.cell.original.model.on_meta()
+        check_feasible(skeleton, self.recipe, self.plugins)
+        self._built_without_values = dict(plain_values(skeleton, buffers=True))
         return True
 
     def run_stage(self, position: int, previous: Entry | None) -> Entry:
@@ -96,9 +106,9 @@ class Workbench:
                 return claim.entry
             title = f"stage {position}/{len(self.recipe.stages)}  {stage.name}"
             with self.reporter.step(title, closing_line=False) as progress:
-                if previous is None:
-                    self._check_rebuilt(claim.staging)
                 before = self._input(previous)
+                if previous is None:
+                    self._check_again(claim.staging, before)
                 model, edits = before.model, len(before.model.edits)
                 told = {"technique": stage.name, "position": position}
                 observers = Observers(self.plugins, self.reporter.warn)
@@ -154,7 +164,8 @@ class Workbench:
                     layers=layer_changes(self.original, model, self._edits_before),
                 )
                 if not result.reload_difference <= SAME and math.isfinite(fidelity.cosine):
-                    self._check_rebuilt(claim.staging, thorough=True)  # is it the technique's?
+                    # It is the technique's fault only if the original is the same again.
+                    self._check_again(claim.staging, self._input(None), thorough=True)
             given = GateInput(
                 result,
                 self.recipe.targets_of(position),
@@ -367,48 +378,28 @@ class Workbench:
         """What the original makes of the test split.
 
         Raises:
-            SourceError: if they are not finite.
+            SourceError: if that is not finite, or something else each time.
         """
-        with self.reporter.step(f"running the original {self.card.name}") as progress:
-            run = run_all(self.task, self.original, progress)
-        if not run.finite:
-            raise SourceError(
-                f"The original {self.card.name} gives NaN or infinity on the card's data, so "
-                "nothing can be compared with it. Check the card's 'data' and the weights."
-            )
-        if check_repeats(self.task, self.original, run, self.card.name):
-            self.reporter.line(
-                f"the outputs of {self.card.name} are random; both models get the same seed, so "
-                "that they are compared on the same numbers"
-            )
-            return replace(run, seeded=True)
-        return run
+        return run_original(self.task, self.original, self.reporter)
 
-    def _check_rebuilt(self, folder: Path, thorough: bool = False) -> None:
+    def _check_again(self, folder: Path, again: StageInput, thorough: bool = False) -> None:
         """Ask whether the original is the same model when it is built anew, or saved and loaded.
 
         Raises:
             SourceError: if it is not, with the cause.
         """
-        original = self.cell.original.model
 
         def stored() -> nn.Module:
-            before = original.open()
-            trial = folder / "original"
-            trial.mkdir()
-            try:
-                save_artifact(
-                    *(trial, before.model, before.architecture, self.cell.original.base),
-                    *(before.others, before.lineage),
-                    plugins=self.plugins,
-                )
-                return self._load(trial)[0].module
-            finally:
-                shutil.rmtree(trial, ignore_errors=True)
+            return self._load(save_original(self.cell, folder / "original"))[0].module
 
         check_rebuilt(
-            *(self.task, lambda: original.open().model.module, stored, original.on_meta()),
-            *(self.original, self.reference, self.card.name, thorough),
+            self.task,
+            again.model.module,
+            stored,
+            self._built_without_values,
+            self.original,
+            self.reference,
+            thorough,
         )
 
     @property

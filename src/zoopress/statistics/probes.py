@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoopress.tasks import Task, is_judged, named_outputs, samples_first
+from zoopress.tasks import Task, is_judged, named_outputs, outputs_of, samples_first
 from zoopress.tasks.batches import batch_length, map_tensors
 
 UNIFORM_SHARE = 0.1
@@ -28,12 +28,8 @@ def forward_all(task: Task, module: nn.Module, inputs: Any) -> tuple[Tensor, lis
     """
     if not task.every_output:
         return task.forward(module, inputs), []
-    returned: list[Any] = []
-    handle = module.register_forward_hook(lambda _, given, output: returned.append(output))
-    try:
+    with outputs_of(module) as returned:
         output = task.forward(module, inputs)
-    finally:
-        handle.remove()
     samples = batch_length(inputs)
     others: list[Tensor] = []
     for named in (named_outputs(each, samples) for each in returned):

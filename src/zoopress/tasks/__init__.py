@@ -26,6 +26,7 @@ from zoopress.tasks.outputs import (
     is_judged as is_judged,
     main_output as main_output,
     named_outputs as named_outputs,
+    outputs_of as outputs_of,
     padded as padded,
     samples_first as samples_first,
 )

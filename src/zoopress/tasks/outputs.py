@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,28 @@ _CACHES = frozenset({"past_key_values", "cache_params", "mems", "past_buckets_st
 _DEPTH = 6
 """Objects in objects are looked into so far."""
 _PREFERRED = ("logits", "last_hidden_state")
+
+
+@contextmanager
+def outputs_of(module: nn.Module) -> Iterator[list[Any]]:
+    """Give what each call of a module returns, as it is called."""
+    from torch.jit import ScriptModule
+    from torch.nn.modules.module import register_module_forward_hook
+
+    returned: list[Any] = []
+
+    def note(called: nn.Module, given: Any, output: Any) -> None:
+        if called is module:
+            returned.append(output)
+
+    # Scripted modules take no hooks of their own.
+    scripted = isinstance(module, ScriptModule)
+    add = register_module_forward_hook if scripted else module.register_forward_hook
+    handle = add(note)
+    try:
+        yield returned
+    finally:
+        handle.remove()
 
 
 def feed(module: nn.Module, inputs: Any) -> Tensor:
