@@ -114,7 +114,7 @@ def compare_output(
         return told(measure="concordance", value=close, relative_error=error)
     return told(
         measure="cosine",
-        value=float(torch.cat([sample_cosines(*_padded(pair)) for pair in pairs]).mean()),
+        value=float(torch.cat([sample_cosines(*pair) for pair in pairs]).mean()),
         constant=spread.constant,
         centred=close,
         relative_error=error,
@@ -144,13 +144,17 @@ def sample_similarities(
         return (equal - spread.constant) / (1 - spread.constant)
     told = spread.constant < min(bound, MEANINGLESS) and spread.varies
     if told and not is_number(kind, pairs[0][0]):
-        return torch.cat([sample_cosines(*map(Tensor.double, _padded(pair))) for pair in pairs])
+        return torch.cat([sample_cosines(*map(Tensor.double, pair)) for pair in pairs])
     return sample_concordances(pairs, spread)
 
 
 def sample_cosines(original: Tensor, compressed: Tensor) -> Tensor:
-    """Return the cosine similarity [samples] of each sample's output as one vector."""
-    a, b = (values.reshape(len(values), -1) for values in (original, compressed))
+    """Return the cosine similarity [samples] of each sample's output as one vector.
+
+    Where one is shorter, as where lengths follow from values, what it lacks counts as zeros.
+    """
+    both = _padded((original, compressed))
+    a, b = (values.reshape(len(values), -1) for values in both)
     cosines = nn.functional.cosine_similarity(a, b, dim=1, eps=1e-30)
     # Two equal all-zero outputs are as close as can be, though their angle is not defined.
     return torch.where((a == b).all(1), 1.0, cosines)
@@ -211,6 +215,8 @@ def _agreements(pair: Pair) -> Tensor:
 def _padded(pair: Pair) -> Pair:
     """Return two outputs with one shape: what one of them lacks is zero."""
     original, other = pair
+    if original.shape == other.shape:
+        return pair
     sizes = list(map(max, original.shape, other.shape))
     return padded(original, sizes), padded(other, sizes)
 

@@ -12,7 +12,15 @@ import re
 from dataclasses import fields
 from typing import Any
 
-from zoopress.results import Fidelity, LayerChange, LayerResult, Quality, Report, StageResult
+from zoopress.results import (
+    Fidelity,
+    LayerChange,
+    LayerResult,
+    OutputFidelity,
+    Quality,
+    Report,
+    StageResult,
+)
 from zoopress.results.quality import Judgement
 from zoopress.techniques import Claim
 
@@ -69,7 +77,10 @@ _EVALUATION = {
 }
 
 
-_RECORDS = (Report, StageResult, LayerResult, LayerChange, Fidelity, Claim, Quality, Judgement)
+_RECORDS = (
+    *(Report, StageResult, LayerResult, LayerChange, Fidelity, OutputFidelity),
+    *(Claim, Quality, Judgement),
+)
 
 
 def report_schema() -> dict[str, Any]:

@@ -115,8 +115,10 @@ class Fidelity:
 
     def worst(self, bound: float = MEANINGLESS) -> Similarity:
         """Return the similarity of the worst of the outputs that are judged, held to a bound."""
-        found = [each.at(bound) for each in self.outputs if each.judged]
-        if not found:
+        judged = [each for each in self.outputs if each.judged]
+        found = [each.at(bound) for each in judged]
+        # The lowest word counts: a report may have been written by another hand.
+        if not found or self.cosine < min(each.value for each in judged):
             return Similarity("cosine", self.cosine)
         return min(found, key=lambda each: each.value if each.value == each.value else -math.inf)
 

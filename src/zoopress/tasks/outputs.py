@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 WHOLE = "output"
 """What the output of a model that returns one tensor is called."""
 
-_CACHES = frozenset({"past_key_values", "cache_params", "mems", "past_buckets_states"})
+_CACHES = frozenset({"cache", "past_key_values", "cache_params", "mems", "past_buckets_states"})
 """What models hand to themselves: its shapes follow from their layers."""
 _DEPTH = 6
 """Objects in objects are looked into so far."""
@@ -183,6 +183,8 @@ def _walk(
     elif isinstance(output, (type, Callable, torch.nn.Module)):  # type: ignore[arg-type]
         return
     else:  # caches, distributions, boxes of detectors: of these what is a tensor counts
+        if type(output).__name__.endswith("Cache") and not is_cache(name):
+            name = f"{name}.cache" if name else "cache"
         items = [
             (key, value)
             for key, value in getattr(output, "__dict__", {}).items()
