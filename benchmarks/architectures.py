@@ -1,0 +1,246 @@
+"""Compress every family of transformers as a tiny model, and count what works, refuses or crashes.
+
+Each family is built from its config, made small (`tiny_transformers.py`), saved as a checkpoint,
+and goes through the ordinary main path: card, recipe, stages, gates, artifact. What came out is
+opened again and compared with what the stage measured. Of the evaluation only fidelity is kept.
+
+A refusal counts as such if it is an error of zoopress; every other error is a crash. Results are
+appended to a file as they come, so that a run that was stopped goes on where it was:
+
+    python benchmarks/architectures.py --only bert,llama --technique neuron_pruning
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+RECIPES: dict[str, list[dict[str, Any]]] = {
+    "neuron_pruning": [{"technique": "neuron_pruning", "sparsity": 0.3}],
+    "pruning_4bit_coding": [
+        {"technique": "magnitude_pruning", "sparsity": 0.5},
+        {"technique": "weight_quantization", "bits": 4},
+        {"technique": "entropy_coding"},
+    ],
+    "truncated_svd": [{"technique": "truncated_svd", "parameters": 0.5}],
+    "rate_distortion": [{"technique": "rate_distortion_quantization", "target": {"ratio": 4}}],
+    "float16": [{"technique": "float_precision", "dtype": "float16"}],
+}
+SECONDS = 120
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--only", default="*", help="families, shell patterns, with commas between")
+    parser.add_argument("--technique", default="*", help=f"of {', '.join(RECIPES)}")
+    parser.add_argument("--every", type=int, default=1, help="take every n-th family only")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--log", type=Path, default=Path("architectures.jsonl"))
+    parser.add_argument("--again", default="", help="do again what ended so: crash,refused,ok")
+    given = parser.parse_args()
+    from tiny_transformers import families
+
+    chosen = [n for n in families() if _matches(n, given.only)][:: given.every]
+    recipes = [name for name in RECIPES if _matches(name, given.technique)]
+    done = read(given.log, set(filter(None, given.again.split(","))))
+    todo = [f for f in chosen if any((f, r) not in done and (f, "build") not in done for r in recipes)]
+    work = partial(walk, recipes=recipes, done=frozenset(done))
+    with given.log.open("a", encoding="utf-8") as log:
+        if given.processes == 1:
+            results: Iterator[Any] = map(work, todo)
+            _record(results, log)
+        else:
+            with ProcessPoolExecutor(given.processes, max_tasks_per_child=40) as pool:
+                _record(pool.map(work, todo), log)
+    print("\n".join(summary(read(given.log, set()), chosen, recipes)))
+
+
+def _matches(name: str, patterns: str) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns.split(","))
+
+
+def _record(results: Iterator[list[dict[str, Any]]], log: Any) -> None:
+    for rows in results:
+        for row in rows:
+            log.write(json.dumps(row) + "\n")
+            print(f"{row['family']} {row['recipe']} {row['end']} {row['seconds']} {row['text'][:160]}")
+        log.flush()
+
+
+def read(log: Path, again: set[str]) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return the last result of each family and recipe, but those that ended in one of `again`."""
+    rows = {}
+    if log.exists():
+        for line in log.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            rows[row["family"], row["recipe"]] = row
+    return {key: row for key, row in rows.items() if row["end"] not in again}
+
+
+def summary(
+    rows: dict[tuple[str, str], dict[str, Any]], chosen: list[str], recipes: list[str]
+) -> list[str]:
+    """Return the counts as lines of a page."""
+    from results_files import table
+
+    built = [f for f in chosen if (f, "build") not in rows]
+    lines = []
+    for recipe in recipes:
+        ends = Counter(rows[f, recipe]["end"] for f in built if (f, recipe) in rows)
+        total = sum(ends.values())
+        share = f"{100 * ends['ok'] / max(total, 1):.1f} %"
+        lines.append([recipe, str(total), *(str(ends[e]) for e in ("ok", "refused", "crash")), share])
+    page = table(["recipe", "families", "works", "refused", "crashes", "works"], lines)
+    for end in ("refused", "crash"):
+        reasons: dict[str, list[str]] = defaultdict(list)
+        for (family, recipe), row in rows.items():
+            if row["end"] == end and family in chosen and recipe in recipes:
+                reasons[f"{recipe}: {row['text']}"].append(family)
+        page += ["", f"## {end}", ""]
+        page += [f"- {text} ({', '.join(names)})" for text, names in sorted(reasons.items())]
+    page += ["", "## cannot be built", ""]
+    page += [f"- {f}: {rows[f, 'build']['text']}" for f in chosen if (f, "build") in rows]
+    return page
+
+
+def walk(
+    family: str, recipes: list[str], done: frozenset[tuple[str, str]]
+) -> list[dict[str, Any]]:
+    """Return a row for each recipe of a family, or one that says why it cannot be built."""
+    import torch
+    import transformers
+
+    from tiny_transformers import make
+
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="zoopress-architecture-") as name:
+        folder = Path(name)
+        try:
+            with _limit(SECONDS):
+                tiny = make(family)
+                original = tiny.module
+                original.save_pretrained(folder / "checkpoint")
+                _save_inputs(folder, tiny.inputs)
+        except Exception as error:  # whatever a family's code says
+            return [_row(family, "build", "unbuilt", f"{type(error).__name__}: {error}", start)]
+        rows = []
+        for recipe in recipes:
+            if (family, recipe) not in done:
+                start = time.perf_counter()
+                end, text = attempt(folder, type(original).__name__, recipe, RECIPES[recipe])
+                rows.append(_row(family, recipe, end, text, start))
+        return rows
+
+
+def _row(family: str, recipe: str, end: str, text: str, start: float) -> dict[str, Any]:
+    seconds = round(time.perf_counter() - start, 1)
+    row = {"family": family, "recipe": recipe, "end": end, "text": " ".join(text.split())[:500]}
+    return {**row, "seconds": seconds}
+
+
+@contextmanager
+def _limit(seconds: int) -> Iterator[None]:
+    def stop(*_: Any) -> None:
+        raise TimeoutError(f"took more than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _save_inputs(folder: Path, inputs: dict[str, Any]) -> None:
+    import numpy
+
+    arrays = {name: value.numpy() for name, value in inputs.items()}
+    numpy.savez(folder / "inputs.npz", **arrays)
+
+
+def attempt(
+    folder: Path, class_name: str, name: str, stages: list[dict[str, Any]]
+) -> tuple[str, str]:
+    """Run a recipe on the checkpoint in a folder; return how it ended and what was said."""
+    import yaml
+
+    from zoopress.cards import load_card
+    from zoopress.errors import ZoopressError
+    from zoopress.loading import load
+    from zoopress.pipeline import artifact_evaluation, workbench
+    from zoopress.pipeline.compress import compress
+    from zoopress.plugins import load_plugins
+    from zoopress.recipes import load_recipe
+    from zoopress.store import Store
+
+    for module in (workbench, artifact_evaluation):
+        if hasattr(module, "measure_latency") and not isinstance(module.measure_latency, partial):
+            module.measure_latency = partial(module.measure_latency, seconds=0.001)
+    workbench.evaluate = lambda *_: {}
+    card = {
+        "name": "tiny",
+        "source": "path:checkpoint",
+        "model_class": class_name,
+        "data": {"file": "inputs.npz", "calibration_samples": 4, "evaluation_samples": 8},
+    }
+    card["data"]["batch_size"] = 4
+    (folder / "card.yaml").write_text(yaml.safe_dump(card))
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump({"name": name, "stages": stages}))
+    plugins = load_plugins()
+    try:
+        with _limit(SECONDS):
+            result = compress(
+                load_card(str(folder / "card.yaml"), plugins),
+                load_recipe(str(folder / f"{name}.yaml"), plugins),
+                folder / f"out-{name}",
+                Store(folder / "store"),
+                plugins,
+            )
+            load(result.artifact)
+        notes = json.loads((folder / f"out-{name}" / "report.json").read_text())
+        return "ok", _said(notes)
+    except ZoopressError as error:
+        return "refused", str(error)
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        at = f"{Path(place.filename).name}:{place.lineno}"
+        return "crash", f"{type(error).__name__}: {str(error)[:200]} ({at})"
+
+
+def _said(report: dict[str, Any]) -> str:
+    notes = report["stages"][0].get("notes") or {}
+    if "neurons_before" not in notes:
+        return ""
+    text = f"{notes['neurons_before']} neurons; native {report['loads_as'].get('native')}"
+    if notes.get("skipped"):
+        text += f"; skipped {len(notes['skipped'])}: {next(iter(notes['skipped'].values()))}"
+    if notes.get("fixed"):
+        text += f"; fixed {notes['fixed']}"
+    return text
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
+    main()
