@@ -77,9 +77,16 @@ class NeuronPruningConfig(Config):
         wanted = any(fnmatchcase(name, pattern) for pattern in self.include)
         return wanted and not any(fnmatchcase(name, pattern) for pattern in self.exclude)
 
-    def kept(self, size: int, removed: int) -> int:
-        """Return how many of `size` neurons stay if `removed` should go."""
-        multiple = math.ceil((size - removed) / self.multiple_of) * self.multiple_of
+    def kept(self, size: int, removed: int, multiple_of: int = 1) -> int:
+        """Return how many of `size` neurons stay if `removed` should go.
+
+        Args:
+            size: how many there are.
+            removed: how many should go.
+            multiple_of: what the model's kernels want besides the config.
+        """
+        step = math.lcm(self.multiple_of, multiple_of)
+        multiple = math.ceil((size - removed) / step) * step
         return min(size, max(multiple, self.min_neurons))
 
 
@@ -219,9 +226,14 @@ class NeuronPruning(Technique[NeuronPruningConfig]):
         statistic = measured(criterion, context, model, in_groups(model, groups))
         scores = unit_scores(criterion, model, groups, context.seed, statistic)
         counts = self._counts(groups, scores)
+        steps: dict[int, int] = {}  # groups of a cluster lose equally many
+        for group in groups:
+            steps[group.cluster] = math.lcm(steps.get(group.cluster, 1), group.multiple_of)
         chosen = {}
         for group in groups:
-            removed = group.size - self.config.kept(group.size, counts[group.cluster])
+            removed = group.size - self.config.kept(
+                group.size, counts[group.cluster], steps[group.cluster]
+            )
             if removed:
                 chosen[group.name] = scores[group.name].argsort(stable=True)[:removed]
         if not chosen:

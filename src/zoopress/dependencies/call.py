@@ -37,7 +37,7 @@ class Call:
         self.func = func
         self.args = args
         self.kwargs = kwargs
-        self.name: str = func._schema.name.removeprefix("aten::").rstrip("_")
+        self.name = name_of(func)
         self.inputs = [x for x in tree_leaves([args, kwargs]) if isinstance(x, Tensor)]
         self.outputs = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
 
@@ -87,11 +87,22 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return register
 
 
+def name_of(func: Any) -> str:
+    """Return an operator's name, without namespace, overload and the in-place underscore."""
+    name: str = func._schema.name
+    return name.removeprefix("aten::").rstrip("_")
+
+
+def has_rule(func: Any) -> bool:
+    """Return whether an operator has a rule of its own."""
+    return name_of(func) in _RULES
+
+
 def follow(call: Call) -> None:
     """Apply an operator's rule.
 
-    Whatever has none fixes all nodes that reach it: unknown operators cost pruned neurons, never a
-    wrong model.
+    Whatever has none, or does what its rule did not foresee, fixes all nodes that reach it: unknown
+    operators cost pruned neurons, never a wrong model.
     """
     fallback = POINTWISE if torch.Tag.pointwise in call.func.tags else ""
     function = _RULES.get(call.name) or _RULES.get(fallback)
@@ -100,7 +111,14 @@ def follow(call: Call) -> None:
     elif call.outputs[0].numel() == 0:
         call.trace.fix(call.inputs, "it reaches an empty tensor")
     else:
-        function(call)
+        try:
+            function(call)
+        except (RuntimeError, IndexError, ValueError, TypeError) as error:
+            # The model itself has run: it is not to blame, and goes on without these neurons.
+            line = str(error).strip().partition("\n")[0]
+            call.trace.fix(call.inputs, f"the operation {call.name!r} cannot be followed ({line})")
+            for output in call.outputs:
+                call.trace.set(output)
 
 
 def varying(ids: Tensor) -> tuple[int, ...]:

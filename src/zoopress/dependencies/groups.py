@@ -48,12 +48,14 @@ class NeuronGroup:
         size: how many there are.
         members: everything that shrinks with them.
         cluster: groups of one cluster must lose equally many neurons.
+        multiple_of: of how many neurons a kernel wants a multiple to stay.
     """
 
     name: str
     size: int
     members: tuple[Member, ...]
     cluster: int
+    multiple_of: int = 1
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,17 @@ def _groups(trace: Trace) -> list[NeuronGroup]:
         name = ".".join(part for part in (first.path, first.tensor if several else "") if part)
         taken[name] += 1
         name = name if taken[name] == 1 else f"{name}#{taken[name]}"
-        groups.append(NeuronGroup(name, len(first.index), members, cluster))
+        groups.append(NeuronGroup(name, len(first.index), members, cluster, _step(members, trace)))
     return groups
+
+
+def _step(members: tuple[Member, ...], trace: Trace) -> int:
+    """Return of how many neurons a multiple must stay, by the kernels that their axes meet."""
+    steps = trace.nodes.steps(trace.nodes.components())
+    starts = {(a.path, a.tensor, a.axis): a.start for a in trace.nodes.axes}
+    first = members[0]
+    start = starts[first.path, first.tensor, first.axis]
+    return int(steps[start + first.index.flatten()].max())
 
 
 def _components_alike(nodes: Nodes) -> list[tuple[Member, ...]]:

@@ -32,6 +32,7 @@ class Nodes:
         self._edges: list[Tensor] = []
         self._fixed: list[tuple[Tensor, int]] = []
         self._contracted: list[Tensor] = []
+        self._steps: list[tuple[Tensor, int]] = []
 
     def add(self, path: str, tensor: str, axis: int, size: int) -> Tensor:
         """Add an axis and return its node ids, [size]."""
@@ -60,6 +61,19 @@ class Nodes:
     def contract(self, ids: Tensor) -> None:
         """Record that a weight's nodes are summed over: the neurons they belong to end there."""
         self._contracted.append(ids[ids != NONE])
+
+    def step(self, ids: Tensor, multiple: int) -> None:
+        """Record that a kernel wants a multiple of so many of these nodes to stay."""
+        self._steps.append((ids[ids != NONE], multiple))
+
+    def steps(self, components: Tensor) -> Tensor:
+        """Return for each node of which number its component's axis must keep a multiple."""
+        by_component = torch.ones(self.count, dtype=torch.int64)
+        for ids, multiple in self._steps:
+            by_component[components[ids]] = by_component[components[ids]].lcm(
+                torch.tensor(multiple)
+            )
+        return by_component[components]
 
     def contracted(self) -> Tensor:
         """Return which nodes are summed over, bool [nodes]."""

@@ -15,6 +15,11 @@ from zoopress.dependencies.call import (
     varying,
 )
 
+_GROUPED_BYTES = 16
+"""The kernel of grouped products wants rows whose strides are multiples of so many bytes."""
+
+ATTENTION = "it is summed over in a product of two activations, such as attention"
+
 
 @rule("embedding")
 def _embedding(call: Call) -> None:
@@ -50,10 +55,32 @@ def _matmul(call: Call) -> None:
     combine(call, operands, shape)
 
 
+@rule(
+    *("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention"),
+    *("_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention"),
+)
+def _attention(call: Call) -> None:
+    """Weigh values [n, heads, length, size] by products of queries with keys."""
+    query, key, value = call.inputs[:3]
+    for tensor in (query, key, *call.inputs[3:]):
+        call.trace.fix(tensor, ATTENTION)
+    kept = []
+    for ids in call.ids(value).all:
+        if varying(ids) == (value.ndim - 1,):
+            kept.append(ids)
+        else:
+            call.fix(ids, SPLIT)
+    call.give(*kept)
+
+
 @rule("_grouped_mm")
 def _grouped_matmul(call: Call) -> None:
     """Multiply tokens [tokens, in] with their experts' weights [experts, in, out]."""
     first, second = call.inputs[:2]
+    step = max(8, _GROUPED_BYTES // second.element_size())  # 8: of 16-bit floats, too
+    for ids in call.ids(second).all:
+        if ids.shape[0] == 1:
+            call.trace.nodes.step(ids, step)
     if (first.ndim, second.ndim, call.argument("bias")) != (2, 3, None):
         return call.trace.fix(call.inputs, "it reaches the operation '_grouped_mm'")
     _contract(call, (first, only(call, first, 1)), (second, only(call, second, 1)))
@@ -72,9 +99,8 @@ def _contract(
     (a, a_ids), (b, b_ids) = first, second
     if a_ids is not None and b_ids is not None:
         if not (call.ids(a).is_weight or call.ids(b).is_weight):
-            reason = "it is summed over in a product of two activations, such as attention"
-            call.fix(a_ids, reason)
-            call.fix(b_ids, reason)
+            call.fix(a_ids, ATTENTION)
+            call.fix(b_ids, ATTENTION)
         call.join(a_ids, b_ids)
         call.trace.nodes.contract(b_ids if call.ids(b).is_weight else a_ids)
         return

@@ -5,6 +5,7 @@ Each rule records which nodes an operator joins and which it fixes, and sets its
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -86,11 +87,11 @@ def _width(ids: Tensor) -> int:
     return ids.shape[max(varying(ids), default=0)] if ids.ndim else 1
 
 
-@rule("select", "index", "index_select", "roll", "unfold", "diagonal", "tril", "triu")
+@rule("select", "index", "_unsafe_index", "index_select", "roll", "unfold", "diagonal", "tril", "triu")
 def _pick(call: Call) -> None:
     """Move ids along the axes they do not index; what is picked by position cannot shrink."""
     source = call.inputs[0]
-    if call.name == "index":
+    if call.name in ("index", "_unsafe_index"):
         picked = _indexed(call.argument("indices"))
     elif call.name in ("tril", "triu"):
         picked = {source.ndim - 2, source.ndim - 1}
@@ -153,6 +154,12 @@ def _tie_blocks(call: Call, ids: Tensor, axis: int) -> None:
     (block, *others) = sizes
     if block == total and not stepped:
         return
+    step = call.argument("step") or 1
+    if stepped and block * step == total and start < step:
+        # Every second one, say: neurons stand beside each other that go together.
+        rows = ids.movedim(axis, -1).reshape(-1, step)
+        call.join(rows[:, :1], rows)
+        return
     if others or total % block or start % block or stepped:
         call.fix(ids, PICKED)
         return
@@ -171,8 +178,12 @@ def _concatenate(call: Call) -> None:
     across: list[Tensor] = []
     along = []
     for tensor in tensors:
-        own = [ids for ids in call.ids(tensor).all if stacked or varying(ids) != (axis,)]
-        along += [ids for ids in call.ids(tensor).all if varying(ids) == (axis,)]
+        own = [ids for ids in call.ids(tensor).all if stacked or axis not in varying(ids)]
+        for ids in call.ids(tensor).all:
+            if varying(ids) == (axis,):
+                along.append(ids)
+            elif axis in varying(ids) and not stacked:  # parts of heads, as in partial rotation
+                call.fix(ids, SPLIT)
         if [varying(i) for i in own] != [varying(i) for i in across] and tensor is not tensors[0]:
             for ids in [*own, *across]:
                 call.fix(ids, UNKNOWN_OPERAND)
@@ -259,6 +270,29 @@ def _glu(call: Call) -> None:
     call.give(
         *(ids.chunk(2, axis)[0] if axis in varying(ids) else ids for ids in call.ids(source).all)
     )
+
+
+@rule("im2col", "col2im")
+def _windows(call: Call) -> None:
+    """Keep ids over windows cut from feature maps, and put together again: [n, C * k, windows]."""
+    source, output = call.inputs[0], call.outputs[0]
+    kernel = math.prod(call.argument("kernel_size"))
+    moved = []
+    for ids in call.ids(source).all:
+        channels = source.ndim - (3 if call.name == "im2col" else 2)
+        if varying(ids) != (channels,):
+            call.fix(ids, f"it is mixed by the operation {call.name!r}")
+            continue
+        flat = ids.flatten()
+        if call.name == "im2col":
+            flat = flat.repeat_interleave(kernel)
+        else:
+            windows = flat.reshape(-1, kernel)
+            call.join(windows[:, :1], windows)
+            flat = windows[:, 0]
+        axis = output.ndim - (2 if call.name == "im2col" else 3)
+        moved.append(flat.reshape([-1 if a == axis else 1 for a in range(output.ndim)]))
+    call.give(*moved)
 
 
 @rule("_weight_norm_interface")

@@ -28,7 +28,7 @@ from zoopress.dependencies import (
     products as _products,  # noqa: F401  (registers its rules)
     rules as _rules,  # noqa: F401
 )
-from zoopress.dependencies.call import UNKNOWN_OPERAND, Call, follow, varying
+from zoopress.dependencies.call import UNKNOWN_OPERAND, Call, follow, has_rule, varying
 from zoopress.dependencies.nodes import NONE, Nodes
 from zoopress.models.dispatch import without_compiler
 from zoopress.models.packing import PackedWeight
@@ -113,8 +113,12 @@ class Trace(TorchDispatchMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not self._paused and torch._C._dispatch_has_kernel_for_dispatch_key(
-            func.name(), "CompositeImplicitAutograd"
+        # What has a rule is not taken apart: in parts, an interpolation picks by position.
+        if (
+            not (self._paused or has_rule(func))
+            and torch._C._dispatch_has_kernel_for_dispatch_key(
+                func.name(), "CompositeImplicitAutograd"
+            )
         ):
             with self._again():
                 result = func.decompose(*args, **kwargs)
