@@ -7,6 +7,7 @@ model that runs. Inputs are found in the same way, by the names of what `forward
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
 import inspect
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 VOCABULARY, TOKENS, SAMPLES = 128, 12, 24
-MOST_PARAMETERS = 12_000_000
+MOST_PARAMETERS = 20_000_000
 
 _TASKS = (
     *("MODEL_MAPPING_NAMES", "MODEL_FOR_PRETRAINING_MAPPING_NAMES"),
@@ -75,8 +76,7 @@ def make(family: str) -> Tiny:
             inputs = _inputs(module, problems)
             if inputs is not None:
                 return Tiny(module, inputs)
-    # The problem that most ways meet says more than the last one.
-    raise CannotBuildError(max(problems, key=problems.count) if problems else "no class")
+    raise CannotBuildError("; ".join(list(dict.fromkeys(problems))[:4]))
 
 
 def _classes(family: str) -> tuple[Any, list[Any]]:
@@ -92,11 +92,18 @@ def _classes(family: str) -> tuple[Any, list[Any]]:
         if mapping == "CONFIG_MAPPING_NAMES" or found is None:
             continue
         names += [found] if isinstance(found, str) else list(found)
-    classes = []
-    for name in dict.fromkeys(names):
-        made = getattr(transformers, name, None)
-        if made is not None and getattr(made, "__module__", "").startswith("transformers.models"):
-            classes.append(made)
+    classes = [getattr(transformers, name, None) for name in dict.fromkeys(names)]
+    where = config_type.__module__.replace("configuration_", "modeling_")
+    with contextlib.suppress(ImportError):  # parts of composed models have no Auto class
+        classes += vars(importlib.import_module(where)).values()
+    classes = [c for c in dict.fromkeys(filter(inspect.isclass, classes)) if c is not None]
+    classes = [
+        c
+        for c in classes
+        if issubclass(c, transformers.PreTrainedModel)
+        and c.config_class is config_type
+        and "forward" in vars(c)
+    ]
     if not classes:
         raise CannotBuildError("no model class of its own")
     return config_type, classes[:4]
@@ -129,7 +136,7 @@ _PICKED = re.compile(r"(experts_per_tok|top_?k$|per_token$|moe_k)")
 _LEFT = re.compile(
     r"(kernel|stride|window|pad|num_channels|patch|image|pool|type_vocab|chunk|temporal|num_mel|"
     r"layer_norm|group_size|down|upsampl|sampling|conv_k|scale|crop|bias|ratio|rate|spectro|"
-    r"input_channels|in_channels|in_chans|resolution|dilation|expan|position|length|num_labels)"
+    r"^input_channels|^in_channels|in_chans|^num_position|resolution|dilation|expan|position|length|num_labels)"
 )
 _SCHEDULES = re.compile(r"(layer_types|mlp_layer_types|_types|_list|pattern|no_rope_layers)$")
 
@@ -155,13 +162,17 @@ def _sizes_scaled(key: str, value: int, ratio: float) -> int:
 def _shrink(node: Any, key: str, sizes: Any, ratio: float, layers: int) -> Any:
     """Return a config's value made small."""
     if isinstance(node, dict):
-        fields = {k: _shrink(v, k, sizes, ratio, layers) for k, v in node.items()}
+        fields = {
+            k: _shrink(v, k, sizes, ratio, layers) for k, v in node.items() if k not in _STAGES
+        }
+        if isinstance(node.get("out_indices"), list) and len(node["out_indices"]) > 1:
+            fields["out_indices"] = list(range(1, len(node["out_indices"]) + 1))
         return _aligned(node, fields, layers)
     if isinstance(node, list):
-        if key and _LAYERS.search(key) and all(type(v) is int for v in node):
+        if _LAYERS.search(str(key)) and all(type(v) is int for v in node):
             return [min(v, 1) for v in node]
         return [_shrink(v, key, sizes, ratio, layers) for v in node]
-    if type(node) is not int or not key or key in ("id",):
+    if type(node) is not int or not isinstance(key, str) or not key:
         return node
     return _shrunk_number(key, node, sizes, ratio, layers)
 
@@ -198,10 +209,46 @@ def _shrunk_number(key: str, value: int, sizes: Any, ratio: float, layers: int) 
     return value
 
 
+_STAGES = ("out_features", "out_indices", "_out_features", "_out_indices", "stage_names")
+
+
+_BACKBONE = {
+    "model_type": "resnet",
+    "embedding_size": 16,
+    "hidden_sizes": [16, 24, 32, 48],
+    "depths": [1, 1, 1, 1],
+    "layer_type": "basic",
+    "out_indices": [1, 2, 3, 4],
+}
+"""In the place of a backbone from timm, which need not be there."""
+
+
 def _aligned(old: Mapping[str, Any], new: dict[str, Any], layers: int) -> dict[str, Any]:
     """Cut lists that have an entry a layer to the new number of layers, each kind kept."""
+    half = new.get("qk_rope_head_dim") or new.get("head_dim")
+    if half is None and new.get("hidden_size") and new.get("num_attention_heads"):
+        half = new["hidden_size"] // new["num_attention_heads"]
+    for key, value in new.items():
+        if str(key).endswith("_section") and isinstance(value, list) and half:
+            new[key] = [half // 2 - 2 * (half // 6), half // 6, half // 6]
+        elif isinstance(value, dict) and str(key).startswith("rope_"):
+            inner = value.get("mrope_section")
+            if isinstance(inner, list) and half:
+                value["mrope_section"] = [half // 2 - 2 * (half // 6), half // 6, half // 6]
+        elif isinstance(value, dict) and "layer" in str(key):
+            new[key] = {k: v for k, v in value.items() if not str(k).isdigit() or int(k) < layers}
+    heads, shared = old.get("num_attention_heads"), old.get("num_key_value_heads")
+    if type(heads) is int and heads == shared:
+        new["num_key_value_heads"] = new["num_attention_heads"]
+    if "prediction_length" in new:
+        new["prediction_length"] = new["prediction_length"] or 8
+    if "qk_rope_head_dim" in new and "head_dim" in new:
+        new["head_dim"] = new["qk_rope_head_dim"]
+    if new.get("use_timm_backbone") or (new.get("backbone") and "backbone_config" in new):
+        new.update(use_timm_backbone=False, use_pretrained_backbone=False, backbone=None)
+        new.update(backbone_config=dict(_BACKBONE), backbone_kwargs=None)
     for key, number in old.items():
-        if type(number) is not int or not _LAYERS.search(key) or new[key] == number:
+        if type(number) is not int or not _LAYERS.search(str(key)) or new[key] == number:
             continue
         for other, entries in new.items():
             if isinstance(entries, list) and len(entries) == number and number > new[key]:
@@ -220,6 +267,15 @@ def _way(sizes: Any, target: int, layers: int) -> Any:
     return make
 
 
+def _divided(by: int, layers: int) -> Any:
+    def make(config_type: Any) -> Any:
+        return config_type.from_dict(
+            _shrink(_plain(config_type), "", _sizes_scaled, 1 / by, layers)
+        )
+
+    return make
+
+
 def _widths(node: Any, key: str = "") -> Iterator[int]:
     if isinstance(node, dict):
         for k, v in node.items():
@@ -227,7 +283,7 @@ def _widths(node: Any, key: str = "") -> Iterator[int]:
     elif isinstance(node, list):
         for v in node:
             yield from _widths(v, key)
-    elif type(node) is int and _WIDTH.search(key) and not _LEFT.search(key):
+    elif type(node) is int and isinstance(key, str) and _WIDTH.search(key) and not _LEFT.search(key):
         if not (_VOCAB.search(key) or _INNER.search(key) or _TOKEN.search(key)):
             yield node
 
@@ -242,6 +298,9 @@ _WAYS = (
     _way(_sizes_scaled, 128, 2),
     _way(_sizes_fixed, 64, 4),
     _way(_sizes_scaled, 256, 4),
+    _divided(8, 2),
+    _divided(4, 2),
+    _divided(2, 1),
     _only_layers,
     lambda config_type: config_type(),
 )
@@ -273,7 +332,7 @@ def _build(chosen: Any, config: Any) -> nn.Module:
 
 def _inputs(module: nn.Module, problems: list[str]) -> dict[str, Tensor] | None:
     """Return the first inputs that a model runs on and answers differently to each sample."""
-    for inputs in itertools.islice(_candidates(module), 60):
+    for inputs in itertools.islice(_candidates(module), 40):
         try:
             with torch.no_grad():
                 output = module(**{name: value[:2].clone() for name, value in inputs.items()})
@@ -353,7 +412,8 @@ def _tensors(name: str, config: Any) -> list[Tensor]:
     def floats(*shape: int) -> Tensor:
         return torch.randn(SAMPLES, *shape, generator=generator)
 
-    channels = int(_find(config, "num_channels", "in_channels", "in_chans", "channels") or 3)
+    given = _find(config, "num_channels", "in_channels", "in_chans", "channels")
+    channels = given if isinstance(given, int) else 3
     size = _find(config, "image_size", "img_size", "crop_size") or 32
     height, width = (size, size) if isinstance(size, int) else tuple(size)[-2:]
     if re.search(r"pixel_values_videos|video", name):
