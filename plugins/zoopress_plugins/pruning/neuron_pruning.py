@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
@@ -143,18 +144,16 @@ class NeuronPruning(Technique[NeuronPruningConfig]):
         )
 
     def apply(self, model: Model, context: Context) -> Outcome:
-        """Find the neurons with one calibration batch, rank, check and remove them."""
+        """Find the neurons with inputs that reach all they can; rank, check and remove them."""
         from zoopress.dependencies import Removal, exact_removal, find_dependencies
 
-        batch = context.batches()[0]
         context.progress("tracing which neurons depend on each other")
-        found = find_dependencies(model.module, lambda: context.call(model.module, batch))
+        runs = _runs(model, context)
+        found = find_dependencies(model.module, *runs)
         groups = self._selected(found)
         chosen = self._choose(model, groups, context)
         context.progress("checking what can be removed exactly")
-        kept, wrong = exact_removal(
-            model.module, groups, chosen, lambda: context.call(model.module, batch)
-        )
+        kept, wrong = exact_removal(model.module, groups, chosen, *runs)
         if not kept:
             raise StageError(_nothing_exact(wrong))
         touched = Removal(model.module, groups, kept).make(model)
@@ -180,6 +179,8 @@ class NeuronPruning(Technique[NeuronPruningConfig]):
                 "neurons_after": before - removed,
                 "fixed": dict(Counter(found.fixed.values()).most_common()),
                 "skipped": wrong,
+                "unreached": list(found.unreached),
+                "kept_for_unreached": found.held,
             },
         )
 
@@ -261,6 +262,17 @@ class NeuronPruning(Technique[NeuronPruningConfig]):
         sizes = [len(sorted_) for sorted_ in clusters.values()]
         counts = removed_counts(profiles, sizes, self.config.sparsity)
         return dict(zip(clusters, counts, strict=True))
+
+
+def _runs(model: Model, context: Context) -> list[Callable[[], Tensor]]:
+    """Return runs of the model that reach what calibration data can reach of it."""
+    from zoopress.dependencies import other_inputs, reaching
+
+    batches = context.batches()
+    first, *others = (
+        partial(context.call, model.module, inputs) for inputs in (batches[0], *other_inputs(batches))
+    )
+    return reaching(model.module, first, others)
 
 
 def _nothing_exact(wrong: Mapping[str, str]) -> str:

@@ -4,59 +4,17 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from zoopress.dependencies.group import Member, NeuronGroup, Role
 from zoopress.dependencies.nodes import Nodes
 from zoopress.dependencies.trace import Trace
+from zoopress.dependencies.unseen import hold, readers_unseen
 from zoopress.models.weights import find_weights
-
-Role = Literal["producer", "consumer", "norm"]
-
-
-@dataclass(frozen=True)
-class Member:
-    """One axis of one tensor that shrinks when neurons of a group are removed.
-
-    Attributes:
-        path: the module.
-        tensor: its parameter or buffer.
-        axis: the axis.
-        role: a producer computes the neurons, a consumer sums over them, and a norm (a batch
-            normalization's vectors, say) acts on each.
-        index: [neurons, indices per neuron]: which indices of the axis each neuron has. One for a
-            linear layer, height × width for the layer after a flattened feature map, three or four
-            for the gates of a recurrent layer.
-    """
-
-    path: str
-    tensor: str
-    axis: int
-    role: Role
-    index: Tensor
-
-
-@dataclass(frozen=True)
-class NeuronGroup:
-    """Neurons (hidden units, channels) each of which can be removed by itself.
-
-    Attributes:
-        name: the path of the module that produces them.
-        size: how many there are.
-        members: everything that shrinks with them.
-        cluster: groups of one cluster must lose equally many neurons.
-        multiple_of: of how many neurons a kernel wants a multiple to stay.
-    """
-
-    name: str
-    size: int
-    members: tuple[Member, ...]
-    cluster: int
-    multiple_of: int = 1
-
 
 @dataclass(frozen=True)
 class Dependencies:
@@ -65,18 +23,23 @@ class Dependencies:
     Attributes:
         groups: the removable neurons, in module order.
         fixed: why the outputs of each other layer must stay, by the layer's path.
+        unreached: the modules with weights that no run reached. They keep their sizes, and so does
+            whatever they might read.
+        held: of each layer whose outputs must stay for that reason, the unreached module.
     """
 
     groups: tuple[NeuronGroup, ...]
     fixed: dict[str, str]
+    unreached: tuple[str, ...] = ()
+    held: dict[str, str] = field(default_factory=dict)
 
 
-def find_dependencies(module: nn.Module, run: Callable[[], Any]) -> Dependencies:
-    """Find the neurons of a module that can be removed, by running it once.
+def find_dependencies(module: nn.Module, *runs: Callable[[], Any]) -> Dependencies:
+    """Find the neurons of a module that can be removed, by running it on some inputs.
 
     Args:
         module: the model, in evaluation mode.
-        run: runs the module on a small batch. What it returns counts as the model's output.
+        runs: each runs the module on a small batch. What they return counts as its outputs.
 
     Source: Fang et al. 2023, DepGraph, arXiv:2301.12900, carried to single indices of ATen
         operators instead of layers.
@@ -85,11 +48,17 @@ def find_dependencies(module: nn.Module, run: Callable[[], Any]) -> Dependencies
     torch.backends.mha.set_fastpath_enabled(False)  # one opaque operator a layer
     try:
         with torch.no_grad(), Trace(module) as trace:
-            trace.fix(run(), "it reaches the model's output")
+            for run in runs:
+                trace.fix(run(), "it reaches the model's output")
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
     groups = _groups(trace)
-    return Dependencies(tuple(groups), _fixed(module, trace.nodes, groups))
+    unread = readers_unseen(module, trace)
+    held = hold(groups, unread, trace.nodes)
+    if held:
+        groups = _groups(trace)
+    unreached = tuple(dict.fromkeys(each.path for each in unread))
+    return Dependencies(tuple(groups), _fixed(module, trace.nodes, groups), unreached, held)
 
 
 def _groups(trace: Trace) -> list[NeuronGroup]:

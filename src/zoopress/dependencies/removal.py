@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from zoopress.dependencies.groups import NeuronGroup
+from zoopress.dependencies.group import NeuronGroup
 from zoopress.errors import StageError
 from zoopress.models.edits import set_tensor, submodule, tensor_of
 from zoopress.models.model import Model
@@ -156,7 +156,7 @@ def following_attributes(layer: nn.Module, tensor: str, axis: int, size: int) ->
     return {name: size} if name and type(layer.__dict__.get(name)) is int else {}
 
 
-def check(module: nn.Module, removal: Removal, run: Callable[[], Tensor]) -> str:
+def check(module: nn.Module, removal: Removal, *runs: Callable[[], Tensor]) -> str:
     """Return what is wrong with a removal, "" if it is exact.
 
     It is exact if the module without the neurons gives what it gives with all of them while nothing
@@ -165,8 +165,12 @@ def check(module: nn.Module, removal: Removal, run: Callable[[], Tensor]) -> str
     Args:
         module: the model.
         removal: what to remove from it.
-        run: runs the module on a small batch and returns its output.
+        runs: each runs the module on a small batch and returns its output.
     """
+    return next(filter(None, (_check(removal, run) for run in runs)), "")
+
+
+def _check(removal: Removal, run: Callable[[], Tensor]) -> str:
     with removal.masked():
         expected = _seeded(run)
     try:
@@ -191,7 +195,7 @@ def check(module: nn.Module, removal: Removal, run: Callable[[], Tensor]) -> str
 
 
 def exact_removal(
-    module: nn.Module, groups: Iterable[NeuronGroup], chosen: Chosen, run: Callable[[], Tensor]
+    module: nn.Module, groups: Iterable[NeuronGroup], chosen: Chosen, *runs: Callable[[], Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Find the part of a removal that is exact, by bisection.
 
@@ -208,7 +212,7 @@ def exact_removal(
     def exact(candidates: list[list[str]]) -> list[list[str]]:
         names = [name for cluster in candidates for name in cluster]
         part = {name: chosen[name] for name in names}
-        problem = check(module, Removal(module, groups, part), run) if names else ""
+        problem = check(module, Removal(module, groups, part), *runs) if names else ""
         if not problem:
             return candidates
         if len(candidates) == 1:

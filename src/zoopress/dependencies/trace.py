@@ -60,6 +60,7 @@ class Trace(TorchDispatchMode):
         self.units: dict[str, Tensor] = {}
         """Of each recurrent module that ran, its hidden units: [layers * directions, units]."""
         self._known = WeakTensorKeyDictionary()
+        self._unread = WeakTensorKeyDictionary()
         self._module = module
         self._paused = False
         self._in_cell = False
@@ -74,6 +75,10 @@ class Trace(TorchDispatchMode):
     def set(self, tensor: Tensor, *ids: Tensor, is_weight: bool = False) -> None:
         """Record a tensor's ids."""
         self._known[tensor] = Ids(ids, is_weight)
+
+    def unread(self) -> set[tuple[str, str]]:
+        """Return path and name of each parameter and buffer that no operation was given yet."""
+        return {place for places in self._unread.values() for place in places}
 
     def fix(self, value: Any, reason: str) -> None:
         """Fix all ids of all tensors in a nested value."""
@@ -130,6 +135,8 @@ class Trace(TorchDispatchMode):
         return result
 
     def _follow(self, call: Call) -> None:
+        for tensor in call.inputs:
+            self._unread.pop(tensor, None)
         if not any(self.ids(tensor).all for tensor in call.inputs):
             is_weight = bool(call.inputs) and all(self.ids(t).is_weight for t in call.inputs)
             adapts = self._in_cell and all(self.ids(tensor).adapts for tensor in call.inputs)
@@ -140,14 +147,13 @@ class Trace(TorchDispatchMode):
         follow(call)
 
     def _add_parameters(self) -> None:
-        places: dict[int, list[tuple[str, str]]] = {}
         for path, owner in self._module.named_modules():
             tensors: Mapping[str, Tensor | None] = {**owner._parameters, **owner._buffers}
             for name, tensor in tensors.items():
                 if tensor is None or type(tensor) not in (Tensor, nn.Parameter):
                     continue
                 known = self._known.get(tensor)
-                places.setdefault(id(tensor), []).append((path, name))
+                self._unread.setdefault(tensor, []).append((path, name))
                 if known is not None:
                     self.fix(tensor, "its weight is tied to another")
                     continue
@@ -201,6 +207,8 @@ class Trace(TorchDispatchMode):
         """Set the ids of a recurrent module's outputs, and join its gates."""
         sequence = given.data if isinstance(given, PackedSequence) else given
         result = output[0].data if isinstance(output[0], PackedSequence) else output[0]
+        for parameter in module.parameters():
+            self._unread.pop(parameter, None)
         names = module._flat_weights_names
         odd = module.proj_size or module.hidden_size == 1
         if odd or any(name not in module._parameters for name in names):
