@@ -29,6 +29,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -47,7 +48,9 @@ SECONDS = 120
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--only", default="*", help="families, shell patterns, with commas between")
     parser.add_argument("--technique", default="*", help=f"of {', '.join(RECIPES)}")
     parser.add_argument("--every", type=int, default=1, help="take every n-th family only")
@@ -60,7 +63,9 @@ def main() -> None:
     chosen = [n for n in families() if _matches(n, given.only)][:: given.every]
     recipes = [name for name in RECIPES if _matches(name, given.technique)]
     done = read(given.log, set(filter(None, given.again.split(","))))
-    todo = [f for f in chosen if any((f, r) not in done and (f, "build") not in done for r in recipes)]
+    todo = [
+        f for f in chosen if any((f, r) not in done and (f, "build") not in done for r in recipes)
+    ]
     work = partial(walk, recipes=recipes, done=frozenset(done))
     with given.log.open("a", encoding="utf-8") as log:
         if given.processes == 1:
@@ -80,7 +85,9 @@ def _record(results: Iterator[list[dict[str, Any]]], log: Any) -> None:
     for rows in results:
         for row in rows:
             log.write(json.dumps(row) + "\n")
-            print(f"{row['family']} {row['recipe']} {row['end']} {row['seconds']} {row['text'][:160]}")
+            print(
+                f"{row['family']} {row['recipe']} {row['end']} {row['seconds']} {row['text'][:160]}"
+            )
         log.flush()
 
 
@@ -106,7 +113,9 @@ def summary(
         ends = Counter(rows[f, recipe]["end"] for f in built if (f, recipe) in rows)
         total = sum(ends.values())
         share = f"{100 * ends['ok'] / max(total, 1):.1f} %"
-        lines.append([recipe, str(total), *(str(ends[e]) for e in ("ok", "refused", "crash")), share])
+        lines.append(
+            [recipe, str(total), *(str(ends[e]) for e in ("ok", "refused", "crash")), share]
+        )
     page = table(["recipe", "families", "works", "refused", "crashes", "works"], lines)
     for end in ("refused", "crash"):
         reasons: dict[str, list[str]] = defaultdict(list)
@@ -120,13 +129,10 @@ def summary(
     return page
 
 
-def walk(
-    family: str, recipes: list[str], done: frozenset[tuple[str, str]]
-) -> list[dict[str, Any]]:
+def walk(family: str, recipes: list[str], done: frozenset[tuple[str, str]]) -> list[dict[str, Any]]:
     """Return a row for each recipe of a family, or one that says why it cannot be built."""
     import torch
     import transformers
-
     from tiny_transformers import make
 
     warnings.simplefilter("ignore")
@@ -173,6 +179,20 @@ def _limit(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+@contextmanager
+def _only_fidelity() -> Iterator[None]:
+    """Leave out what takes longer than a tiny model's compression: measures, and latency."""
+    from zoopress.pipeline import workbench
+
+    with (
+        mock.patch.object(workbench, "evaluate", lambda *_: {}),
+        mock.patch.object(
+            workbench, "measure_latency", partial(workbench.measure_latency, seconds=0.001)
+        ),
+    ):
+        yield
+
+
 def _save_inputs(folder: Path, inputs: dict[str, Any]) -> None:
     import numpy
 
@@ -189,28 +209,23 @@ def attempt(
     from zoopress.cards import load_card
     from zoopress.errors import ZoopressError
     from zoopress.loading import load
-    from zoopress.pipeline import artifact_evaluation, workbench
     from zoopress.pipeline.compress import compress
     from zoopress.plugins import load_plugins
     from zoopress.recipes import load_recipe
     from zoopress.store import Store
 
-    for module in (workbench, artifact_evaluation):
-        if hasattr(module, "measure_latency") and not isinstance(module.measure_latency, partial):
-            module.measure_latency = partial(module.measure_latency, seconds=0.001)
-    workbench.evaluate = lambda *_: {}
+    samples = {"calibration_samples": 4, "evaluation_samples": 8, "batch_size": 4}
     card = {
         "name": "tiny",
         "source": "path:checkpoint",
         "model_class": class_name,
-        "data": {"file": "inputs.npz", "calibration_samples": 4, "evaluation_samples": 8},
+        "data": {"file": "inputs.npz", **samples},
     }
-    card["data"]["batch_size"] = 4
     (folder / "card.yaml").write_text(yaml.safe_dump(card))
     (folder / f"{name}.yaml").write_text(yaml.safe_dump({"name": name, "stages": stages}))
     plugins = load_plugins()
     try:
-        with _limit(SECONDS):
+        with _limit(SECONDS), _only_fidelity():
             result = compress(
                 load_card(str(folder / "card.yaml"), plugins),
                 load_recipe(str(folder / f"{name}.yaml"), plugins),

@@ -283,8 +283,9 @@ def _widths(node: Any, key: str = "") -> Iterator[int]:
     elif isinstance(node, list):
         for v in node:
             yield from _widths(v, key)
-    elif type(node) is int and isinstance(key, str) and _WIDTH.search(key) and not _LEFT.search(key):
-        if not (_VOCAB.search(key) or _INNER.search(key) or _TOKEN.search(key)):
+    elif type(node) is int and isinstance(key, str) and _WIDTH.search(key):
+        others = (_LEFT, _VOCAB, _INNER, _TOKEN)
+        if not any(pattern.search(key) for pattern in others):
             yield node
 
 
@@ -375,8 +376,7 @@ def _candidates(module: Any) -> Iterator[dict[str, Tensor]]:
     needed = [
         n
         for n, p in inspect.signature(module.forward).parameters.items()
-        if p.default is inspect.Parameter.empty
-        and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        if p.default is inspect.Parameter.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
     ]
     main = getattr(module, "main_input_name", "input_ids")
     sets: list[tuple[str, ...]] = []
@@ -434,7 +434,9 @@ def _tensors(name: str, config: Any) -> list[Tensor]:
         low = 4
         vocabulary = int(_find(config, "vocab_size") or VOCABULARY)
         tokens = torch.randint(
-            low, max(min(vocabulary, VOCABULARY) - 66, low + 1), (SAMPLES, TOKENS),
+            low,
+            max(min(vocabulary, VOCABULARY) - 66, low + 1),
+            (SAMPLES, TOKENS),
             generator=generator,
         )
         books = int(_find(config, "num_codebooks") or 4)

@@ -49,7 +49,8 @@ BRANCHES = {
         return self.p(h) if float(x.mean()) > LIMIT else self.q(torch.cat([h, x], 1))""",
     ),
     "parameter": (
-        "self.a, self.p, self.q = nn.Linear(32, 64), nn.Linear(64, 32), nn.Parameter(torch.ones(64))",
+        """self.a, self.p = nn.Linear(32, 64), nn.Linear(64, 32)
+        self.q = nn.Parameter(torch.ones(64))""",
         """h = torch.relu(self.a(x))
         return self.p(h) if float(x.mean()) > LIMIT else self.p(h * self.q)""",
     ),

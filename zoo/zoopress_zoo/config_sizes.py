@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 Fields = dict[str, Any]
 Place = tuple[str | int, ...]
 _Change = tuple[str, int]  # a tensor and one of its axes
-_MOST_BUILDS = 96
+_MOST_BUILDS = 48
 _LARGEST_RATIO = 64
 _OF_NO_MATTER = frozenset({"training", "name_or_path"})
 
@@ -77,7 +78,7 @@ class Expression:
             return None
         self._before, old = before, shapes(before)
         changes = _changes(old, self._wanted)
-        if changes is None:
+        if changes is None or self._differ_by_layer(changes):
             return None
         chosen = self._chosen(old, changes)
         if chosen is None:
@@ -90,6 +91,15 @@ class Expression:
             return None
         self.sizes = {size for pair in changes.values() for size in pair}
         return found
+
+    def _differ_by_layer(self, changes: Mapping[_Change, tuple[int, int]]) -> bool:
+        """Tell whether layers of one kind differ now, and no list has a number for each."""
+        listed = {v for place, v in _leaves(self._full) if place and type(place[-1]) is int}
+        news: dict[tuple[str, int, int], set[int]] = {}
+        for (name, axis), (size, new) in changes.items():
+            if size not in listed:
+                news.setdefault((re.sub(r"\d+", "#", name), axis, size), set()).add(new)
+        return any(len(each) > 1 for each in news.values())
 
     def _chosen(
         self, old: Mapping[str, torch.Size], changes: Mapping[_Change, tuple[int, int]]
@@ -169,7 +179,7 @@ class Expression:
             for size, new in pairs:
                 width = round(size / value)
                 if width in widths and math.isclose(width * value, size, rel_tol=1e-6):
-                    yield _Setting(place, _ratio(new, width))
+                    yield _Setting(place, _ratio(new, width, type(value)))
 
     def _open(
         self,
@@ -182,6 +192,8 @@ class Expression:
             if value is not None:
                 continue
             for size, new in pairs:
+                if not self._effect(old, changes, [_Setting(place, new)]):
+                    continue
                 same = self._try(_with(self._config, self._full, [_Setting(place, size)]))
                 if same is not None and shapes(same) == old and self._nothing_else(same, {}):
                     yield _Setting(place, new)
@@ -212,9 +224,7 @@ class Expression:
             or (isinstance(value, (bool, str, float)) and name not in _OF_NO_MATTER)
         )
 
-    def _nothing_else(
-        self, built: nn.Module, changes: Mapping[_Change, tuple[int, int]]
-    ) -> bool:
+    def _nothing_else(self, built: nn.Module, changes: Mapping[_Change, tuple[int, int]]) -> bool:
         """Tell whether no attribute differs from before, but sizes where tensors changed."""
         pairs = set(changes.values())
         owners = {name.rpartition(".")[0] for name, _ in changes}
@@ -250,9 +260,9 @@ def _changes(
     }
 
 
-def _ratio(new: int, width: int) -> float:
-    """Return a ratio whose product with a width is a size, whole if it can be."""
-    if new % width == 0:
+def _ratio(new: int, width: int, kind: type) -> float:
+    """Return a ratio whose product with a width is a size, whole if it was and can be."""
+    if kind is int and new % width == 0:
         return new // width
     ratio = new / width
     while int(width * ratio) < new:  # models cut off the fraction

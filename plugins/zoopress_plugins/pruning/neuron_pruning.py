@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 
 _KINDS = ("linear", "conv", "recurrent")
+_HOLDERS = (*_KINDS, "experts", "parameter")
+"""Kinds of what can have neurons: experts, for one, often are bare parameters of their module."""
 
 _NORMS = {"l1": "magnitude", "l2": "l2_norm"}
 """What the key `norm` chose, before there were criteria."""
@@ -134,10 +136,10 @@ class NeuronPruning(Technique[NeuronPruningConfig]):
 
     def refusal(self, model: Model) -> str | None:
         """Refuse a model without layers of neurons that are still floating point."""
-        scope = self.scope()
-        if any(scope.has(weight.kind, weight.name) for weight in model.weights(_KINDS)):
+        weights = list(model.weights(_HOLDERS))
+        if any(map(self.config.selects, (n for w in weights for n in (w.path, w.name) if n))):
             return None
-        there = [weight.path for weight in model.weights(_KINDS)]
+        there = list(dict.fromkeys(weight.path or weight.name for weight in weights))
         return (
             f"No layer with float weights matches include {list(self.config.include)}, exclude "
             f"{list(self.config.exclude)}. Such layers of this model: {there[:8] or 'none'}."
@@ -270,7 +272,8 @@ def _runs(model: Model, context: Context) -> list[Callable[[], Tensor]]:
 
     batches = context.batches()
     first, *others = (
-        partial(context.call, model.module, inputs) for inputs in (batches[0], *other_inputs(batches))
+        partial(context.call, model.module, inputs)
+        for inputs in (batches[0], *other_inputs(batches))
     )
     return reaching(model.module, first, others)
 

@@ -16,6 +16,7 @@ from zoopress.dependencies.trace import Trace
 from zoopress.dependencies.unseen import hold, readers_unseen
 from zoopress.models.weights import find_weights
 
+
 @dataclass(frozen=True)
 class Dependencies:
     """What can be removed from a model, and what cannot.

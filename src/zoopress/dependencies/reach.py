@@ -64,7 +64,7 @@ def reaching(
             try:
                 with reached:
                     run()
-            except Exception:  # noqa: S112  (inputs of our making need not make sense to a model)
+            except Exception:
                 continue
             if len(reached.left) < before:
                 chosen.append(run)
@@ -76,10 +76,9 @@ def variants(batch: Any) -> Iterator[Any]:
 
     def changed(change: Callable[[Tensor], Tensor], floats: bool) -> Any:
         def one(leaf: Any) -> Any:
-            if isinstance(leaf, Tensor) and leaf.numel() and leaf.dtype != torch.bool:
-                if leaf.is_floating_point() == floats:
-                    return change(leaf)
-            return leaf
+            if not isinstance(leaf, Tensor) or not leaf.numel() or leaf.dtype == torch.bool:
+                return leaf
+            return change(leaf) if leaf.is_floating_point() == floats else leaf
 
         return tree_map(one, batch)
 

@@ -87,7 +87,9 @@ def _width(ids: Tensor) -> int:
     return ids.shape[max(varying(ids), default=0)] if ids.ndim else 1
 
 
-@rule("select", "index", "_unsafe_index", "index_select", "roll", "unfold", "diagonal", "tril", "triu")
+@rule(
+    "select", "index", "_unsafe_index", "index_select", "roll", "unfold", "diagonal", "tril", "triu"
+)
 def _pick(call: Call) -> None:
     """Move ids along the axes they do not index; what is picked by position cannot shrink."""
     source = call.inputs[0]

@@ -76,9 +76,9 @@ class Trace(TorchDispatchMode):
         """Record a tensor's ids."""
         self._known[tensor] = Ids(ids, is_weight)
 
-    def unread(self) -> set[tuple[str, str]]:
+    def unread(self) -> frozenset[tuple[str, str]]:
         """Return path and name of each parameter and buffer that no operation was given yet."""
-        return {place for places in self._unread.values() for place in places}
+        return frozenset(place for places in self._unread.values() for place in places)
 
     def fix(self, value: Any, reason: str) -> None:
         """Fix all ids of all tensors in a nested value."""
@@ -119,11 +119,8 @@ class Trace(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         # What has a rule is not taken apart: in parts, an interpolation picks by position.
-        if (
-            not (self._paused or has_rule(func))
-            and torch._C._dispatch_has_kernel_for_dispatch_key(
-                func.name(), "CompositeImplicitAutograd"
-            )
+        if not (self._paused or has_rule(func)) and torch._C._dispatch_has_kernel_for_dispatch_key(
+            func.name(), "CompositeImplicitAutograd"
         ):
             with self._again():
                 result = func.decompose(*args, **kwargs)
