@@ -185,7 +185,7 @@ def _only_fidelity() -> Iterator[None]:
     from zoopress.pipeline import workbench
 
     with (
-        mock.patch.object(workbench, "evaluate", lambda *_: {}),
+        mock.patch.object(workbench, "evaluate", return_value={}),
         mock.patch.object(
             workbench, "measure_latency", partial(workbench.measure_latency, seconds=0.001)
         ),

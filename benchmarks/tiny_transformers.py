@@ -102,6 +102,7 @@ def _classes(family: str) -> tuple[Any, list[Any]]:
         for c in classes
         if issubclass(c, transformers.PreTrainedModel)
         and c.config_class is config_type
+        and getattr(transformers, c.__name__, None) is c  # those that a card can name
         and "forward" in vars(c)
     ]
     if not classes:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Fields = dict[str, Any]
 Place = tuple[str | int, ...]
 _Change = tuple[str, int]  # a tensor and one of its axes
-_MOST_BUILDS = 48
+_MOST_BUILDS = 96
 _LARGEST_RATIO = 64
 _OF_NO_MATTER = frozenset({"training", "name_or_path"})
 
