@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--log", type=Path, default=Path("architectures.jsonl"))
     parser.add_argument("--again", default="", help="do again what ended so: crash,refused,ok")
+    parser.add_argument("--page", action="store_true", help="write results/architectures.md")
     given = parser.parse_args()
     from tiny_transformers import families
 
@@ -74,7 +75,19 @@ def main() -> None:
         else:
             with ProcessPoolExecutor(given.processes, max_tasks_per_child=40) as pool:
                 _record(pool.map(work, todo), log)
-    print("\n".join(summary(read(given.log, set()), chosen, recipes)))
+    lines = summary(read(given.log, set()), chosen, recipes)
+    if not given.page:
+        print("\n".join(lines))
+        return
+    from results_files import write
+    from zoopress.evaluation.machine import describe_machine
+
+    figures = {
+        "machine": describe_machine(),
+        "command": " ".join(["python benchmarks/architectures.py", *sys.argv[1:]]),
+        "rows": sorted(read(given.log, set()).values(), key=lambda r: (r["family"], r["recipe"])),
+    }
+    write("architectures", "Families of transformers", lines, figures)
 
 
 def _matches(name: str, patterns: str) -> bool:
@@ -108,6 +121,7 @@ def summary(
     from results_files import table
 
     built = [f for f in chosen if (f, "build") not in rows]
+    walked = {f for f, _ in rows if f in chosen}
     lines = []
     for recipe in recipes:
         ends = Counter(rows[f, recipe]["end"] for f in built if (f, recipe) in rows)
@@ -116,7 +130,13 @@ def summary(
         lines.append(
             [recipe, str(total), *(str(ends[e]) for e in ("ok", "refused", "crash")), share]
         )
-    page = table(["recipe", "families", "works", "refused", "crashes", "works"], lines)
+    unbuilt = len(chosen) - len(built)
+    page = [
+        f"{len(walked)} of {len(chosen)} model types walked; {unbuilt} of them cannot be built "
+        "here, for the reasons at the end.",
+        "",
+        *table(["recipe", "families", "works", "refused", "crashes", "share"], lines),
+    ]
     for end in ("refused", "crash"):
         reasons: dict[str, list[str]] = defaultdict(list)
         for (family, recipe), row in rows.items():

@@ -241,6 +241,8 @@ def _aligned(old: Mapping[str, Any], new: dict[str, Any], layers: int) -> dict[s
     heads, shared = old.get("num_attention_heads"), old.get("num_key_value_heads")
     if type(heads) is int and heads == shared:
         new["num_key_value_heads"] = new["num_attention_heads"]
+    if type(old.get("d_head")) is int and old.get("d_model") and old.get("n_head"):
+        new["d_head"] = max(new["d_model"] // new["n_head"], 1)
     if "prediction_length" in new:
         new["prediction_length"] = new["prediction_length"] or 8
     if "qk_rope_head_dim" in new and "head_dim" in new:
@@ -434,9 +436,11 @@ def _tensors(name: str, config: Any) -> list[Tensor]:
     if re.search(r"(input_ids|_ids|^ids)$", name):
         low = 4
         vocabulary = int(_find(config, "vocab_size") or VOCABULARY)
+        # The ids above are those of special tokens, such as the place of an image.
+        high = VOCABULARY - 66 if vocabulary >= VOCABULARY else vocabulary
         tokens = torch.randint(
-            low,
-            max(min(vocabulary, VOCABULARY) - 66, low + 1),
+            min(low, high - 1),
+            high,
             (SAMPLES, TOKENS),
             generator=generator,
         )
