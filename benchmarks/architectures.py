@@ -80,6 +80,7 @@ def main() -> None:
         print("\n".join(lines))
         return
     from results_files import write
+
     from zoopress.evaluation.machine import describe_machine
 
     figures = {
