@@ -87,7 +87,7 @@ class Expression:
         built = self._try(found) if chosen else before
         if built is None or shapes(built) != self._wanted:
             return None
-        if not (self._alike(built) and self._nothing_else(built, changes)):
+        if not (alike(built, self._core, self._edits) and self._nothing_else(built, changes)):
             return None
         self.sizes = {size for pair in changes.values() for size in pair}
         return found
@@ -212,18 +212,6 @@ class Expression:
         except Exception:  # a config that is no model's: another number is meant
             return None
 
-    def _alike(self, built: nn.Module) -> bool:
-        """Tell whether a module has what edits changed, words and flags like the edited one."""
-        sizes = {n for edit in self._edits if isinstance(edit, Resize) for n in edit.attributes}
-        modules = dict(self._core.named_modules(remove_duplicate=False))
-        return all(
-            vars(modules[path]).get(name) == value
-            for path, module in built.named_modules(remove_duplicate=False)
-            for name, value in vars(module).items()
-            if name in sizes | POSITIONS
-            or (isinstance(value, (bool, str, float)) and name not in _OF_NO_MATTER)
-        )
-
     def _nothing_else(self, built: nn.Module, changes: Mapping[_Change, tuple[int, int]]) -> bool:
         """Tell whether no attribute differs from before, but sizes where tensors changed."""
         pairs = set(changes.values())
@@ -244,6 +232,19 @@ def shapes(module: nn.Module) -> dict[str, torch.Size]:
     """Return the shapes of a module's parameters and buffers, by name."""
     named = (*module.named_parameters(remove_duplicate=False), *module.named_buffers())
     return {name: tensor.shape for name, tensor in named}
+
+
+def alike(built: nn.Module, core: nn.Module, edits: Sequence[Edit]) -> bool:
+    """Tell whether modules have the same attributes: those that edits change, words and flags."""
+    sizes = {name for edit in edits if isinstance(edit, Resize) for name in edit.attributes}
+    modules = dict(core.named_modules(remove_duplicate=False))
+    return all(
+        vars(modules[path]).get(name) == value
+        for path, module in built.named_modules(remove_duplicate=False)
+        for name, value in vars(module).items()
+        if name in sizes | POSITIONS
+        or (isinstance(value, (bool, str, float)) and name not in _OF_NO_MATTER)
+    )
 
 
 def _changes(

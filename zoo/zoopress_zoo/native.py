@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoopress.models.edits import Edit, Keep, Resize
 from zoopress.sources import Companions
-from zoopress_zoo.config_sizes import Expression
+from zoopress_zoo.config_sizes import Expression, alike, shapes
 from zoopress_zoo.opening import opens_alike
 from zoopress_zoo.transformers_config import make_config, read_config
 
@@ -87,7 +87,7 @@ def describes(core: nn.Module) -> bool:
             made: nn.Module = type(core)(model.config)
     except Exception:  # a config that builds nothing any more
         return False
-    return _shapes(made) == _shapes(core) and _alike(made, core, ())
+    return shapes(made) == shapes(core) and alike(made, core, ())
 
 
 def _float_type(core: nn.Module) -> str | None:
