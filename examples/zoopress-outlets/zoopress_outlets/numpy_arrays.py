@@ -55,7 +55,8 @@ class NumpyArrays(Exporter):
         for name, packed in packed_weights(artifact.module).items():
             if f"{name}.codes" in tensors:
                 form = _form(tensors, name)
-                tensors[name] = from_matrix(form.matrix(), packed.shape, packed.output_axis)
+                matrix = from_matrix(form.matrix(), packed.shape, packed.output_axis)
+                tensors[name] = matrix.reshape(packed.stands_for or packed.shape)
         module.load_state_dict(tensors)
         return module
 

@@ -15,6 +15,7 @@ from zoopress.errors import StageError
 from zoopress.plugins import hookimpl
 from zoopress.techniques import (
     MASKS,
+    MATRICES,
     Claim,
     Criterion,
     Effects,
@@ -46,9 +47,7 @@ _RAREST = 1e-4
 class GradualPruningConfig(WeightSelection):
     """What to prune, and the training in which that happens."""
 
-    kinds: tuple[Kind, ...] = Field(
-        default=("linear", "conv", "recurrent"), min_length=1, description="kinds of weights"
-    )
+    kinds: tuple[Kind, ...] = Field(default=MATRICES, min_length=1, description="kinds of weights")
     sparsity: float = Field(gt=0, lt=1, description="share of the selected weights that are zero")
     criterion: WeightCriterion = Field(
         default=WeightCriterion(name="fisher"),
@@ -187,6 +186,23 @@ class RisingSparsity:
             return smallest_pruned(scores, sparsity)
         return [smallest_pruned([score], sparsity)[0] for score in scores]
 
+    def _known_squares(self, index: int) -> Tensor:
+        """Return the mean squares of a weight; where no sample came, the mean of all others.
+
+        Nothing is known of an expert or a token that the training has not met, not that it is
+        worthless.
+        """
+        import torch
+
+        own = self._squares[index]
+        known = own > 0
+        if bool(known.all()):
+            return own
+        like = [own] if bool(known.any()) else self._squares
+        count = sum(int(squares.count_nonzero()) for squares in like)
+        mean = sum(float(squares.sum()) for squares in like) / count if count else 1.0
+        return torch.where(known, own, mean)
+
     def _score(self, index: int) -> Tensor:
         from zoopress.models.weights import as_matrix
         from zoopress.techniques.scoring import weight_scores
@@ -194,7 +210,7 @@ class RisingSparsity:
         weight, keep = self._weights[index], self._keeps[index]
 
         def statistic(name: str, weight: Weight) -> Tensor:
-            return as_matrix(self._squares[index], weight.output_axis)
+            return as_matrix(self._known_squares(index), weight.output_axis)
 
         score = weight_scores(self._criterion, weight, self._seed, statistic)
         if self._config.per_bit:

@@ -16,6 +16,7 @@ from zoopress.errors import StageError
 from zoopress.plugins import hookimpl
 from zoopress.techniques import (
     MASKS,
+    MATRICES,
     Claim,
     Criterion,
     Effects,
@@ -37,9 +38,7 @@ if TYPE_CHECKING:
 class MagnitudePruningConfig(WeightSelection):
     """Give `sparsity` or `pattern`."""
 
-    kinds: tuple[Kind, ...] = Field(
-        default=("linear", "conv", "recurrent"), min_length=1, description="kinds of weights"
-    )
+    kinds: tuple[Kind, ...] = Field(default=MATRICES, min_length=1, description="kinds of weights")
     sparsity: float | None = Field(
         default=None, gt=0, lt=1, description="share of the selected weights that become zero"
     )

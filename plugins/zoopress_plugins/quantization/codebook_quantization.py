@@ -8,14 +8,14 @@ of the Hessian) and 4.2 (entropy-constrained scalar quantization).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
 from zoopress.plugins import hookimpl
-from zoopress.techniques import Claim, Effects, Kind, Outcome, Technique, WeightSelection
+from zoopress.techniques import MATRICES, Claim, Effects, Kind, Outcome, Technique, WeightSelection
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +40,7 @@ class CodebookQuantizationConfig(WeightSelection):
     """How many values, and how to choose them."""
 
     kinds: tuple[Kind, ...] = Field(
-        default=("linear", "conv", "recurrent", "embedding"),
+        default=(*MATRICES, "embedding"),
         min_length=1,
         description="kinds of weights",
     )
@@ -261,7 +261,7 @@ class CodebookQuantization(Technique[CodebookQuantizationConfig]):
     def apply(self, model: Model, context: Context) -> Outcome:
         """Fit codebooks and pack the selected weights."""
         config = self.config
-        weights = config.select(model)
+        weights, left = config.fitting(model)
         importance = self.importance(model, weights, context)
         generator = context.generator()
         shared = self.fit(weights, importance, generator) if config.scope == "global" else None
@@ -273,7 +273,7 @@ class CodebookQuantization(Technique[CodebookQuantizationConfig]):
             indices = nearest(flat, importance(weight), book, config.entropy_weight)
             return form or packed_values(book), indices
 
-        return self.pack(model, weights, context, choose)
+        return self.pack(model, weights, context, choose, left)
 
     def pack(
         self,
@@ -281,6 +281,7 @@ class CodebookQuantization(Technique[CodebookQuantizationConfig]):
         weights: Sequence[Weight],
         context: Context,
         choose: Callable[[Weight], tuple[CodebookForm, Tensor]],
+        left: Mapping[str, str],
     ) -> Outcome:
         """Pack weights.
 
@@ -289,6 +290,7 @@ class CodebookQuantization(Technique[CodebookQuantizationConfig]):
             weights: which.
             context: of the stage.
             choose: gives what `packed_values` gave, and which value each weight takes [out · in].
+            left: why others, by name, are not packed.
         """
         from zoopress.coding.bits import pack_codes
         from zoopress.models.packing import packed_weights
@@ -310,7 +312,11 @@ class CodebookQuantization(Technique[CodebookQuantizationConfig]):
             touched=[weight.name for weight in weights],
             # A quarter of the saving may go into codebooks, and rows that end within a byte.
             claims=[Claim("bits saved per weight", (8 * before - asked) / count, saved, 0.25)],
-            notes={"bits_per_weight": 8 * after / count, "entropy_per_weight": entropy / count},
+            notes={
+                "bits_per_weight": 8 * after / count,
+                "entropy_per_weight": entropy / count,
+                **({"left": dict(left)} if left else {}),
+            },
         )
 
     def working_bytes(self, total: int, largest: int) -> int:

@@ -9,7 +9,7 @@ arXiv:1905.12322 (bfloat16).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -33,6 +33,10 @@ class FloatPrecisionConfig(Config):
     )
 
 
+MOST_LOST = 0.05
+"""Relative error (Frobenius) above which rounding has lost a matrix: in range it is 0.002."""
+
+
 def lower(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Round a float tensor to a type of 16 bits.
 
@@ -41,11 +45,22 @@ def lower(tensor: Tensor, dtype: torch.dtype) -> Tensor:
         dtype: bfloat16 or float16.
 
     Raises:
-        ValueError: if a finite value would become infinite.
+        ValueError: if a finite value would become infinite, or a matrix' values are so small that
+            it would be another.
     """
+    from zoopress.models.fitness import lost_to_rounding, norm_kept
+
     lowered = tensor.to(dtype)
     if bool((lowered.isinf() & tensor.isfinite()).any()):
-        raise ValueError(f"a value of {tensor.abs().max().item():.3g} is too large for {dtype}")
+        largest = tensor[tensor.isfinite()].abs().max().item()
+        raise ValueError(f"a value of {largest:.3g} is too large for {dtype}")
+    # A vector of such values, as of a bias that training left, hardly counts beside what it is
+    # added to.
+    if tensor.ndim > 1 and norm_kept(tensor, tensor - lowered) > MOST_LOST and tensor.any():
+        raise ValueError(
+            f"values of {float(tensor.abs().max()):.3g} and less are too small for {dtype}, which "
+            f"would make {lost_to_rounding(tensor, lowered):.0%} of them zero"
+        )
     return lowered
 
 
@@ -87,20 +102,35 @@ class FloatPrecision(Technique[FloatPrecisionConfig]):
             raise StageError(
                 "There is no float32 or float64 tensor to lower; leave this stage out."
             )
-        try:
-            model.cast(touched, lambda tensor: lower(tensor, dtype))
-        except ValueError as error:
-            raise StageError(
-                f"{error}. Use 'dtype: bfloat16', which has float32's range."
-            ) from error
+        before_cast = model.tensors()
+        for name in touched:
+            _check_fits(name, before_cast[name], dtype)
+        model.cast(touched, lambda tensor: lower(tensor, dtype))
         tensors = model.tensors()
+        flushed = [n for n in touched if before_cast[n].any() and not tensors[n].any()]
         after = sum(tensors[name].nbytes for name in touched)
         claims = [Claim("bytes saved of each float", 0.5, 1 - after / before)]
-        return Outcome(touched=touched, claims=claims, notes={"kept_in_float32": len(kept)})
+        notes: dict[str, Any] = {"kept_in_float32": len(kept)}
+        if flushed:
+            notes["rounded_to_zero"] = flushed
+        return Outcome(touched=touched, claims=claims, notes=notes)
 
     def working_bytes(self, total: int, largest: int) -> int:
         """Return room for the lowered weights beside the others."""
         return total
+
+
+def _check_fits(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
+    """Refuse a tensor that the type cannot hold: beside others it cannot stay in float32."""
+    import torch
+
+    try:
+        lower(tensor, dtype)
+    except ValueError as error:
+        remedy = "Use 'dtype: bfloat16', which has float32's range."
+        if dtype == torch.bfloat16:
+            remedy = "Leave this stage out, or scale the tensor before it."
+        raise StageError(f"{name}: {error}. {remedy}") from error
 
 
 def _kept_in_float32(module: nn.Module) -> set[str]:

@@ -212,7 +212,7 @@ class IncrementalQuantization(Technique[IncrementalQuantizationConfig]):
         import torch
 
         config, codebooks = self.config, CodebookQuantization(self.config)
-        weights = config.select(model)
+        weights, left = config.fitting(model)
         importance = codebooks.importance(model, weights, context)
         generator = context.generator()
         books = [codebooks.fit([weight], importance, generator) for weight in weights]
@@ -228,7 +228,7 @@ class IncrementalQuantization(Technique[IncrementalQuantizationConfig]):
             book = Codebook(values, torch.zeros_like(values))
             return packed_values(book), nearest(flat, flat.new_ones(1), book, 0.0)
 
-        packed = codebooks.pack(model, weights, context, choose)
+        packed = codebooks.pack(model, weights, context, choose, left)
         return replace(
             packed,
             touched=list(dict.fromkeys([*packed.touched, *trained.touched])),

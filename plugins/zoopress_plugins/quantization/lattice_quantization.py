@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 
 from zoopress.errors import StageError
 from zoopress.plugins import hookimpl
-from zoopress.techniques import Claim, Effects, Kind, Outcome, Technique, WeightSelection
+from zoopress.techniques import MATRICES, Claim, Effects, Kind, Outcome, Technique, WeightSelection
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,14 +48,14 @@ class LatticeQuantizationConfig(WeightSelection):
     """Which lattice, and how fine; give `step` or `bits_per_weight`."""
 
     kinds: tuple[Kind, ...] = Field(
-        default=("linear", "conv", "recurrent", "embedding"),
+        default=(*MATRICES, "embedding"),
         min_length=1,
         description="kinds of weights",
     )
     lattice: Literal["Z", "E8"] = Field(
         default="E8",
         description="`Z`: every weight is rounded by itself; `E8`: eight together, which errs less "
-        "by 14 % in the square at equal bits. A pruned weight takes Z: most of eight are zero",
+        "by 14 % in the square at equal bits. A weight with zeros takes Z, where they stay zero",
     )
     dither: bool = Field(
         default=True, description="whether errors are made independent of the weights"
@@ -171,7 +171,7 @@ class LatticeQuantization(Technique[LatticeQuantizationConfig]):
     def apply(self, model: Model, context: Context) -> Outcome:
         """Find the step if bits are asked for, and pack the selected weights."""
         config = self.config
-        weights = config.select(model)
+        weights, left = config.fitting(model)
         forms = {weight.name: self._form(weight, model, context.seed) for weight in weights}
         count = sum(weight.parameter.numel() for weight in weights)
 
@@ -196,7 +196,7 @@ class LatticeQuantization(Technique[LatticeQuantizationConfig]):
                     "lattice": form.lattice,
                     "dithered": form.dithered,
                     "seed": form.seed,
-                    "steps": config.steps,
+                    "steps": "row" if len(steps) > 1 else "tensor",
                 },
                 {"codes": codes, "step": steps},
             )
@@ -213,6 +213,7 @@ class LatticeQuantization(Technique[LatticeQuantizationConfig]):
                 "step": step,
                 "coded_bits_per_weight": total / count,
                 "lattices": dict(Counter(form.lattice for form in forms.values())),
+                **({"left": left} if left else {}),
             },
         )
 
@@ -221,9 +222,12 @@ class LatticeQuantization(Technique[LatticeQuantizationConfig]):
         return largest + 24 * 8 * _BLOCK_WEIGHTS
 
     def _form(self, weight: Weight, model: Model, seed: int) -> Form:
-        pruned = weight.name in model.masks
-        dithered: Dithered = "none" if not self.config.dither else "nonzero" if pruned else "all"
-        return Form("Z" if pruned else self.config.lattice, dithered, seed)
+        # Rows of zeros take a step of 0. Zeros among other weights would get the dither of all.
+        matrix = weight.matrix()
+        kept = matrix[matrix.any(1)]
+        zeros = weight.name in model.masks or not bool(kept.all())
+        dithered: Dithered = "none" if not self.config.dither else "nonzero" if zeros else "all"
+        return Form("Z" if zeros else self.config.lattice, dithered, seed)
 
     def _quantized(self, weight: Weight, form: Form, step: float) -> tuple[Tensor, Tensor]:
         """Return a weight's codes [rows, columns] and steps [rows] or [1].
@@ -239,10 +243,12 @@ class LatticeQuantization(Technique[LatticeQuantizationConfig]):
         codes = torch.empty(matrix.shape, dtype=torch.int16)
         size = max(1, _BLOCK_WEIGHTS // matrix.shape[1])
         for rows in torch.arange(len(matrix)).split(size):
-            own = steps[rows] if len(steps) > 1 else steps
+            own = (steps[rows] if len(steps) > 1 else steps).double()[:, None]
+            empty = own == 0
             found = quantize(
-                matrix[rows].double().numpy(), own.double().numpy()[:, None], form, rows.numpy()
+                matrix[rows].double().numpy(), own.where(~empty, 1.0).numpy(), form, rows.numpy()
             )
+            found[empty.expand(len(rows), 1)[:, 0].numpy()] = 0.0
             if np.abs(found).max() > LARGEST_CODE:
                 raise StageError(
                     f"{weight.name}: at 'step: {step:.3g}' a code is {np.abs(found).max():.0f}, "
@@ -254,14 +260,27 @@ class LatticeQuantization(Technique[LatticeQuantizationConfig]):
 
 
 def _steps(matrix: Tensor, step: float, by_row: bool) -> Tensor:
-    """Return the steps [rows] or [1], bfloat16: of pruned weights the size does not count."""
+    """Return the steps, bfloat16: of pruned weights the size does not count.
+
+    Args:
+        matrix: [rows, columns].
+        step: ÷ root mean square.
+        by_row: whether each row has one of its own.
+
+    Returns:
+        [rows]; or [1] for all, unless some rows are all zeros, whose steps are 0.
+    """
     import torch
 
     groups = matrix if by_row else matrix.reshape(1, -1)
     kept = (groups != 0).sum(1).clamp(min=1)
     size = (groups.double().square().sum(1) / kept).sqrt()
     steps = (step * size).bfloat16()
-    return torch.where(steps > 0, steps, torch.ones_like(steps))
+    # Of what is all zeros the step is zero: whatever the dither is, the value is.
+    used = matrix.any(1)
+    if bool(used.all()) or not bool(used.any()):
+        return steps
+    return torch.where(used, steps, torch.zeros_like(steps))
 
 
 def _coded_bits(codes: Tensor, steps: Tensor) -> float:

@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 from zoopress.errors import StageError
 from zoopress.plugins import hookimpl
 from zoopress.techniques import (
+    MATRICES,
     Claim,
     Config,
     Effects,
@@ -76,7 +77,7 @@ class RateDistortionConfig(WeightSelection):
     """What to reach and how; give `target` or `slope`."""
 
     kinds: tuple[Kind, ...] = Field(
-        default=("linear", "conv", "recurrent", "embedding", "parameter", "vector"),
+        default=(*MATRICES, "embedding", "vector"),
         min_length=1,
         description="kinds of weights",
     )

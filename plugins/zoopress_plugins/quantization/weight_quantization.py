@@ -10,13 +10,17 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from zoopress.errors import StageError
 from zoopress.plugins import hookimpl
-from zoopress.techniques import Claim, Effects, Kind, Outcome, Technique, WeightSelection
+from zoopress.techniques import MATRICES, Claim, Effects, Kind, Outcome, Technique, WeightSelection
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from zoopress.models.model import Model
+    from zoopress.models.weights import Weight
     from zoopress.techniques import Context
 
 _CLIPPINGS = tuple(1 - 0.04 * step for step in range(11))
@@ -26,7 +30,7 @@ class WeightQuantizationConfig(WeightSelection):
     """How to round, and what."""
 
     kinds: tuple[Kind, ...] = Field(
-        default=("linear", "conv", "recurrent", "embedding"),
+        default=(*MATRICES, "embedding"),
         min_length=1,
         description="kinds of weights",
     )
@@ -125,7 +129,8 @@ class WeightQuantization(Technique[WeightQuantizationConfig]):
         from zoopress.models.packing import packed_weights
 
         config = self.config
-        weights = config.select(model)
+        weights, left = config.fitting(model)
+        weights = self._worth_it(weights, left)
         before = sum(weight.parameter.nbytes for weight in weights)
         count = sum(weight.parameter.numel() for weight in weights)
         for weight in context.track(weights):
@@ -154,8 +159,35 @@ class WeightQuantization(Technique[WeightQuantizationConfig]):
                 # A quarter of the saving may go into scales, zero points and rows padded to bytes.
                 Claim("bits saved per weight", 8 * before / count - config.bits, saved, 0.25)
             ],
-            notes={"bits_per_weight": stored},
+            notes={"bits_per_weight": stored, **({"left": left} if left else {})},
         )
+
+    def _worth_it(self, weights: Sequence[Weight], left: dict[str, str]) -> list[Weight]:
+        """Leave weights out, saying so, that take no fewer bytes packed: a column, say.
+
+        Raises:
+            StageError: if none takes fewer.
+        """
+        from zoopress.coding.bits import packed_size
+
+        config = self.config
+        smaller = []
+        for weight in weights:
+            rows, columns = weight.matrix().shape
+            groups = -(-columns // min(config.group_size or columns, columns))
+            scales = groups * (2 if config.symmetric else 3)
+            packed = rows * (packed_size(columns, config.bits) + scales)
+            if packed < weight.parameter.nbytes:
+                smaller.append(weight)
+            else:
+                left[weight.name] = f"packed it would take {packed:,} bytes, as many or more"
+        if not smaller:
+            raise StageError(
+                f"None of the {len(weights)} selected weights takes fewer bytes with 'bits: "
+                f"{config.bits}': their scales would cost what is saved. Use a larger "
+                "'group_size', fewer bits, or leave this stage out."
+            )
+        return smaller
 
     def working_bytes(self, total: int, largest: int) -> int:
         """Return room for a weight's levels, errors and the best of both so far."""

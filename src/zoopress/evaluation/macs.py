@@ -28,7 +28,7 @@ from torch.utils.flop_counter import flop_registry
 from zoopress.models.dispatch import flop_counter_mode
 from zoopress.models.edits import submodule
 from zoopress.models.packing import PackedWeight, packed_weights
-from zoopress.models.weights import from_matrix, kind_of
+from zoopress.models.weights import from_matrix, kind_of, row_count
 from zoopress.tasks import Task
 
 _aten = torch.ops.aten
@@ -252,7 +252,7 @@ def _of_shape(mask: Tensor, shape: torch.Size, output_axis: int) -> Tensor:
     """Return a mask in its weight's shape; that of codes is [rows, codes per row]."""
     if mask.shape == shape:
         return mask
-    return from_matrix(mask.reshape(shape[output_axis], -1), shape, output_axis)
+    return from_matrix(mask.reshape(row_count(shape, output_axis), -1), shape, output_axis)
 
 
 @contextmanager

@@ -27,6 +27,7 @@ class IntegerWeight(nn.Module):
     def __init__(self, packed: PackedWeight, form: ExportForm) -> None:
         super().__init__()
         self.shape, self.dtype, self.output_axis = packed.shape, packed.dtype, packed.output_axis
+        self.stands_for = packed.stands_for or packed.shape
         self.bits, self.axis, self.group_size = form.bits, form.axis, form.group_size
         self.register_buffer("codes", form.codes)
         self.register_buffer("scale", form.scale)
@@ -37,7 +38,8 @@ class IntegerWeight(nn.Module):
         form = ExportForm(
             self.codes, self.bits, self.scale, self.zero_point, self.axis, self.group_size
         )
-        return from_matrix(form.matrix().to(self.dtype), self.shape, self.output_axis)
+        values = from_matrix(form.matrix().to(self.dtype), self.shape, self.output_axis)
+        return values.reshape(self.stands_for)
 
 
 def use_integers(root: nn.Module) -> int:

@@ -46,6 +46,10 @@ class Pack(_Edit):
         default=None,
         description="the parameter's type, if the architecture may be built in another",
     )
+    folded: Literal[True] | None = Field(
+        default=None,
+        description="set if what is packed is a matrix whose rows are all axes but the last",
+    )
     arguments: dict[str, Argument] = {}
 
 

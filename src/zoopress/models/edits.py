@@ -28,7 +28,7 @@ from zoopress.models.edit_records import (
 from zoopress.models.packing import PackedWeight, hold_packed
 from zoopress.models.stacks import keep_blocks
 from zoopress.models.stand_in import stand_in
-from zoopress.models.weights import kind_of
+from zoopress.models.weights import LAST_IS_INPUT, kind_of, row_count
 
 PACKED_DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -121,10 +121,14 @@ def apply_edit(root: nn.Module, edit: AnyEdit, layers: Mapping[str, type]) -> No
         if parameter is None:
             raise ValueError(f"module {edit.module!r} has no parameter {edit.attribute!r}")
         _, axis = kind_of(module, edit.attribute, parameter.ndim)
+        shape = parameter.shape
+        if edit.folded and parameter.numel():
+            shape, axis = torch.Size((row_count(shape, LAST_IS_INPUT), shape[-1])), 0
+        axis = max(axis, 0)
         if edit.dtype is not None and edit.dtype not in PACKED_DTYPES:
             raise ValueError(f"dtype must be one of {list(PACKED_DTYPES)}, not {edit.dtype!r}")
         dtype = PACKED_DTYPES[edit.dtype] if edit.dtype else parameter.dtype
-        packed = packing(parameter.shape, dtype, axis, **edit.arguments)
+        packed = packing(shape, dtype, axis, **edit.arguments)
         hold_packed(module, edit.attribute, packed)
 
 

@@ -26,7 +26,7 @@ from zoopress.models.packing import AnyLayout, Codes, nonzero_codes, packed_weig
 from zoopress.models.precision import accept_float32
 from zoopress.models.stand_in import obstacle
 from zoopress.models.values import check_values, settable
-from zoopress.models.weights import WEIGHT_KINDS, Weight, as_matrix, find_weights
+from zoopress.models.weights import LAST_IS_INPUT, WEIGHT_KINDS, Weight, as_matrix, find_weights
 
 
 @dataclass
@@ -235,6 +235,7 @@ class Model:
                     packing=packing,
                     # A bfloat16 model's architecture is rebuilt in torch's default type.
                     dtype=dtype if dtype in PACKED_DTYPES else None,
+                    folded=True if weight.output_axis == LAST_IS_INPUT else None,
                     arguments=dict(arguments),
                 )
             )

@@ -45,9 +45,12 @@ class PackedWeight(nn.Module, ABC):
 
     Attributes:
         is_differentiable: whether products are those of the dense weight, see `differentiable`.
+        stands_for: the shape of the parameter that it takes the place of, if that is another: of
+            experts [experts, out, in] a matrix of all their rows is packed.
     """
 
     is_differentiable: bool = False
+    stands_for: torch.Size | None = None
 
     def __init__(self, shape: torch.Size, dtype: torch.dtype, output_axis: int) -> None:
         super().__init__()
@@ -137,6 +140,12 @@ def tensor_in(packed: PackedWeight, buffer: str) -> Tensor:
     return tensor
 
 
+def dense_weight(packed: PackedWeight) -> Tensor:
+    """Return a packed weight in the shape of the parameter that it stands for."""
+    dense = packed.dense()
+    return dense if packed.stands_for is None else dense.reshape(packed.stands_for)
+
+
 def packed_weights(module: nn.Module) -> dict[str, PackedWeight]:
     """Return every packed weight below `module` by the name of the weight it stands for."""
     return {n: m for n, m in module.named_modules() if isinstance(m, PackedWeight)}
@@ -169,7 +178,10 @@ def hold_packed(module: nn.Module, attribute: str, packed: PackedWeight) -> None
     parameter = module._parameters.get(attribute)
     if parameter is None:
         raise ValueError(f"{type(module).__name__} has no parameter {attribute!r} to pack")
-    if parameter.shape != packed.shape:
+    folded = len(packed.shape) == 2 and packed.shape[-1] == parameter.shape[-1]
+    if folded and parameter.shape.numel() == packed.shape.numel():
+        packed.stands_for = parameter.shape if parameter.shape != packed.shape else None
+    elif parameter.shape != packed.shape:
         shapes = f"{tuple(packed.shape)} for a parameter of shape {tuple(parameter.shape)}"
         raise ValueError(f"{attribute!r}: a packed weight of shape {shapes}")
     del module._parameters[attribute]
@@ -239,7 +251,7 @@ def _hold_dense(module: nn.Module, name: str, dense: dict[int, nn.Parameter]) ->
     assert isinstance(packed, PackedWeight)
     key = next(packed.buffers()).data_ptr()
     if key not in dense:
-        dense[key] = nn.Parameter(packed.dense(), requires_grad=False)
+        dense[key] = nn.Parameter(dense_weight(packed), requires_grad=False)
     left = tuple(other for other in holding._packed_names if other != name)
     del module._modules[name]
     base = holding._unpacked_class
@@ -282,7 +294,7 @@ def _dense_attribute(name: str) -> Any:
     def get(self: nn.Module) -> Tensor:
         packed = self._modules[name]
         assert isinstance(packed, PackedWeight)
-        return packed.dense()
+        return dense_weight(packed)
 
     return get
 

@@ -2,12 +2,13 @@
 
 Every technique sees the same view: a `Weight` with a kind, a name and an [out, in] matrix, be it a
 linear layer, a convolution, an embedding, a recurrent cell's gate matrix, attention's fused
-projection or a bare parameter. A vector, such as a bias or a norm's scale, is a matrix of one
+projection, a layer's experts in one parameter or a bare parameter. A vector, such as a bias or a norm's scale, is a matrix of one
 column, and is found only where it is asked for.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -18,13 +19,21 @@ from torch import Tensor, nn
 
 from zoopress.models.stand_in import own_class
 
-WeightKind = Literal["linear", "conv", "embedding", "recurrent", "parameter", "vector"]
-WEIGHT_KINDS: tuple[WeightKind, ...] = ("linear", "conv", "embedding", "recurrent", "parameter")
+WeightKind = Literal["linear", "conv", "embedding", "recurrent", "experts", "parameter", "vector"]
+WEIGHT_KINDS: tuple[WeightKind, ...] = (
+    *("linear", "conv", "embedding", "recurrent", "experts", "parameter"),
+)
 """Kinds of weights with at least two axes, which hold nearly all of a model."""
 
 _TRANSPOSED_CONV = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED_CONV)
 _NORMALIZATION = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+_TABLE = re.compile(
+    r"(^|_)(pos|position|positional|token|tokens|embed|embeds|table)(_|$)|embedding"
+)
+LAST_IS_INPUT = -1
+"""The output axis of experts [experts, out, in]: rows are the places on all axes but the last."""
+_EXPERT_COUNTS = ("num_experts", "n_experts", "num_local_experts", "n_routed_experts")
 
 
 @dataclass(frozen=True)
@@ -76,15 +85,26 @@ class Weight:
 
 def as_matrix(tensor: Tensor, output_axis: int) -> Tensor:
     """Return `tensor` as [out, in] with `output_axis` first and all other axes flattened."""
+    if output_axis == LAST_IS_INPUT:
+        return tensor.reshape(-1, tensor.shape[-1])
     moved = tensor.movedim(output_axis, 0)
     return moved.reshape(moved.shape[0], -1)
 
 
 def from_matrix(matrix: Tensor, shape: torch.Size, output_axis: int) -> Tensor:
     """Return an [out, in] matrix as a tensor of `shape`; inverse of `as_matrix`."""
+    if output_axis == LAST_IS_INPUT:
+        return matrix.reshape(shape).contiguous()
     moved = list(shape)
     moved.insert(0, moved.pop(output_axis))
     return matrix.reshape(moved).movedim(0, output_axis).contiguous()
+
+
+def row_count(shape: torch.Size, output_axis: int) -> int:
+    """Return how many rows the matrix of a tensor of `shape` has."""
+    if output_axis == LAST_IS_INPUT:
+        return shape[:-1].numel()
+    return shape[output_axis]
 
 
 def kind_of(module: nn.Module, attribute: str, axes: int) -> tuple[WeightKind, int]:
@@ -111,7 +131,33 @@ def kind_of(module: nn.Module, attribute: str, axes: int) -> tuple[WeightKind, i
     # GPT-2's linear layer, which stores [in, out]; a subclass where its bias is packed.
     if hasattr(module, "nf") and any(base.__name__ == "Conv1D" for base in own.__mro__):
         return "linear", 1
-    return "parameter", 0
+    if _holds_experts(module, attribute, axes):
+        return "experts", LAST_IS_INPUT
+    return ("embedding" if _is_table(module, attribute) else "parameter"), 0
+
+
+def _is_table(module: nn.Module, attribute: str) -> bool:
+    """Tell whether a bare parameter is added, scaled with or looked up, but is no matrix.
+
+    Position embeddings, tokens, tables of relative positions, and what is a vector but for axes of
+    one: nothing is known of their use but names and shapes.
+    """
+    parameter = module._parameters.get(attribute)
+    if parameter is not None and (
+        parameter.shape[0] == 1 or parameter.numel() == max(parameter.shape)
+    ):
+        return True
+    return bool(_TABLE.search(attribute.lower()))
+
+
+def _holds_experts(module: nn.Module, attribute: str, axes: int) -> bool:
+    """Tell whether a bare parameter [experts, …] has a matrix, or a bias, for each expert."""
+    names = {attribute.lower(), type(module).__name__.lower()}
+    named = any("expert" in name and "router" not in name for name in names)
+    if axes == 2:
+        return named and attribute.endswith("bias")
+    counted = any(type(vars(module).get(name)) is int for name in _EXPERT_COUNTS)
+    return axes == 3 and (named or counted)
 
 
 def find_weights(

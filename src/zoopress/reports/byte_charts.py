@@ -21,6 +21,7 @@ KINDS = {
     "linear": "linear layers",
     "conv": "convolutions",
     "recurrent": "recurrent layers",
+    "experts": "experts",
     "parameter": "other weights",
 }
 OTHER_TENSORS, OTHER_FILES = "small tensors", "other files"

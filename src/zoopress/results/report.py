@@ -20,7 +20,7 @@ class LayerResult:
 
     Attributes:
         name: the weight's; tied weights count once, under their first name.
-        kind: "linear", "conv", "embedding", "recurrent" or "parameter".
+        kind: "linear", "conv", "embedding", "recurrent", "experts" or "parameter".
         parameters: how many numbers it has in the original.
         bytes_before: of the original's tensor in memory.
         bytes_after: of all that stands for it in the artifact's tensor files.

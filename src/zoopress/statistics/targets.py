@@ -9,8 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from zoopress.errors import StageError, nearest
-from zoopress.models.packing import PackedWeight, packed_weights
-from zoopress.models.weights import Weight, as_matrix, find_weights, kind_of
+from zoopress.models.packing import PackedWeight, dense_weight, packed_weights
+from zoopress.models.weights import (
+    WEIGHT_KINDS,
+    Weight,
+    as_matrix,
+    find_weights,
+    kind_of,
+    row_count,
+)
 from zoopress.statistics.layout import Watched
 from zoopress.statistics.statistic import Sizes
 
@@ -42,13 +49,13 @@ class Target:
     def matrix(self) -> Tensor:
         """Return the weight as [rows, columns], a packed one in its dense form."""
         held = self.held
-        dense = held.dense() if isinstance(held, PackedWeight) else held
+        dense = dense_weight(held) if isinstance(held, PackedWeight) else held
         return as_matrix(dense.detach(), self.watched.output_axis)
 
     def sizes(self) -> Sizes:
         """Return how large states will be, so far as its kind tells before it has run."""
         shape, axis = self.watched.shape, self.watched.output_axis
-        rows = shape[axis] if shape else 1
+        rows = row_count(shape, axis) if shape else 1
         columns = shape.numel() // max(1, rows)
         groups = self.watched.groups
         device = torch.device("meta")
@@ -65,7 +72,7 @@ def all_targets(module: nn.Module) -> tuple[dict[str, Target], dict[str, str]]:
     Vectors are there, too; packed weights under the name of the weight that they stand for.
     """
     owners = dict(module.named_modules(remove_duplicate=False))
-    kinds = ("linear", "conv", "embedding", "recurrent", "parameter", "vector")
+    kinds = (*WEIGHT_KINDS, "vector")
     targets: dict[str, Target] = {}
     aliases: dict[str, str] = {}
     for weight in find_weights(module, kinds):
@@ -83,9 +90,10 @@ def all_targets(module: nn.Module) -> tuple[dict[str, Target], dict[str, str]]:
         codes[address] = name
         path, _, attribute = name.rpartition(".")
         owner = owners[path]
-        kind, axis = kind_of(owner, attribute, len(packed.shape))
+        shape = packed.stands_for or packed.shape
+        kind, axis = kind_of(owner, attribute, len(shape))
         groups = getattr(owner, "groups", 1) if kind == "conv" else 1
-        watched = Watched(name, packed.shape, axis, groups)
+        watched = Watched(name, shape, axis, groups)
         targets[name] = Target(watched, ((owner, attribute),), kind)
     by_path: dict[str, list[str]] = {}
     for name, target in targets.items():

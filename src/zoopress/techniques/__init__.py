@@ -20,6 +20,7 @@ from zoopress.techniques.technique import (
     INITIAL_PROPERTIES as INITIAL_PROPERTIES,
     KINDS as KINDS,
     MASKS as MASKS,
+    MATRICES as MATRICES,
     Claim as Claim,
     Config as Config,
     ConfigT as ConfigT,

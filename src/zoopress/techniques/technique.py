@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 Family = Literal[
     "pruning", "quantization", "low_rank", "distillation", "coding", "redesign", "transfer"
 ]
-Kind = Literal["linear", "conv", "embedding", "recurrent", "parameter", "vector"]
+Kind = Literal["linear", "conv", "embedding", "recurrent", "experts", "parameter", "vector"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Need = Literal["calibration", "training", "teacher"]
 
@@ -51,6 +51,9 @@ def float_weights(kind: str) -> str:
 INITIAL_PROPERTIES = frozenset(float_weights(kind) for kind in KINDS)
 """What every model that comes from a card has."""
 
+
+MATRICES: tuple[Kind, ...] = ("linear", "conv", "recurrent", "experts", "parameter")
+"""Kinds that inputs are multiplied with: what most techniques work on unless told otherwise."""
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 
@@ -366,6 +369,29 @@ class WeightSelection(Config):
                 f"{[weight.name for weight in model.weights()][:4]}."
             )
         return weights
+
+    def fitting(self, model: Model) -> tuple[list[Weight], dict[str, str]]:
+        """Return the selected weights that few bits can stand for, and why others are left.
+
+        A technique that rounds asks for them, and tells of the others in its notes, as "left".
+
+        Raises:
+            StageError: if there are none.
+        """
+        from zoopress.models.fitness import unfit_for_few_bits
+
+        weights = self.select(model)
+        reasons = {weight.name: unfit_for_few_bits(weight) for weight in weights}
+        left = {name: reason for name, reason in reasons.items() if reason}
+        fitting = [weight for weight in weights if weight.name not in left]
+        if not fitting:
+            name, reason = next(iter(left.items()))
+            raise StageError(
+                f"None of the {len(weights)} selected weights can be rounded to few bits: of "
+                f"{name!r}, {reason}. Select others with 'kinds' and 'include', or leave this "
+                "stage out."
+            )
+        return fitting, left
 
     def selection(self) -> Scope:
         """Return which weights may be selected."""

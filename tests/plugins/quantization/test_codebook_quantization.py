@@ -256,14 +256,17 @@ def test_pruned_weights_stay_zero_and_cost_no_mask(tmp_path: Path) -> None:
     assert result.report.last.reload_difference == 0
 
 
-def test_a_model_of_zeros_and_a_subnormal_one_are_packed() -> None:
-    for value in (0.0, 1e-41):
-        linear = nn.Linear(16, 8)
-        nn.init.constant_(linear.weight, value)
-        model = Model(nn.Sequential(linear), PLUGINS.layers)
-        apply(model, bits=4, entropy_weight=0.1)
-        (weight,) = packed_weights(model.module).values()
-        assert bool((weight.dense().abs() <= 1e-40).all())
+def test_a_model_of_zeros_is_packed_and_a_subnormal_one_is_told_to_be_left() -> None:
+    linear = nn.Linear(16, 8)
+    nn.init.zeros_(linear.weight)
+    model = Model(nn.Sequential(linear), PLUGINS.layers)
+    apply(model, bits=4, entropy_weight=0.1)
+    (weight,) = packed_weights(model.module).values()
+    assert not bool(weight.dense().any())
+    linear = nn.Linear(16, 8)
+    nn.init.constant_(linear.weight, 1e-41)
+    with pytest.raises(StageError, match=r"'0.weight'.*less than a step can be"):
+        apply(Model(nn.Sequential(linear), PLUGINS.layers), bits=4)
 
 
 def test_entropy_is_counted_by_hand() -> None:

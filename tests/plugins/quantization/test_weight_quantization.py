@@ -172,10 +172,13 @@ def test_the_claim_counts_the_bits_that_are_stored() -> None:
     assert (claim.requested, claim.reached) == (28, 27.5)
 
 
-def test_a_weight_that_costs_more_than_it_saves_misses_the_claim() -> None:
-    model = Model(nn.Sequential(nn.Linear(1, 32, bias=False)).half(), PLUGINS.layers)
-    (claim,) = apply(model, bits=8).claims
-    assert claim.reached < claim.requested * (1 - claim.tolerance)
+def test_a_weight_that_costs_more_than_it_saves_is_left_and_alone_refused() -> None:
+    narrow, wide = nn.Linear(1, 32, bias=False), nn.Linear(32, 8, bias=False)
+    outcome = apply(Model(nn.Sequential(narrow, wide).half(), PLUGINS.layers), bits=8)
+    assert outcome.touched == ["1.weight"]
+    assert set(outcome.notes["left"]) == {"0.weight"}
+    with pytest.raises(StageError, match="takes fewer bytes"):
+        apply(Model(nn.Sequential(nn.Linear(1, 32, bias=False)).half(), PLUGINS.layers), bits=8)
 
 
 def chain(folder: Path, *stages: tuple[str, dict[str, Any]]) -> int:

@@ -39,8 +39,11 @@ _EVEN_ROWS = 0.03
 an error as large as the row, as of an attention head that looks at one place for sure."""
 _EVEN_TOKENS = 0.3
 """The same for embeddings, most of whose rows no sample has asked for, but other text will."""
-_UNUSED = 0.01
-"""What a weight matters that outputs do not depend on, relative to the median of the others."""
+_LIKE_RARE = 0.25
+"""The quantile of the tokens that samples had, which the others are taken to be like."""
+_UNUSED = 1.0
+"""What a weight matters that no sample reached, relative to the median of the others: nothing is
+known of it, not that it is worthless."""
 
 
 @dataclass(frozen=True)
@@ -164,19 +167,28 @@ class _Sums:
         self._slice = None
         self._slices += 1
 
-    def estimate(self, least: float = 0.0) -> Tensor:
+    def estimate(self, least: float = 0.0, rare: bool = False) -> Tensor:
         """Return sums [n], float64, moved towards their mean.
+
+        What no sample reached, as of an expert that nothing was sent to, is as large as the mean of
+        the others: nothing is known of it, not that it is worthless.
 
         Args:
             least: how much of the way, if samples agree.
+            rare: whether what no sample reached is rather like what few have, as tokens are.
         """
         assert self._total is not None, "something was added"
         assert self._squares is not None, "something was added"
         mean = self._total / self._slices
         chance = (self._squares / self._slices - mean.square()).mean() / max(1, self._slices - 1)
-        spread = float(mean.var(correction=0))
+        known = self._total[self._total > 0]
+        total = self._total
+        if len(known):
+            like = known.quantile(_LIKE_RARE) if rare else known.mean()
+            total = torch.where(total > 0, total, like)
+        spread = float((total / self._slices).var(correction=0))
         share = min(1.0, max(least, _CAUTION * float(chance) / spread)) if spread else 1.0
-        return (1 - share) * self._total + share * self._total.mean()
+        return (1 - share) * total + share * total.mean()
 
 
 class _Moments:
@@ -217,7 +229,7 @@ class _Moments:
             count, width = self.weight.matrix().shape
             return Sensitivity(rows=torch.full((count,), self._power / samples / count / width))
         even = _EVEN_TOKENS if self.weight.kind == "embedding" else _EVEN_ROWS
-        rows = self._rows.estimate(even) / samples
+        rows = self._rows.estimate(even, self.weight.kind == "embedding") / samples
         columns = self._diagonal.estimate() / self._power
         if self._columns is not None:
             diagonal, columns = columns, self._columns / self._power

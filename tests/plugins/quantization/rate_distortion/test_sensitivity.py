@@ -95,7 +95,10 @@ def test_estimates_lie_between_sums_and_their_mean(
             sums.add(values)
             total += values
         sums.end_slice()
-    found, mean = sums.estimate(least), total.mean()
+    found = sums.estimate(least)
+    if bool((total > 0).any()):  # what no sample reached is taken to be like the others
+        total = torch.where(total > 0, total, total[total > 0].mean())
+    mean = total.mean()
     allowed = 1e-5 * (1 + float(mean))
     assert abs(float(found.mean() - mean)) <= allowed
     assert bool(((found - mean).abs() <= (1 - least) * (total - mean).abs() + allowed).all())
@@ -214,10 +217,11 @@ def test_tied_and_unused_weights_have_one_too(tmp_path: Path) -> None:
     assert unused is not None
     assert used is not None
     assert found["never.weight"].columns is None
-    assert 0 < float(unused.sum() * 5) < 0.1 * float(used.sum())
+    # Nothing is known of it: it matters about as much as the others, relative to its size.
+    assert 0.1 * float(used.sum()) < float(unused.sum() * 5) < 10 * float(used.sum())
 
 
-def test_tokens_that_no_sample_has_matter_less_but_matter(
+def test_tokens_that_no_sample_has_matter_as_much_as_rare_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module_under_test, "_CAUTION", 0.0)
@@ -229,8 +233,7 @@ def test_tokens_that_no_sample_has_matter_less_but_matter(
     rows = found["0.weight"].rows
     assert rows is not None
     assert torch.allclose(rows[10:], rows[10], rtol=1e-3)
-    assert float(rows[10]) == pytest.approx(0.3 * float(rows.mean()), rel=1e-3)
-    assert float(rows[:10].mean()) > 3 * float(rows[10])
+    assert float(rows[:10].min()) <= float(rows[10]) <= float(rows[:10].median()) * 1.05
 
 
 def test_synthetic_inputs_tell_another_story(tmp_path: Path) -> None:
