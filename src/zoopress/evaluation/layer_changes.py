@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from zoopress.evaluation.sensitivity import compressed_form, relative_error
+from zoopress.models.fitness import norm_kept
 from zoopress.models.model import Model
 from zoopress.models.weights import find_weights
 from zoopress.results import LayerChange
@@ -32,6 +33,8 @@ def layer_changes(original: nn.Module, compressed: Model, since: int = 0) -> lis
             continue
         zeros = 1 - int(dense.count_nonzero()) / max(1, dense.numel())
         error = relative_error(weight, dense)
+        kept = norm_kept(weight.parameter.detach(), dense)
         # Records are JSON, which has no infinity.
-        changes.append(LayerChange(weight.name, error if math.isfinite(error) else None, zeros))
+        finite = [value if math.isfinite(value) else None for value in (error, kept)]
+        changes.append(LayerChange(weight.name, finite[0], zeros, finite[1]))
     return changes

@@ -2,8 +2,8 @@
 
 Every technique sees the same view: a `Weight` with a kind, a name and an [out, in] matrix, be it a
 linear layer, a convolution, an embedding, a recurrent cell's gate matrix, attention's fused
-projection, a layer's experts in one parameter or a bare parameter. A vector, such as a bias or a norm's scale, is a matrix of one
-column, and is found only where it is asked for.
+projection, all experts of a layer in one parameter or a bare parameter. A vector, such as a bias or
+a norm's scale, is a matrix of one column, and is found only where it is asked for.
 """
 
 from __future__ import annotations

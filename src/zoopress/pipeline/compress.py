@@ -24,6 +24,7 @@ from zoopress.plugins import Plugins, load_plugins
 from zoopress.progress import Reporter
 from zoopress.provenance import git_state
 from zoopress.recipes import Recipe
+from zoopress.reports.coverage_words import SHORT_REMEDY, lost_words, short_words
 from zoopress.reports.quality_words import unlike_remedy, unlike_words
 from zoopress.reports.report import stage_line
 from zoopress.results import GateInput, Report, StageResult
@@ -221,6 +222,10 @@ def deliver(
     if words and reporter is not None:
         remedy = unlike_remedy(report.last_judged)
         reporter.warn(f"{words} {remedy} `zoopress push` refuses it as it is.", loud=True)
+    if reporter is not None and (words := short_words(report)):
+        reporter.warn(f"{words} {SHORT_REMEDY}", loud=True)
+    if reporter is not None and (words := lost_words(report.last)):
+        reporter.warn(f"{words[0].upper()}{words[1:]}.")
     return Result(report, folder, computed)
 
 

@@ -22,6 +22,7 @@ from zoopress.cells.cell import LIBRARIES, Cell, installed_version, open_origina
 from zoopress.cells.feasibility import check_feasible
 from zoopress.errors import SourceError, StageError
 from zoopress.evaluation.comparison import Comparison
+from zoopress.evaluation.coverage import coverage, parts_of
 from zoopress.evaluation.evaluate import evaluate
 from zoopress.evaluation.fidelity import Run, call, call_observed, compare_runs, run_all
 from zoopress.evaluation.latency import measure_latency
@@ -110,6 +111,7 @@ class Workbench:
                 if previous is None:
                     self._check_again(claim.staging, before)
                 model, edits = before.model, len(before.model.edits)
+                parts = parts_of(model)
                 told = {"technique": stage.name, "position": position}
                 observers = Observers(self.plugins, self.reporter.warn)
                 observers.tell("zoopress_before_stage", **told, key=key)
@@ -162,6 +164,7 @@ class Workbench:
                     metric_drop=self._metric_drop(metrics),
                     lower_is_better=not self.task.higher_is_better,
                     layers=layer_changes(self.original, model, self._edits_before),
+                    coverage=coverage(parts, model, outcome, stage.technique.config),
                 )
                 if not result.reload_difference <= SAME and math.isfinite(fidelity.cosine):
                     # It is the technique's fault only if the original is the same again.

@@ -25,6 +25,7 @@ from zoopress.publishing.licenses import (
     obligations,
 )
 from zoopress.publishing.originals import first_original_link, original_link
+from zoopress.reports.coverage_words import coverage_words, short_words
 from zoopress.reports.first_original import earlier_stages, first_original_text, source_name
 from zoopress.reports.headline import times_smaller
 from zoopress.reports.local_paths import without_local_paths
@@ -126,6 +127,12 @@ def _context(
         "size": show_bytes(last.size_bytes),
         "original_size": show_bytes(report.original_size_bytes),
         "unlike": text(unlike_words(report)),
+        "short": text(short_words(report)),
+        "reached": [
+            text(words)
+            for position, result in enumerate(report.stages, start=1)
+            if (words := coverage_words(position, result))
+        ],
         "cosine": f"{fidelity.cosine:.4f}",
         "worst": "" if (worst := fidelity.worst()).usual else text(worst),
         "task_metric": _task_metric(report),

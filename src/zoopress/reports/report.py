@@ -6,6 +6,13 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from zoopress.reports.coverage_words import (
+    coverage_words,
+    lost_words,
+    short_words,
+    stage_words,
+    worst_layers,
+)
 from zoopress.reports.first_original import first_original_text
 from zoopress.reports.headline import headline, times_fewer, times_smaller
 from zoopress.reports.markdown import text
@@ -112,6 +119,8 @@ def stage_line(
         value = show_metric(result.metric, result.metrics.get(result.metric))
         parts.append(f"{result.metric.replace('_', ' ')} {value}")
     parts.append("from the store" if from_store else f"{result.seconds:.1f} s")
+    if reached := stage_words(result):
+        parts.append(reached)
     if quality is not None and not quality.like_original:
         parts.append(f"{MEANING}: {quality.problem}")
     return "  ".join(parts)
@@ -127,6 +136,7 @@ def markdown(report: Report) -> str:
             f"{', '.join(headline(report))}.",
             "",
             *([f"**{MARK} {text(words)}**", ""] if (words := unlike_words(report)) else []),
+            *([f"**{MARK} {text(words)}**", ""] if (words := short_words(report)) else []),
             *([said, ""] if (said := first_original_text(report)) else []),
             *_table(("", "original", "compressed", ""), comparison_rows(report)),
             "",
@@ -134,6 +144,7 @@ def markdown(report: Report) -> str:
             f"{machine['processor']} ({machine['capability']}), torch {machine['torch']}.",
             *_kernel_line(report),
             "",
+            *_reached_lines(report),
             "## Stages",
             "",
             *_stage_table(report),
@@ -158,6 +169,18 @@ def _output_table(report: Report) -> list[str]:
     header = ("output", "kind", "measure", "value", "relative error", "judged")
     seeded = "The original's outputs are random: both models were given the same seed."
     return ["## Outputs", "", *_table(header, rows), "", *([seeded, ""] if fidelity.seeded else [])]
+
+
+def _reached_lines(report: Report) -> list[str]:
+    """Say what each stage reached, and which layers changed most."""
+    lines = []
+    for position, result in enumerate(report.stages, start=1):
+        lines += [text(coverage_words(position, result)), ""] * (result.coverage is not None)
+    if lost := lost_words(report.last):
+        lines += [f"**{MARK} {text(lost[0].upper() + lost[1:])}.**", ""]
+    if worst := worst_layers(report.last):
+        lines += [f"Furthest from the original's, by relative error: {text(worst)}.", ""]
+    return lines
 
 
 def _kernel_line(report: Report) -> list[str]:

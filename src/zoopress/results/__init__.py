@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from zoopress.results.coverage import Coverage as Coverage, KindCoverage as KindCoverage
 from zoopress.results.quality import Quality as Quality
 from zoopress.results.report import (
     LayerResult as LayerResult,

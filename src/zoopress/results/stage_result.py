@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from zoopress.recipes import Targets
+from zoopress.results.coverage import Coverage
 from zoopress.techniques import Claim
 
 MEANINGLESS = 0.99
@@ -139,11 +140,14 @@ class LayerChange:
             its shape stands in its place, or the error is infinite.
         zero_share: share of its numbers that are zero, 0 to 1; None if nothing of its shape stands
             in its place.
+        norm_kept: Frobenius norm ÷ that of the original, 1 for zeros that are zeros; None if
+            nothing of its shape stands in its place, or it was not measured.
     """
 
     name: str
     relative_error: float | None
     zero_share: float | None
+    norm_kept: float | None = None
 
     @property
     def error(self) -> float | None:
@@ -180,6 +184,10 @@ class StageResult:
         lower_is_better: whether a smaller value of it is a better one.
         layers: what was done to each weight so far; None in results of versions that did not
             measure it.
+        coverage: what the stage reached; None in results of versions that did not tell.
+        original_size_bytes: of all files of the original that the model uses; 0 in results of
+            versions that did not tell.
+        original_weight_bytes: of its tensors, in the types that they came in.
     """
 
     technique: str
@@ -203,6 +211,9 @@ class StageResult:
     metric_drop: float | None = None
     lower_is_better: bool = False
     layers: list[LayerChange] | None = None
+    coverage: Coverage | None = None
+    original_size_bytes: int = 0
+    original_weight_bytes: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data."""
@@ -216,6 +227,8 @@ class StageResult:
         values["fidelity"] = Fidelity.from_dict(values["fidelity"])
         if values.get("layers") is not None:
             values["layers"] = [LayerChange(**layer) for layer in values["layers"]]
+        if values.get("coverage") is not None:
+            values["coverage"] = Coverage.from_dict(values["coverage"])
         return cls(**values)
 
 

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, strategies as st
 from torch import Tensor, nn
 
+from zoopress.errors import StageError
 from zoopress.models.model import Model
 from zoopress.models.packing import packed_weights
 from zoopress.plugins import load_plugins
