@@ -96,12 +96,15 @@ class Factory(Architecture):
 
     def load(self, files: SourceFiles) -> nn.Module:
         """Build the module and load its state dict."""
-        from zoopress_zoo.state_dict import load_into, read_state_dict
+        from zoopress_zoo.state_dict import load_into, note_origin, read_checkpoint
 
         module = self.build()
-        tensors = {}
+        tensors, unused = {}, 0
         for name in files.weights:
             if not name.endswith(".json"):
-                tensors.update(read_state_dict(files.folder / name))
+                found, beside = read_checkpoint(files.folder / name)
+                tensors.update(found)
+                unused += beside
         load_into(module, tensors, files.folder / files.weights[0])
+        note_origin(self, module, tensors, unused)
         return module

@@ -77,7 +77,7 @@ class Timm(Architecture):
 
     def load(self, files: SourceFiles) -> nn.Module:
         """Build it and load its state dict."""
-        from zoopress_zoo.state_dict import load_into, read_state_dict
+        from zoopress_zoo.state_dict import load_into, note_origin, read_checkpoint
 
         try:
             module = self.build()
@@ -86,12 +86,15 @@ class Timm(Architecture):
                 f"{files.folder / 'config.json'}: timm cannot build it: "
                 f"{type(error).__name__}: {str(error)[:300]}."
             ) from error
-        tensors = {}
+        tensors, unused = {}, 0
         for name in files.weights:
             if not name.endswith(".json"):
-                tensors.update(read_state_dict(files.folder / name))
+                found, beside = read_checkpoint(files.folder / name)
+                tensors.update(found)
+                unused += beside
         origin = files.folder / files.weights[0]
         load_into(module, tensors, origin, "config.json and weights are of different models.")
+        note_origin(self, module, tensors, unused)
         return module.eval()
 
     def companions(self, model: Model, others: Mapping[str, Path]) -> Companions:

@@ -6,6 +6,7 @@ tensors, and leaves a model without any: the quantizer then replays the edits an
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,15 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 import zoopress
 from zoopress.artifacts.again import Origin
 from zoopress.artifacts.artifact import fill_tensors, replay_edits
+from zoopress.artifacts.computed import buffers_of
+from zoopress.artifacts.forms import Computed
 from zoopress.artifacts.manifest import Manifest, read_manifest
 from zoopress.errors import ArtifactError
 from zoopress.hub.address import Address
 from zoopress.hub.artifacts import fetch_artifact
+from zoopress.models.bounds import bounded_build
+from zoopress.models.edits import set_tensor, submodule
+from zoopress.models.model import Model
 from zoopress.models.packing import unpack
 from zoopress.plugins import load_plugins
 from zoopress_zoo.native import EMPTY, QUANTIZER
@@ -92,6 +98,8 @@ class ZoopressQuantizer(HfQuantizer):  # type: ignore[misc]
         if _is_encoder(manifest):
             whole = nn.Module()
             whole.transformer = model
+        if any(isinstance(entry, Computed) for entry in manifest.tensors.values()):
+            _make_buffers(model)
         rebuilt = replay_edits(folder, manifest, whole, load_plugins())
         encoder = _is_encoder(manifest)
         fill_tensors(folder, manifest, rebuilt, _stored_name(manifest), whole=not encoder)
@@ -143,6 +151,18 @@ def _of_core(manifest: Manifest) -> Manifest:
     edits = [edit for edit in manifest.edits if edit.module.startswith(_CORE)]
     tensors = {name: e for name, e in manifest.tensors.items() if name.startswith(_CORE)}
     return manifest.model_copy(update={"edits": edits, "tensors": tensors})
+
+
+def _make_buffers(model: Any) -> None:
+    """Give a model the buffers that its code makes: transformers has left them without values."""
+    kind = type(model)
+    with bounded_build(1_000_000, keep_parameters=False):
+        built = kind(copy.deepcopy(model.config))
+    made = buffers_of(built)
+    for name in Model(model).non_persistent():
+        if name in made:
+            path, _, attribute = name.rpartition(".")
+            set_tensor(submodule(model, path), attribute, made[name])
 
 
 def _stored_name(manifest: Manifest) -> Callable[[str], str]:

@@ -24,6 +24,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,8 @@ import torch
 from torch import Tensor, nn
 
 from zoopress.artifacts.architectures import check_registered, named_architecture
-from zoopress.artifacts.encoding import KEPT, MASK, Alias, Expected, decode, encode
+from zoopress.artifacts.computed import computed_buffers
+from zoopress.artifacts.encoding import KEPT, MASK, Alias, Computed, Expected, decode, encode
 from zoopress.artifacts.manifest import (
     AGAIN,
     MANIFEST,
@@ -56,7 +58,7 @@ from zoopress.models.bounds import memory_bytes
 from zoopress.models.edits import AnyEdit, apply_edit, set_tensor, submodule
 from zoopress.models.model import Model
 from zoopress.models.precision import accept_float32
-from zoopress.sources import Architecture, build_on_meta
+from zoopress.sources import Architecture, Companions, build_on_meta
 from zoopress.store import file_digest, write_atomic
 
 if TYPE_CHECKING:
@@ -94,14 +96,27 @@ def save_artifact(
     """
     beside = architecture.companions(model, others)
     native = beside.native and model.storage == "safetensors" and not model.masks
+    files: dict[str, Path | bytes] = dict(beside.files)
+    for name, content in files.items():
+        if name != INDEX:
+            _write_file(folder, name, content)
+    record = ArchitectureRecord(
+        name=architecture.name,
+        arguments=architecture.arguments if beside.arguments is None else beside.arguments,
+    )
+    loaded_as = _loaded_as(folder, record, architecture, beside, model, plugins)
     entries, stored = encode(
         model.tensors(),
         model.masks,
         model.code_layouts(),
         share=not native,
         coded=model.storage == "zpz",
+        computed=set()
+        if loaded_as is None
+        else computed_buffers(
+            model, list(beside.edits), partial(build_on_meta, loaded_as, buffers=True)
+        ),
     )
-    files: dict[str, Path | bytes] = dict(beside.files)
     if native:
         weights = _write_native(folder, model, architecture, stored, max_shard_bytes, files)
     else:
@@ -112,19 +127,11 @@ def save_artifact(
         )
         if model.storage == "safetensors":
             weights = [_rename(folder, name, "model", "compressed") for name in weights]
-    for name, content in files.items():
-        target = folder / safe_name(name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(content, bytes):
-            target.write_bytes(content)
-        elif content.resolve() != target.resolve():
-            shutil.copyfile(content, target)
+    if INDEX in files:
+        _write_file(folder, INDEX, files[INDEX])
     manifest = Manifest(
         base=base,
-        architecture=ArchitectureRecord(
-            name=architecture.name,
-            arguments=architecture.arguments if beside.arguments is None else beside.arguments,
-        ),
+        architecture=record,
         lineage=lineage or [],
         storage="zpz" if model.storage == "zpz" else "safetensors",
         coder=None if model.coder == "auto" else model.coder,
@@ -143,6 +150,33 @@ def save_artifact(
         manifest = manifest.model_copy(update={"requires": needed})
     write_atomic(folder / MANIFEST, manifest.to_json())
     return manifest
+
+
+def _write_file(folder: Path, name: str, content: Path | bytes) -> None:
+    target = folder / safe_name(name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, bytes):
+        target.write_bytes(content)
+    elif content.resolve() != target.resolve():
+        shutil.copyfile(content, target)
+
+
+def _loaded_as(
+    folder: Path,
+    record: ArchitectureRecord,
+    architecture: Architecture,
+    beside: Companions,
+    model: Model,
+    plugins: Plugins | None,
+) -> Architecture | None:
+    """Return the architecture that loading will build; None if that cannot be told here."""
+    if beside.arguments is None and list(beside.edits) == list(model.edits):
+        return architecture
+    if plugins is None:
+        return None
+    kind = plugins.resolve("architectures", record.name)
+    found = kind(folder, dict(record.arguments))
+    return found if isinstance(found, Architecture) else None
 
 
 def _write_native(
@@ -254,7 +288,8 @@ def rebuild(
     # An edit makes few tensors of one, so a module can have but few that are not stored.
     most = 10_000 + 4 * tensor_count(folder, manifest)
     try:
-        module = build_on_meta(architecture, most)
+        makes = any(isinstance(entry, Computed) for entry in manifest.tensors.values())
+        module = build_on_meta(architecture, most, buffers=makes)
     except SourceError as error:
         raise ArtifactError(f"{folder}: {str(error).rstrip('.')}. {AGAIN}") from error
     except ArtifactError as error:
@@ -367,7 +402,7 @@ def _fill(
             f"the manifest has a tensor {unknown[0]!r} that the architecture has not."
             f"{nearest(unknown[0], expected)}"
         )
-    layouts = model.code_layouts()
+    layouts, made = model.code_layouts(), model.non_persistent()
     done: dict[str, Tensor] = {}
     with open_tensors(folder, manifest.storage, manifest.weights, plugins) as readers:
         _check_memory(expected, readers, stored_name)
@@ -397,6 +432,12 @@ def _fill(
                     _set(model.module, name, tensor.clone())
                 if entry.of in model.masks and not entry.tied:  # tied weights share one mask
                     model.masks[name] = model.masks[entry.of]
+            elif isinstance(entry, Computed):
+                tensor = _get(model.module, name)
+                if name not in made or tensor.is_meta:
+                    raise ArtifactError(
+                        f"tensor {name!r} is not stored, and the architecture does not make it"
+                    )
             else:
                 tensor, mask = decode(
                     name,

@@ -103,16 +103,39 @@ class CardModel:
         Raises:
             ZoopressError: if its files are damaged or do not fit.
         """
-        from zoopress.artifacts.tensor_files import plain_bytes
         from zoopress.models.model import Model
 
         others = {name: self.files.folder / name for name in self.files.others if name != MANIFEST}
         if self.manifest is None:
             model = Model(self.load(), self.plugins.layers)
-            return StageInput(model, self.architecture, others, [], plain_bytes(model.tensors()))
+            return StageInput(model, self.architecture, others, [], self.tensor_bytes(model))
         model = self._load_artifact(self.manifest, masks=True)
         size = self.manifest.weight_bytes()
         return StageInput(model, self.architecture, others, self.manifest.lineage, size)
+
+    def tensor_bytes(self, model: Model) -> int:
+        """Return the bytes of the tensors that the model uses, in the types that they came in.
+
+        Buffers that no checkpoint holds are none of them.
+
+        Args:
+            model: as `load` gave its module.
+        """
+        from zoopress.artifacts.tensor_files import plain_bytes
+
+        if self.manifest is not None:
+            return self.manifest.weight_bytes()
+        made = model.non_persistent()
+        stored = {name: t for name, t in model.tensors().items() if name not in made}
+        return plain_bytes(stored, self.architecture.came_as)
+
+    def size_bytes(self) -> int:
+        """Return the bytes of all files that using the model needs.
+
+        Of a checkpoint that holds more, such as an optimizer's state, what the model uses; that is
+        known once it was loaded.
+        """
+        return self.files.size_bytes() - self.architecture.unused_bytes
 
     def _load_artifact(self, manifest: Manifest, masks: bool) -> Model:
         from zoopress.artifacts.artifact import load_into

@@ -6,6 +6,9 @@ A tensor of the model is stored as it is, under its own name, or takes one of th
     boolean   bools, one bit each
     masked    a pruned weight: one bit a weight for the mask, under `name@mask`, and the weights
               that are kept, in row-major order, under `name@kept`
+    narrow    floats that 16 bits hold exactly, as of a model that came in 16 bits and computes in
+              32: stored in 16, loaded in the architecture's type
+    computed  not stored: a buffer outside the state dict that the architecture's code makes
     zeros     codes of a pruned weight, stored as they are: what is not the code of zero is kept
     codes     codes that are packed in a way of their own, stored bit-packed for the coder to see
 
@@ -19,7 +22,7 @@ rest are the code of zero.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -31,7 +34,9 @@ from zoopress.artifacts.forms import (
     AnyEntry as AnyEntry,
     Boolean as Boolean,
     CodesEntry as CodesEntry,
+    Computed as Computed,
     Masked as Masked,
+    Narrow as Narrow,
     Stored as Stored,
     Zeros as Zeros,
 )
@@ -49,6 +54,9 @@ from zoopress.coding.masks import PackedMask
 from zoopress.errors import ArtifactError, StageError
 from zoopress.models.codes import AnyLayout, CodeLayout, OwnCodes, nonzero_codes
 
+LEAST_NARROWED = 256
+"""How many numbers a tensor has at least that is stored in fewer bits than it has in memory."""
+
 
 def encode(
     tensors: Mapping[str, Tensor],
@@ -56,6 +64,7 @@ def encode(
     layouts: Mapping[str, AnyLayout],
     share: bool = True,
     coded: bool = True,
+    computed: Collection[str] = (),
 ) -> tuple[dict[str, AnyEntry], dict[str, StoredTensor]]:
     """Choose the form of every tensor.
 
@@ -67,6 +76,7 @@ def encode(
             tensor is stored as it is, but tied ones once.
         coded: whether what is stored is entropy coded; if not, codes that are mostly zero are
             `masked`, which then takes less.
+        computed: names of those that need not be stored.
 
     Returns:
         The form of each tensor that is not stored as it is, and what goes into the file.
@@ -78,6 +88,9 @@ def encode(
     stored: dict[str, StoredTensor] = {}
     seen: dict[tuple[object, ...], list[str]] = {}
     for name, tensor in tensors.items():
+        if name in computed:
+            entries[name] = Computed()
+            continue
         alike = seen.setdefault(_identity(tensor), [])
         tied = next((other for other in alike if _same_memory(tensor, tensors[other])), None)
         # Equal contents under different masks are two things; a tied weight has one mask.
@@ -97,14 +110,37 @@ def encode(
             entries[name] = Zeros()
             stored[name] = StoredTensor(tensor, _stored_layout(layout))
         elif mask is not None:
-            entries[name] = Masked()
-            stored.update(_encode_masked(name, tensor, mask, layout, tensors))
+            parts = _encode_masked(name, tensor, mask, layout, tensors)
+            kept = narrowed(parts[name + KEPT].tensor) if share and layout is None else None
+            if kept is not None:
+                parts[name + KEPT] = StoredTensor(kept)
+            entries[name] = Masked(narrow=kept is not None)
+            stored.update(parts)
         elif share and tensor.dtype == torch.bool and tensor.numel() >= 8:
             entries[name] = Boolean()
             stored[name] = pack_mask(tensor)
+        elif share and layout is None and (narrow := narrowed(tensor)) is not None:
+            entries[name] = Narrow()
+            stored[name] = StoredTensor(narrow)
         else:
             stored[name] = StoredTensor(tensor, _stored_layout(layout))
     return entries, stored
+
+
+def narrowed(tensor: Tensor) -> Tensor | None:
+    """Return a float32 tensor in the type of 16 bits that holds it exactly, None if none does.
+
+    Small ones are left: to say so takes about as much.
+    """
+    if tensor.dtype != torch.float32 or tensor.numel() < LEAST_NARROWED:
+        return None
+    for dtype in (torch.float16, torch.bfloat16):
+        few = tensor.reshape(-1)[:LEAST_NARROWED]
+        if torch.equal(few.to(dtype).float(), few):
+            narrow = tensor.to(dtype)
+            if torch.equal(narrow.float(), tensor):
+                return narrow
+    return None
 
 
 def decode(
@@ -120,7 +156,7 @@ def decode(
 
     Args:
         name: the tensor's name.
-        entry: its form, None if it is stored as it is; not an alias.
+        entry: its form, None if it is stored as it is; neither an alias nor computed.
         expected: its shape and type in the rebuilt architecture.
         layout: how it holds codes, if it does.
         read: returns a stored tensor by name.
@@ -140,6 +176,8 @@ def decode(
     if entry is None or isinstance(entry, Zeros):
         tensor = _read_plain(name, expected, read)
         return tensor, _zeros_mask(name, tensor, layout, masks) if entry else None
+    if isinstance(entry, Narrow):
+        return _widened(name, _read_plain(name, expected, read), expected), None
     if isinstance(entry, Boolean):
         if expected.dtype != torch.bool:
             raise ArtifactError(f"tensor {name!r}: stored as bools, expected {expected.dtype}")
@@ -148,6 +186,8 @@ def decode(
         tensor, mask = _decode_masked_codes(name, expected, layout, read, tensor_named)
     else:
         tensor, mask = _decode_masked(name, expected, read)
+        if entry.narrow:
+            tensor = _widened(name, tensor, expected)
     return tensor, mask.unpack() if masks else None
 
 
@@ -180,6 +220,14 @@ def _read_plain(name: str, expected: Expected, read: Callable[[str], Tensor]) ->
     if tensor.dtype == torch.bool and bool((tensor.view(torch.uint8) > 1).any()):
         raise ArtifactError(f"tensor {name!r}: stored as bools, but holds other bytes")
     return tensor
+
+
+def _widened(name: str, tensor: Tensor, expected: Expected) -> Tensor:
+    if tensor.itemsize != 2 or expected.dtype.itemsize <= 2:
+        raise ArtifactError(
+            f"tensor {name!r}: stored as {tensor.dtype} for {expected.dtype}, which is not narrower"
+        )
+    return tensor.to(expected.dtype)
 
 
 def _zeros_mask(name: str, tensor: Tensor, layout: AnyLayout | None, wanted: bool) -> Tensor | None:

@@ -29,9 +29,22 @@ class Boolean(_Entry):
 
 
 class Masked(_Entry):
-    """A pruned weight: a mask, and what it keeps."""
+    """A pruned weight: a mask, and what it keeps; `narrow` as of `Narrow`."""
 
     form: Literal["masked"] = "masked"
+    narrow: bool = False
+
+
+class Narrow(_Entry):
+    """Floats that 16 bits hold exactly, stored in 16 bits and loaded in the architecture's type."""
+
+    form: Literal["narrow"] = "narrow"
+
+
+class Computed(_Entry):
+    """Not stored: a buffer that the architecture's code makes when it is built."""
+
+    form: Literal["computed"] = "computed"
 
 
 class Zeros(_Entry):
@@ -50,6 +63,6 @@ class CodesEntry(_Entry):
     zeros: bool = False
 
 
-Stored = Boolean | Masked | Zeros | CodesEntry
-AnyEntry = Alias | Stored
+Stored = Boolean | Masked | Narrow | Zeros | CodesEntry
+AnyEntry = Alias | Computed | Stored
 TensorEntry = Annotated[AnyEntry, Field(discriminator="form")]

@@ -218,8 +218,16 @@ def write_tensors(
     return _write_safetensors(folder, stored, max_shard_bytes)
 
 
-def plain_bytes(tensors: Mapping[str, Tensor]) -> int:
-    """Return the bytes of a safetensors file of these tensors, tied ones once, header included."""
+def plain_bytes(
+    tensors: Mapping[str, Tensor], came_as: Mapping[str, torch.dtype] | None = None
+) -> int:
+    """Return the bytes of a safetensors file of these tensors, tied ones once, header included.
+
+    Args:
+        tensors: by name.
+        came_as: types that they have in the file, where those take fewer bytes than in memory.
+    """
+    came_as = came_as or {}
     offset = 0
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     seen: set[tuple[int, torch.Size]] = set()
@@ -227,7 +235,8 @@ def plain_bytes(tensors: Mapping[str, Tensor]) -> int:
         if (tensor.data_ptr(), tensor.shape) in seen:
             continue
         seen.add((tensor.data_ptr(), tensor.shape))
-        end = offset + tensor.numel() * tensor.itemsize
+        itemsize = min(tensor.itemsize, came_as.get(name, tensor.dtype).itemsize)
+        end = offset + tensor.numel() * itemsize
         offsets = [offset, end]
         header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": offsets}
         offset = end

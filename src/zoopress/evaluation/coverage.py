@@ -33,7 +33,7 @@ _WORDS = {
 }
 _NAMED = frozenset({"experts", "other parameters", "parametrized weights", "complex parameters"})
 _PACKED = "it is packed already"
-_ELSEWHERE = "the technique has no use for it"
+_ELSEWHERE = "the stage left it"
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,9 @@ def _counts(parameter: Tensor) -> bool:
     return not isinstance(parameter, nn.parameter.UninitializedParameter)
 
 
-def _kinds(path: str, owner: nn.Module, attribute: str, parameter: Tensor) -> tuple[str, str | None]:
+def _kinds(
+    path: str, owner: nn.Module, attribute: str, parameter: Tensor
+) -> tuple[str, str | None]:
     """Return what people and what techniques call a parameter's kind."""
     if parameter.is_complex():
         return "complex parameters", None
@@ -172,6 +174,7 @@ def coverage(
     kept = [p for members in groups.values() for _, p, reached in members if not reached]
     return Coverage(
         sorted(kinds, key=lambda each: -each.bytes),
+        selects=isinstance(config, WeightSelection),
         narrowed=_is_narrowed(config),
         packed_bytes=sum(part.nbytes for part in kept if part.packed),
     )

@@ -81,14 +81,27 @@ def reloads_identically(given: GateInput) -> str | None:
 
 @_always
 def bytes_shrank(given: GateInput) -> str | None:
-    """Fail a stage that promised to shrink the tensor files and did not."""
+    """Fail a stage that promised to shrink the tensor files and did not.
+
+    They must take fewer bytes than before, and than the original's tensors as they came: a model
+    that came in 16 bits is not smaller for being half of what it would take in 32.
+    """
     result = given.result
-    if not result.shrinks or result.weight_bytes < result.weight_bytes_before:
+    if not result.shrinks:
         return None
+    if result.weight_bytes < result.weight_bytes_before:
+        came = result.original_weight_bytes
+        if not came or result.weight_bytes < came:
+            return None
+        return (
+            f"the stored tensors take {result.weight_bytes:,} bytes, and the original came with "
+            f"{came:,}: an earlier stage made more of them than this one saves. Use stronger "
+            "settings, leave that stage out, or store in 16 bits with 'float_precision'."
+        )
     return (
         f"the stored tensors did not shrink ({result.weight_bytes_before:,} bytes before, "
-        f"{result.weight_bytes:,} after). Side information costs more than the stage saves: use "
-        "stronger settings or larger groups, or leave the stage out."
+        f"{result.weight_bytes:,} after). Side information, or a wider type of floats, costs more "
+        "than the stage saves: use stronger settings or larger groups, or leave the stage out."
     )
 
 

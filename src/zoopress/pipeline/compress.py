@@ -24,7 +24,13 @@ from zoopress.plugins import Plugins, load_plugins
 from zoopress.progress import Reporter
 from zoopress.provenance import git_state
 from zoopress.recipes import Recipe
-from zoopress.reports.coverage_words import SHORT_REMEDY, lost_words, short_words
+from zoopress.reports.coverage_words import (
+    LARGER_REMEDY,
+    SHORT_REMEDY,
+    larger_words,
+    lost_words,
+    short_words,
+)
 from zoopress.reports.quality_words import unlike_remedy, unlike_words
 from zoopress.reports.report import stage_line
 from zoopress.results import GateInput, Report, StageResult
@@ -224,6 +230,8 @@ def deliver(
         reporter.warn(f"{words} {remedy} `zoopress push` refuses it as it is.", loud=True)
     if reporter is not None and (words := short_words(report)):
         reporter.warn(f"{words} {SHORT_REMEDY}", loud=True)
+    if reporter is not None and (words := larger_words(report)):
+        reporter.warn(f"{words} {LARGER_REMEDY}", loud=True)
     if reporter is not None and (words := lost_words(report.last)):
         reporter.warn(f"{words[0].upper()}{words[1:]}.")
     return Result(report, folder, computed)
@@ -273,7 +281,7 @@ def _check(cell: Cell, results: Sequence[StageResult]) -> None:
     given = GateInput(
         results[-1],
         recipe.targets_of(position),
-        cell.original.files.size_bytes(),
+        results[-1].original_size_bytes or cell.original.files.size_bytes(),
         position,
         len(recipe.stages),
         results[-2] if position > 1 else None,

@@ -68,6 +68,8 @@ class Workbench:
         self.cell = cell
         if like is not None and like.cell.source_key == cell.source_key:
             vars(self).update({k: v for k, v in vars(like).items() if k in _OF_THE_ORIGINAL})
+            origin, mine = like.cell.original.architecture, cell.original.architecture
+            mine.came_as, mine.unused_bytes = origin.came_as, origin.unused_bytes
         self.recipe, self.plugins, self.store = cell.recipe, cell.plugins, cell.store
         self.card, self.files = cell.original.card, cell.original.files
         self.architecture, self.task = cell.original.architecture, cell.original.task
@@ -163,6 +165,8 @@ class Workbench:
                     metric=self.task.metric if metrics else None,
                     metric_drop=self._metric_drop(metrics),
                     lower_is_better=not self.task.higher_is_better,
+                    original_size_bytes=self._original_size_bytes,
+                    original_weight_bytes=self._original_weight_bytes,
                     layers=layer_changes(self.original, model, self._edits_before),
                     coverage=coverage(parts, model, outcome, stage.technique.config),
                 )
@@ -172,7 +176,7 @@ class Workbench:
             given = GateInput(
                 result,
                 self.recipe.targets_of(position),
-                self.files.size_bytes(),
+                self._original_size_bytes,
                 position,
                 len(self.recipe.stages),
                 None if previous is None else StageResult.from_dict(previous.record),
@@ -224,10 +228,8 @@ class Workbench:
                 card=self.card.as_dict(),
                 recipe=self.recipe.as_dict(),
                 revision=self.files.revision,
-                original_size_bytes=self.files.size_bytes(),
-                original_weight_bytes=sum(
-                    (self.files.folder / name).stat().st_size for name in self.files.weights
-                ),
+                original_size_bytes=results[-1].original_size_bytes,
+                original_weight_bytes=self._original_file_bytes,
                 original_parameters=self._original_parameters,
                 stages=list(results),
                 latency=latency,
@@ -285,8 +287,11 @@ class Workbench:
         }
         folder.mkdir()
         lineage = [*before.lineage, item]
+        base = self.cell.original.base
+        if base.size_bytes == self.files.size_bytes():  # what the first of all came with
+            base = base.model_copy(update={"size_bytes": self._original_size_bytes})
         return save_artifact(
-            *(folder, model, before.architecture, self.cell.original.base, before.others, lineage),
+            *(folder, model, before.architecture, base, before.others, lineage),
             plugins=self.plugins,
         )
 
@@ -319,7 +324,7 @@ class Workbench:
             task=without_test(self.task),
             teacher=teacher,
             stored_bytes=stored_bytes,
-            original_bytes=self.files.size_bytes(),
+            original_bytes=self._original_size_bytes,
             shelf=self.shelf,
             plugins=self.plugins,
         )
@@ -410,6 +415,23 @@ class Workbench:
         """How many edits of the architecture the card's model comes with."""
         manifest = self.cell.original.model.manifest
         return 0 if manifest is None else len(manifest.edits)
+
+    @cached_property
+    def _original_size_bytes(self) -> int:
+        """Of all of the original's files, but for what the model does not use."""
+        _ = self.original  # loading tells what that is
+        return self.cell.original.model.size_bytes()
+
+    @cached_property
+    def _original_weight_bytes(self) -> int:
+        """Of the original's tensors, in the types that they came in."""
+        return self.cell.original.model.tensor_bytes(Model(self.original))
+
+    @property
+    def _original_file_bytes(self) -> int:
+        """Of the original's tensor files, but for what the model does not use."""
+        unused = self.files.size_bytes() - self._original_size_bytes
+        return sum((self.files.folder / n).stat().st_size for n in self.files.weights) - unused
 
     @property
     def _original_parameters(self) -> int:

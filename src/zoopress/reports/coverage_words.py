@@ -60,6 +60,23 @@ SHORT_REMEDY = (
 )
 
 
+def larger_words(report: Report) -> str:
+    """Say that what came out takes more bytes than the original; empty if it does not."""
+    before, after = report.original_size_bytes, report.last.size_bytes
+    if after <= before:
+        return ""
+    return (
+        f"LARGER THAN THE ORIGINAL: {after:,} bytes, where the original's files have {before:,} "
+        "that the model uses."
+    )
+
+
+LARGER_REMEDY = (
+    "Add a stage that shrinks it, such as 'float_precision' or 'entropy_coding', or publish the "
+    "original."
+)
+
+
 def is_short(result: StageResult) -> bool:
     """Tell whether a stage that promises a share of something reached less than half of it."""
     promises = bool(result.claims) and result.shrinks
@@ -127,4 +144,3 @@ def _largest(coverage: Coverage) -> str:
     """Name the kind with the most bytes that were left, and why."""
     kind = max(coverage.kinds, key=lambda each: each.bytes - each.reached_bytes)
     return f"most of the rest is {_left(kind, coverage)}"
-

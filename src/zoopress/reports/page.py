@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoopress.provenance import COMMIT_KEYS
 from zoopress.reports import byte_charts, chain_charts, change_charts, measure_charts
-from zoopress.reports.coverage_words import coverage_words, lost_words, short_words
+from zoopress.reports.coverage_words import coverage_words, larger_words, lost_words, short_words
 from zoopress.reports.drawing import Chart, ChartsMissingError, Spec, draw_svg, require_renderer
 from zoopress.reports.facts import facts
 from zoopress.reports.first_original import first_original_text
@@ -97,7 +97,7 @@ def _article(report: Report, draw: Draw) -> dict[str, Any]:
         "recipe_description": one_line(report.recipe.get("description", "")),
         "headline": headline(report),
         "unlike": one_line(unlike_words(report)),
-        "short": one_line(short_words(report)),
+        "short": one_line(" ".join(filter(None, (short_words(report), larger_words(report))))),
         "reached": [
             one_line(words)
             for position, result in enumerate(report.stages, start=1)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from zoopress.reports.coverage_words import (
     coverage_words,
+    larger_words,
     lost_words,
     short_words,
     stage_words,
@@ -137,6 +138,7 @@ def markdown(report: Report) -> str:
             "",
             *([f"**{MARK} {text(words)}**", ""] if (words := unlike_words(report)) else []),
             *([f"**{MARK} {text(words)}**", ""] if (words := short_words(report)) else []),
+            *([f"**{MARK} {text(words)}**", ""] if (words := larger_words(report)) else []),
             *([said, ""] if (said := first_original_text(report)) else []),
             *_table(("", "original", "compressed", ""), comparison_rows(report)),
             "",

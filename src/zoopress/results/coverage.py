@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 LEAST_SHARE = 0.5
-"""Of the bytes, that a stage which promises fewer is expected to reach unless told where to work."""
+"""Of the bytes, that a stage which promises fewer should reach unless told where to work."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,14 @@ class Coverage:
 
     Attributes:
         kinds: of all parameters that the model had before it, largest first.
+        selects: whether the technique works on weights one by one, rather than on what it removes.
         narrowed: whether the recipe says on which weights the stage is to work.
         packed_bytes: of the bytes, those that an earlier stage had packed and this one left.
     """
 
     kinds: list[KindCoverage]
     narrowed: bool = False
+    selects: bool = True
     packed_bytes: int = 0
 
     @property
@@ -67,7 +69,7 @@ class Coverage:
         """
         open_bytes = sum(k.bytes for k in self.kinds) - self.packed_bytes
         reached = sum(k.reached_bytes for k in self.kinds)
-        return not self.narrowed and _share(reached, open_bytes) < LEAST_SHARE
+        return self.selects and not self.narrowed and _share(reached, open_bytes) < LEAST_SHARE
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Coverage:

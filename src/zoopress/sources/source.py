@@ -13,6 +13,7 @@ from zoopress.errors import PluginError, SourceError, ZoopressError
 from zoopress.interface import shown
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from zoopress.artifacts.again import Origin
@@ -78,6 +79,11 @@ class Architecture(ABC):
     def __init__(self, folder: Path, arguments: dict[str, Any]) -> None:
         self.folder = folder
         self.arguments = arguments
+        # What `load` found in the files, where it can tell.
+        self.came_as: Mapping[str, torch.dtype] = {}
+        """Types that tensors of the module have there, if others than in the module."""
+        self.unused_bytes = 0
+        """Of tensors there that are none of the module's, such as an optimizer's state."""
 
     @classmethod
     @abstractmethod
@@ -201,12 +207,15 @@ def detect_architecture(card: Card, files: SourceFiles, plugins: Plugins) -> Arc
     )
 
 
-def build_on_meta(architecture: Architecture, most_parts: int = 1_000_000) -> nn.Module:
+def build_on_meta(
+    architecture: Architecture, most_parts: int = 1_000_000, buffers: bool = False
+) -> nn.Module:
     """Return the module in evaluation mode, its tensors without memory wherever it allows that.
 
     Args:
         architecture: what to build; its sizes need not be trusted.
         most_parts: modules, parameters and buffers that it may have, all together.
+        buffers: whether buffers are to have values, as far as its constructor gives any.
 
     Raises:
         SourceError: if it cannot be built.
@@ -214,7 +223,7 @@ def build_on_meta(architecture: Architecture, most_parts: int = 1_000_000) -> nn
     from zoopress.models.bounds import bounded_build
 
     try:
-        module = _try_on_meta(architecture, most_parts, "all")
+        module = None if buffers else _try_on_meta(architecture, most_parts, "all")
         if module is None:
             module = _try_on_meta(architecture, most_parts, "parameters")
         if module is None:
