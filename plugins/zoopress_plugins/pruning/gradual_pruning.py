@@ -187,21 +187,26 @@ class RisingSparsity:
         return [smallest_pruned([score], sparsity)[0] for score in scores]
 
     def _known_squares(self, index: int) -> Tensor:
-        """Return the mean squares of a weight; where no sample came, the mean of all others.
+        """Return the mean squares of a weight [rows, columns]; where no sample came, their mean.
 
         Nothing is known of an expert or a token that the training has not met, not that it is
         worthless.
         """
-        import torch
+        from zoopress.models.weights import as_matrix
+        from zoopress.techniques.scoring import unreached_rows
 
-        own = self._squares[index]
-        known = own > 0
-        if bool(known.all()):
+        matrices = [
+            as_matrix(squares, weight.output_axis)
+            for squares, weight in zip(self._squares, self._weights, strict=True)
+        ]
+        own = matrices[index]
+        unknown = unreached_rows(self._weights[index], own)
+        if not bool(unknown.any()):
             return own
-        like = [own] if bool(known.any()) else self._squares
+        like = matrices if bool(unknown.all()) else [own]
         count = sum(int(squares.count_nonzero()) for squares in like)
         mean = sum(float(squares.sum()) for squares in like) / count if count else 1.0
-        return torch.where(known, own, mean)
+        return own.masked_fill(unknown[:, None], mean)
 
     def _score(self, index: int) -> Tensor:
         from zoopress.models.weights import as_matrix
@@ -210,7 +215,7 @@ class RisingSparsity:
         weight, keep = self._weights[index], self._keeps[index]
 
         def statistic(name: str, weight: Weight) -> Tensor:
-            return as_matrix(self._known_squares(index), weight.output_axis)
+            return self._known_squares(index)
 
         score = weight_scores(self._criterion, weight, self._seed, statistic)
         if self._config.per_bit:
@@ -250,7 +255,14 @@ class GradualPruning(Technique[GradualPruningConfig]):
         names = [weight.name for weight in weights]
         return Outcome(
             touched=list(dict.fromkeys([*names, *trained.touched])),
-            claims=[Claim("sparsity", config.sparsity, reached)],
+            claims=[
+                Claim(
+                    "sparsity",
+                    config.sparsity,
+                    reached,
+                    unit=len(weights) / sum(weight.parameter.numel() for weight in weights),
+                )
+            ],
             notes=trained.notes,
         )
 

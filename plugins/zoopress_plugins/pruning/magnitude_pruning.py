@@ -198,12 +198,22 @@ class MagnitudePruning(Technique[MagnitudePruningConfig]):
             _mask(model, context.track(weights), keeps)
         pruned = sum(int((~keep).sum()) for keep in keeps)
         reached = pruned / sum(keep.numel() for keep in keeps)
-        # Rows shorter than M, or not a multiple of it, keep a few more.
-        tolerance = 0.05 if config.pattern else 0.01
         return Outcome(
             touched=[weight.name for weight in weights],
-            claims=[Claim("sparsity", requested, reached, tolerance)],
+            claims=[Claim("sparsity", requested, reached, unit=self._unit(weights))],
         )
+
+    def _unit(self, weights: Sequence[Weight]) -> float:
+        """Return how much less sparse whole weights, or whole groups of M, may leave it."""
+        total = sum(weight.parameter.numel() for weight in weights)
+        if self.config.pattern is None:
+            return (len(weights) if self.config.scope == "layer" else 1) / total
+        n, m = self.config.n_of_m()
+        kept = 0
+        for weight in weights:
+            rows, columns = weight.matrix().shape
+            kept += rows * (columns // m * n + min(n, columns % m))
+        return max(0.0, kept / total - n / m)
 
     def rounds(self) -> int:
         """Return the config's."""

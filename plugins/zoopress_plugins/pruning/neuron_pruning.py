@@ -173,6 +173,7 @@ class NeuronPruning(Technique[NeuronPruningConfig]):
                     removed / before,
                     # `multiple_of` and `min_neurons` may ask for less than the sparsity.
                     max(0.01, 1.001 - planned / self.config.sparsity),
+                    unit=len({group.cluster for group in prunable}) / before,
                 )
             ],
             notes={

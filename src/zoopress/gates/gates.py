@@ -35,7 +35,8 @@ def something_touched(given: GateInput) -> str | None:
 def claims_reached(given: GateInput) -> str | None:
     """Fail a stage that fell short of what it was asked for."""
     for claim in given.result.claims:
-        if not claim.reached >= claim.requested - abs(claim.requested) * claim.tolerance:
+        least = claim.requested - abs(claim.requested) * claim.tolerance - claim.unit
+        if not claim.reached >= least - 1e-12:
             return (
                 f"{claim.quantity} {claim.requested:.4g} was asked for, {claim.reached:.4g} was "
                 "reached. Ask for less, or select more layers."

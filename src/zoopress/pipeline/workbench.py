@@ -283,7 +283,10 @@ class Workbench:
             "version": origin.version,
             "seed": self.recipe.seed,
             "touched": len(outcome.touched),
-            "claims": [asdict(claim) for claim in outcome.claims],
+            "claims": [
+                {key: value for key, value in asdict(claim).items() if key != "unit" or value}
+                for claim in outcome.claims
+            ],
         }
         folder.mkdir()
         lineage = [*before.lineage, item]

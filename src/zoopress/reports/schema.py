@@ -13,7 +13,9 @@ from dataclasses import fields
 from typing import Any
 
 from zoopress.results import (
+    Coverage,
     Fidelity,
+    KindCoverage,
     LayerChange,
     LayerResult,
     OutputFidelity,
@@ -78,8 +80,8 @@ _EVALUATION = {
 
 
 _RECORDS = (
-    *(Report, StageResult, LayerResult, LayerChange, Fidelity, OutputFidelity),
-    *(Claim, Quality, Judgement),
+    *(Report, StageResult, LayerResult, LayerChange, Coverage, KindCoverage),
+    *(Fidelity, OutputFidelity, Claim, Quality, Judgement),
 )
 
 

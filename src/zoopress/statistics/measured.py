@@ -256,6 +256,16 @@ class Measured:
         layer = self._layer(weight)
         return 0 if layer.refused else layer.seen
 
+    def is_unreached(self, weight: str | Weight) -> bool:
+        """Tell whether no sample reached a weight, though the statistic is defined for it.
+
+        Raises:
+            StageError: if there is no such weight.
+        """
+        layer = self._layer(weight)
+        gradients = "gradients" in layer.statistic.needs
+        return not layer.refused and not layer.seen and (gradients or not layer.readers)
+
     def __contains__(self, weight: object) -> bool:
         name = weight.name if isinstance(weight, Weight) else weight
         return name in self.layers or name in self.aliases

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from zoopress.dependencies import Member, NeuronGroup
     from zoopress.models.model import Model
     from zoopress.models.weights import Weight
+    from zoopress.statistics import Measured
     from zoopress.techniques.technique import Context
 
 Statistic = Callable[[str, "Weight"], "Tensor"]
@@ -25,19 +26,73 @@ def measured(
 ) -> Statistic | None:
     """Measure what a criterion has to know of weights; None if that is nothing.
 
+    What no sample reached, as of an expert that nothing was sent to, is taken to be like the mean
+    of what samples did: nothing is known of it, not that it is worthless.
+
     Raises:
         StageError: if there is no such statistic, or nothing to measure it on.
     """
     names = list(dict.fromkeys(name.partition(".")[0] for name in criterion.statistics))
     if not names:
         return None
-    found = dict(zip(names, context.statistics.measure(model, names, list(weights)), strict=True))
+    chosen = list(weights)
+    found = dict(zip(names, context.statistics.measure(model, names, chosen), strict=True))
 
     def statistic(name: str, weight: Weight) -> Tensor:
         of, _, result = name.partition(".")
-        return found[of][weight].spread(result or "value")
+        own = known(found[of], weight, result or "value")
+        if own is not None and not bool(own.isnan().any()):
+            return own
+        like = [] if own is None or bool(own.isnan().all()) else [own]
+        if not like:
+            every = (known(found[of], other, result or "value") for other in chosen)
+            like = [values for values in every if values is not None]
+        mean = _mean_known(like)
+        if mean is None:
+            return found[of][weight].spread(result or "value")  # says that nothing was seen
+        return weight.matrix().new_full((1, 1), mean) if own is None else own.nan_to_num(mean)
 
     return statistic
+
+
+def unreached_rows(weight: Weight, gradients: Tensor) -> Tensor:
+    """Tell which rows of a weight no sample has reached, bool [rows], given sums of squares or so.
+
+    A row of a layer without any gradient is that of a neuron that was asked and is dead. But all of
+    a layer, all of an expert, or a token without any were never asked.
+
+    Args:
+        weight: what it is of.
+        gradients: [rows, columns], 0 where none came.
+    """
+    dead = ~gradients.any(1)
+    if weight.kind == "embedding":
+        return dead
+    experts = weight.parameter.shape[0] if weight.kind == "experts" else 1
+    return dead.view(experts, -1).all(1).repeat_interleave(len(dead) // experts)
+
+
+def known(measured: Measured, weight: Weight, result: str) -> Tensor | None:
+    """Return a statistic spread over a weight, NaN where no sample came; None if none did at all.
+
+    Raises:
+        StageError: if the statistic is not defined for the weight.
+    """
+    layer = measured.get(weight)
+    if layer is None:
+        if measured.seen(weight) == 0 and not measured.is_unreached(weight):
+            measured[weight]  # it is refused, and says why
+        return None
+    spread = layer.spread(result, unseen=float("nan"))
+    if layer.whole is None:
+        return spread
+    return spread.masked_fill(unreached_rows(weight, spread)[:, None], float("nan"))
+
+
+def _mean_known(values: Sequence[Tensor]) -> float | None:
+    some = [value[~value.isnan()].float() for value in values]
+    count = sum(value.numel() for value in some)
+    return sum(float(value.sum()) for value in some) / count if count else None
 
 
 def weight_scores(

@@ -102,6 +102,8 @@ class Claim:
     """How much there is."""
     tolerance: float = 0.01
     """How far, relative to `requested`, `reached` may fall short."""
+    unit: float = 0.0
+    """How much further it may, by rounding to whole neurons, weights or layers alone."""
 
 
 @dataclass(frozen=True)
