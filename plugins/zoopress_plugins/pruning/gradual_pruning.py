@@ -180,6 +180,18 @@ class RisingSparsity:
         """Return whether the sparsity is reached."""
         return int(self._step) >= self._last
 
+    def not_reached(self) -> dict[str, Any]:
+        """Return a note of weights that the training has not met, whose scores are made up."""
+        from zoopress.models.weights import as_matrix
+        from zoopress.techniques.scoring import unreached_rows
+
+        found = {}
+        for weight, squares in zip(self._weights, self._squares, strict=False):
+            unknown = unreached_rows(weight, as_matrix(squares, weight.output_axis))
+            if weight.kind != "embedding" and bool(unknown.any()):
+                found[weight.name] = round(float(unknown.double().mean()), 4)
+        return {"not_reached_by_training": found} if found else {}
+
     def _kept(self, sparsity: float) -> list[Tensor]:
         scores = [self._score(i) for i in range(len(self._weights))]
         if self._config.scope == "global":
@@ -241,10 +253,13 @@ class GradualPruning(Technique[GradualPruningConfig]):
         """Train, prune meanwhile, and mask what was pruned."""
         config, weights = self.config, self.config.select(model)
         criterion: Criterion[Any] = config.criterion.make(context.plugins)
-        within = replace(
-            context,
-            constrain=lambda steps: RisingSparsity(weights, steps, config, criterion, context.seed),
-        )
+        used: list[RisingSparsity] = []
+
+        def constrain(steps: int) -> RisingSparsity:
+            used.append(RisingSparsity(weights, steps, config, criterion, context.seed))
+            return used[-1]
+
+        within = replace(context, constrain=constrain)
         trained = Distillation(config.training).apply(model, within)
         pruned = 0
         for weight in weights:
@@ -263,7 +278,7 @@ class GradualPruning(Technique[GradualPruningConfig]):
                     unit=len(weights) / sum(weight.parameter.numel() for weight in weights),
                 )
             ],
-            notes=trained.notes,
+            notes={**trained.notes, **(used[-1].not_reached() if used else {})},
         )
 
     def cards(self) -> Sequence[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
@@ -262,7 +262,8 @@ class CodebookQuantization(Technique[CodebookQuantizationConfig]):
         """Fit codebooks and pack the selected weights."""
         config = self.config
         weights, left = config.fitting(model)
-        importance = self.importance(model, weights, context)
+        notes: dict[str, Any] = {"left": left} if left else {}
+        importance = self.importance(model, weights, context, notes)
         generator = context.generator()
         shared = self.fit(weights, importance, generator) if config.scope == "global" else None
         form = shared and packed_values(shared)  # one tensor, so it is stored once
@@ -273,7 +274,7 @@ class CodebookQuantization(Technique[CodebookQuantizationConfig]):
             indices = nearest(flat, importance(weight), book, config.entropy_weight)
             return form or packed_values(book), indices
 
-        return self.pack(model, weights, context, choose, left)
+        return self.pack(model, weights, context, choose, notes)
 
     def pack(
         self,
@@ -281,7 +282,7 @@ class CodebookQuantization(Technique[CodebookQuantizationConfig]):
         weights: Sequence[Weight],
         context: Context,
         choose: Callable[[Weight], tuple[CodebookForm, Tensor]],
-        left: Mapping[str, str],
+        notes: Mapping[str, Any],
     ) -> Outcome:
         """Pack weights.
 
@@ -290,7 +291,7 @@ class CodebookQuantization(Technique[CodebookQuantizationConfig]):
             weights: which.
             context: of the stage.
             choose: gives what `packed_values` gave, and which value each weight takes [out · in].
-            left: why others, by name, are not packed.
+            notes: what else to report.
         """
         from zoopress.coding.bits import pack_codes
         from zoopress.models.packing import packed_weights
@@ -315,7 +316,7 @@ class CodebookQuantization(Technique[CodebookQuantizationConfig]):
             notes={
                 "bits_per_weight": 8 * after / count,
                 "entropy_per_weight": entropy / count,
-                **({"left": dict(left)} if left else {}),
+                **notes,
             },
         )
 
@@ -324,9 +325,13 @@ class CodebookQuantization(Technique[CodebookQuantizationConfig]):
         return 6 * largest + (total if self.config.weighting == "fisher" else 0)
 
     def importance(
-        self, model: Model, weights: Sequence[Weight], context: Context
+        self,
+        model: Model,
+        weights: Sequence[Weight],
+        context: Context,
+        notes: dict[str, Any] | None = None,
     ) -> Callable[[Weight], Tensor]:
-        """Return what gives each weight's importances [n] or [1].
+        """Return what gives each weight's importances [n] or [1]; note what no sample reached.
 
         They are such that errors as large as the weights have a mean cost of 1: over the weights
         that share a codebook or, where they are comparable from layer to layer, over all.
@@ -342,9 +347,12 @@ class CodebookQuantization(Technique[CodebookQuantizationConfig]):
         else:
             from zoopress_plugins.quantization.rate_distortion.sensitivity import (
                 measure_sensitivities,
+                not_reached,
             )
 
             found = measure_sensitivities(model.module, weights, context, data="calibration")
+            if notes is not None:
+                notes.update(not_reached(found, weights))
 
             def raw(weight: Weight) -> Tensor:
                 return diagonal(found[weight.name], weight.matrix().shape)

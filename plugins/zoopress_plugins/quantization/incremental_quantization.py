@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
@@ -213,7 +213,8 @@ class IncrementalQuantization(Technique[IncrementalQuantizationConfig]):
 
         config, codebooks = self.config, CodebookQuantization(self.config)
         weights, left = config.fitting(model)
-        importance = codebooks.importance(model, weights, context)
+        notes: dict[str, Any] = {"left": left} if left else {}
+        importance = codebooks.importance(model, weights, context, notes)
         generator = context.generator()
         books = [codebooks.fit([weight], importance, generator) for weight in weights]
         importances = [importance(weight) for weight in weights]
@@ -228,7 +229,7 @@ class IncrementalQuantization(Technique[IncrementalQuantizationConfig]):
             book = Codebook(values, torch.zeros_like(values))
             return packed_values(book), nearest(flat, flat.new_ones(1), book, 0.0)
 
-        packed = codebooks.pack(model, weights, context, choose, left)
+        packed = codebooks.pack(model, weights, context, choose, notes)
         return replace(
             packed,
             touched=list(dict.fromkeys([*packed.touched, *trained.touched])),

@@ -131,11 +131,18 @@ class RateDistortionQuantization(Technique[RateDistortionConfig]):
 
     def apply(self, model: Model, context: Context) -> Outcome:
         """Find the slope that meets the target, and pack the weights quantized with it."""
+        from zoopress.models.fitness import unfit_for_few_bits
         from zoopress_plugins.quantization.rate_distortion.packing import bits_per_weight, pack
         from zoopress_plugins.quantization.rate_distortion.slope_search import find_slope
 
         found = find_slope(self.config, model, context, lambda figure: self.claim(figure, context))
-        packed = pack(model, self.config.select(model), found.packings)
+        weights = self.config.select(model)
+        left = {
+            weight.name: unfit_for_few_bits(weight) or "it takes fewer bits as it is"
+            for weight, packing in zip(weights, found.packings, strict=True)
+            if packing is None
+        }
+        packed = pack(model, weights, found.packings)
         if not packed:
             raise StageError(
                 "Every weight takes fewer bits as it is. Leave this stage out, or select larger "
@@ -147,7 +154,8 @@ class RateDistortionQuantization(Technique[RateDistortionConfig]):
             notes={
                 "slope": found.slope,
                 "bits_per_weight": bits_per_weight(found.packings),
-                "left_in_floating_point": len(found.packings) - len(packed),
+                "left_in_floating_point": len(left),
+                "left": left,
                 **found.notes,
             },
         )

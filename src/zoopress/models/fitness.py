@@ -9,8 +9,9 @@ from zoopress.models.weights import Weight
 WIDEST_RANGE = 1e5
 """Largest magnitude ÷ median magnitude that steps of one size can tell apart, with room to spare:
 a grid, a codebook or a lattice would make nothing of one end or the other."""
-SMALLEST = 1e-32
-"""Steps of weights below this are rounded to nothing in bfloat16."""
+SMALLEST, LARGEST = 1e-18, 1e18
+"""Of a weight's largest magnitude: the squares of others, by which errors are judged, are beyond
+float32."""
 _SAMPLE = 1 << 20
 
 
@@ -25,8 +26,8 @@ def unfit_for_few_bits(weight: Weight) -> str | None:
         return "it holds NaN or infinity"
     if largest == 0:
         return None
-    if largest < SMALLEST:
-        return f"its largest value is {largest:.2g}, less than a step can be"
+    if not SMALLEST <= largest <= LARGEST:
+        return f"its largest value is {largest:.2g}, whose square is beyond float32"
     middle = _median(sizes)
     if largest > WIDEST_RANGE * middle:
         return f"it holds values up to {largest:.2g} beside others of about {middle:.2g}"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from zoopress.models.edits import Argument
+from zoopress.models.fitness import unfit_for_few_bits
 from zoopress.models.model import Model
 from zoopress.models.weights import Weight, as_matrix
 from zoopress_plugins.quantization.rate_distortion.sensitivity import Sensitivity
@@ -90,10 +91,12 @@ def quantize_weights(
 
     Returns:
         For each weight its packing, or None where it takes as many bits as it is, as a bias of a
-        few numbers may.
+        few numbers may, or steps cannot stand for its values.
     """
 
     def quantize(weight: Weight) -> Packing | None:
+        if unfit_for_few_bits(weight) is not None:
+            return None
         mask = masks.get(weight.name)
         keep = None if mask is None else as_matrix(mask, weight.output_axis)
         matrix = weight.matrix().float()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,8 @@ _EVEN_TOKENS = 0.3
 """The same for embeddings, most of whose rows no sample has asked for, but other text will."""
 _LIKE_RARE = 0.25
 """The quantile of the tokens that samples had, which the others are taken to be like."""
+WORTH_A_WORD = 0.1
+"""Share of a weight's rows that no sample reached, from which on the notes name it."""
 _UNUSED = 1.0
 """What a weight matters that no sample reached, relative to the median of the others: nothing is
 known of it, not that it is worthless."""
@@ -56,10 +58,12 @@ class Sensitivity:
     Attributes:
         columns: [in, in] or its diagonal [in]; None: the identity.
         rows: [out]; None: all one.
+        unreached: share of the rows, or of the whole, that no sample reached.
     """
 
     columns: Tensor | None = None
     rows: Tensor | None = None
+    unreached: float = 0.0
 
 
 def measure_sensitivities(
@@ -142,6 +146,22 @@ def measure_sensitivities(
     return _compared(moments, samples * probes)
 
 
+def not_reached(
+    sensitivities: Mapping[str, Sensitivity], weights: Sequence[Weight]
+) -> dict[str, Any]:
+    """Return a note of weights that no sample, or few, reached: their errors count as others' do.
+
+    Of embeddings, most of whose rows no sample has, nothing is said.
+    """
+    found = {
+        weight.name: round(known.unreached, 4)
+        for weight in weights
+        if weight.kind != "embedding" and (known := sensitivities.get(weight.name)) is not None
+        if known.unreached >= WORTH_A_WORD
+    }
+    return {"not_reached_by_calibration": found} if found else {}
+
+
 class _Sums:
     """Adds up how much each of many entries matters, and knows how far samples disagree."""
 
@@ -166,6 +186,10 @@ class _Sums:
                 self._squares += values.square()
         self._slice = None
         self._slices += 1
+
+    def unreached(self) -> float:
+        """Return of which share of the entries no sample told anything."""
+        return 1.0 if self._total is None else float((self._total == 0).double().mean())
 
     def estimate(self, least: float = 0.0, rare: bool = False) -> Tensor:
         """Return sums [n], float64, moved towards their mean.
@@ -234,7 +258,7 @@ class _Moments:
         if self._columns is not None:
             diagonal, columns = columns, self._columns / self._power
             columns.diagonal().copy_(diagonal)
-        return Sensitivity(columns.float().cpu(), rows.float().cpu())
+        return Sensitivity(columns.float().cpu(), rows.float().cpu(), self._rows.unreached())
 
 
 def _compared(moments: Sequence[_Moments], samples: int) -> dict[str, Sensitivity]:
@@ -254,7 +278,8 @@ def _compared(moments: Sequence[_Moments], samples: int) -> dict[str, Sensitivit
     return {
         m.weight.name: found[m.weight.name]
         or Sensitivity(
-            rows=torch.full((len(m.weight.matrix()),), _UNUSED * median / power[m.weight.name])
+            rows=torch.full((len(m.weight.matrix()),), _UNUSED * median / power[m.weight.name]),
+            unreached=1.0,
         )
         for m in moments
     }

@@ -21,7 +21,10 @@ def write_sensitivities(file: Path, sensitivities: Mapping[str, Sensitivity]) ->
     """
     tensors: dict[str, Tensor] = {}
     index = {
-        name: [_add(side, tensors) for side in (sensitivity.columns, sensitivity.rows)]
+        name: [
+            *(_add(side, tensors) for side in (sensitivity.columns, sensitivity.rows)),
+            sensitivity.unreached,
+        ]
         for name, sensitivity in sensitivities.items()
     }
     part = file.with_suffix(".part")
@@ -35,10 +38,11 @@ def read_sensitivities(file: Path) -> dict[str, Sensitivity] | None:
         with safe_open(file, framework="pt") as opened:
             index = json.loads(opened.metadata()["index"])
             sides = {key: opened.get_tensor(key).clone() for key in opened.keys()}  # noqa: SIM118
-        return {
-            name: Sensitivity(*(None if key is None else sides[key] for key in keys))
-            for name, keys in index.items()
-        }
+        found = {}
+        for name, (columns, rows, unreached) in index.items():
+            one, other = (None if key is None else sides[key] for key in (columns, rows))
+            found[name] = Sensitivity(one, other, float(unreached))
+        return found
     except (OSError, SafetensorError, ValueError, LookupError, TypeError):
         return None
 

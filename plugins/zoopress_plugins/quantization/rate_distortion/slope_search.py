@@ -32,6 +32,7 @@ from zoopress_plugins.quantization.rate_distortion.packing import (
 from zoopress_plugins.quantization.rate_distortion.sensitivity import (
     Sensitivity,
     measure_sensitivities,
+    not_reached,
 )
 from zoopress_plugins.quantization.rate_distortion.sensitivity_file import (
     read_sensitivities,
@@ -116,9 +117,10 @@ def find_slope(
 
         return quantize_weights(weights, model.masks, sensitivities, settings, slope, progress)
 
+    unknown = not_reached(sensitivities, weights)
     if measure is None or target is None:
         assert config.slope is not None
-        return Found(config.slope, quantize(config.slope))
+        return Found(config.slope, quantize(config.slope), notes=unknown)
     name, value = target
     sign = 1 if name in SIZES else -1
     best: dict[float, list[Packing | None]] = {}
@@ -149,6 +151,7 @@ def find_slope(
             for t in trials
         ],
         "judged_on": _judged_on(name, seen, judging),
+        **unknown,
     }
     return Found(slope, best.get(met.effort) or quantize(slope), met.figure, notes)
 
