@@ -100,7 +100,8 @@ def find_slope(
     Raises:
         StageError: if the target cannot be measured or met.
     """
-    weights = config.select(model)
+    selected = config.select(model)
+    weights, _ = config.fitting(model)  # of the others no packing comes
     target = None if config.target is None else _measurable(*config.target.chosen(), context)
     seen, judging = _inputs(config, target, context)
     # Before all else: what cannot be measured has to be told before long work.
@@ -115,7 +116,7 @@ def find_slope(
             done = 1 - (2 / 3) ** (begun + fraction) if target else fraction
             context.progress(name, _MEASURING + (1 - _MEASURING) * done)
 
-        return quantize_weights(weights, model.masks, sensitivities, settings, slope, progress)
+        return quantize_weights(selected, model.masks, sensitivities, settings, slope, progress)
 
     unknown = not_reached(sensitivities, weights)
     if measure is None or target is None:
