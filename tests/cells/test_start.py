@@ -10,7 +10,7 @@ from zoopress.cells.start import Properties, start_of
 from zoopress.plugins import Plugins
 from zoopress.techniques import INITIAL_PROPERTIES, MASKS, float_weights
 
-LEFT = {float_weights(kind) for kind in ("parameter", "vector")}
+LEFT = {float_weights(kind) for kind in ("experts", "parameter", "vector")}
 
 
 def manifest(state: str, **changes: Any) -> Manifest:
