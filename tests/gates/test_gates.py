@@ -80,6 +80,24 @@ def test_a_claim_passes_exactly_within_its_tolerance(
         assert problem is not None
 
 
+def test_a_claim_that_whole_units_cannot_meet_is_met_by_the_nearest() -> None:
+    of_three = Claim("sparsity", 0.5, 1 / 3, unit=1 / 3)
+    assert gates.claims_reached(given_of(claims=[of_three])) is None
+    for reached, unit in ((0.0, 1 / 3), (1 / 3, 0.0)):
+        missed = Claim("sparsity", 0.5, reached, unit=unit)
+        assert gates.claims_reached(given_of(claims=[missed])) is not None
+
+
+def test_fewer_bytes_are_fewer_than_the_model_came_with() -> None:
+    shrunk = {"weight_bytes_before": 200, "weight_bytes": 110}
+    assert gates.bytes_shrank(given_of(**shrunk)) is None
+    assert gates.bytes_shrank(given_of(**shrunk, original_weight_bytes=120)) is None
+    problem = gates.bytes_shrank(given_of(**shrunk, original_weight_bytes=100))
+    assert problem is not None
+    assert "came with 100" in problem
+    assert gates.bytes_shrank(given_of(**shrunk, original_weight_bytes=100, shrinks=False)) is None
+
+
 @pytest.mark.parametrize(
     ("targets", "message"),
     [
