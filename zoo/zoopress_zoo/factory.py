@@ -23,6 +23,7 @@ class Factory(Architecture):
     name = "factory"
     factory: Callable[..., nn.Module] | None = None
     _code: str = ""
+    _checkpoint_key: str | None = None
 
     @classmethod
     def detect(cls, card: Card, files: SourceFiles) -> Factory | None:
@@ -45,6 +46,7 @@ class Factory(Architecture):
                 f"Python function {self.arguments.get('factory')!r}. An artifact is never trusted "
                 "to name code: give the card a 'factory' of your own, as 'file.py:function'."
             )
+        self._checkpoint_key = card.checkpoint_key
         reference, root = card.factory, card.root
         file = root / reference.rpartition(":")[0]
         if file.suffix == ".py" and not file.is_file():
@@ -73,6 +75,8 @@ class Factory(Architecture):
         """Call the factory."""
         from torch import nn
 
+        from zoopress.models.plain import without_compiler_wrappers
+
         if self.factory is None:
             raise ArtifactError(
                 f"{self.folder}: this model is built by the Python function "
@@ -92,19 +96,18 @@ class Factory(Architecture):
                 f"The factory {self.arguments.get('factory')!r} returned "
                 f"{type(module).__name__}, not a torch.nn.Module."
             )
-        return module
+        return without_compiler_wrappers(module)
 
     def load(self, files: SourceFiles) -> nn.Module:
         """Build the module and load its state dict."""
-        from zoopress_zoo.state_dict import load_into, note_origin, read_checkpoint
+        from zoopress_zoo.state_dict import load_into, note_origin, read_state_dict
 
         module = self.build()
-        tensors, unused = {}, 0
+        tensors = {}
         for name in files.weights:
             if not name.endswith(".json"):
-                found, beside = read_checkpoint(files.folder / name)
-                tensors.update(found)
-                unused += beside
-        load_into(module, tensors, files.folder / files.weights[0])
-        note_origin(self, module, tensors, unused)
+                tensors.update(read_state_dict(files.folder / name))
+        origin = files.folder / files.weights[0]
+        chosen = load_into(module, tensors, origin, key=self._checkpoint_key, rebuild=self.build)
+        note_origin(self, module, chosen, tensors)
         return module

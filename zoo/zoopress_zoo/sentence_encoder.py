@@ -112,7 +112,7 @@ class SentenceEncoder(nn.Module):
         before = self._prompt(prompt_name) if prompt is None else prompt
         texts = [before + sentence for sentence in sentences]
         rows = []
-        with torch.inference_mode():
+        with torch.no_grad():
             for start in range(0, len(texts), batch_size):
                 batch = tokenize(self.tokenizer, texts[start : start + batch_size], self.max_tokens)
                 rows.append(self(**batch))

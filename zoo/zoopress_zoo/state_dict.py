@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoopress.errors import SourceError
+from zoopress_zoo.checkpoint_names import UnclearError, flatten, select
 from zoopress_zoo.selection import FORMATS
 
 if TYPE_CHECKING:
@@ -14,20 +16,12 @@ if TYPE_CHECKING:
 
     from zoopress.sources import Architecture
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
 
-
-def read_state_dict(path: Path) -> dict[str, Tensor]:
+def read_state_dict(path: Path) -> dict[str, Any]:
     """Read a state dict: .safetensors, or .pth, .pt and .bin by torch's weights-only loader.
 
-    Raises:
-        SourceError: if the file is damaged, in another format, or needs code to be unpickled.
-    """
-    return read_checkpoint(path)[0]
-
-
-def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], int]:
-    """Read a state dict, and how many bytes of other tensors, an optimizer's say, lie beside it.
+    Returns:
+        Tensors by dotted names, of dicts within dicts too, and what modules keep besides.
 
     Raises:
         SourceError: if the file is damaged, in another format, or needs code to be unpickled.
@@ -40,8 +34,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], int]:
         raise SourceError(f"{path}: a state dict must be in one of {list(FORMATS)}.")
     try:
         if path.suffix == ".safetensors":
-            tensors: dict[str, Tensor] = load_file(path)
-            return tensors, 0
+            tensors: dict[str, Any] = load_file(path)
+            return tensors
         data = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise SourceError(
@@ -51,13 +45,35 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], int]:
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SourceError(f"{path}: cannot be read: {reason}. Get an undamaged copy.") from error
-    whole = data
-    for wrapper in _WRAPPERS:
-        if isinstance(data, dict) and isinstance(data.get(wrapper), dict):
-            data = data[wrapper]
-    if not isinstance(data, dict) or not all(isinstance(v, torch.Tensor) for v in data.values()):
+    flat = dict(flatten(data)) if isinstance(data, dict) else {}
+    if not any(isinstance(value, torch.Tensor) for value in flat.values()):
         raise SourceError(f"{path}: is not a state dict, a mapping of names to tensors.")
-    return data, _storage_bytes(whole) - _storage_bytes(data)
+    return flat
+
+
+def note_origin(
+    architecture: Architecture,
+    module: nn.Module,
+    chosen: Mapping[str, Any],
+    stored: Mapping[str, Any],
+) -> None:
+    """Tell an architecture what a module was loaded from.
+
+    Args:
+        architecture: of the module.
+        module: which was loaded.
+        chosen: what it took, as `load_into` returns it.
+        stored: all that the files hold.
+    """
+    from torch import Tensor
+
+    here = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
+    architecture.came_as = {
+        name: value.dtype
+        for name, value in chosen.items()
+        if isinstance(value, Tensor) and name in here and value.dtype != here[name].dtype
+    }
+    architecture.unused_bytes = _storage_bytes(stored) - _storage_bytes(chosen)
 
 
 def _storage_bytes(value: Any) -> int:
@@ -81,49 +97,102 @@ def _storage_bytes(value: Any) -> int:
     return sum(sizes.values())
 
 
-def note_origin(
-    architecture: Architecture, module: nn.Module, tensors: dict[str, Tensor], unused_bytes: int
-) -> None:
-    """Tell an architecture what a module was loaded from.
-
-    Args:
-        architecture: of the module.
-        module: which was loaded.
-        tensors: as `load_into` took them.
-        unused_bytes: of other tensors in the files.
-    """
-    given = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    here = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
-    architecture.came_as = {
-        name: tensor.dtype
-        for name, tensor in given.items()
-        if name in here and tensor.dtype != here[name].dtype
-    }
-    architecture.unused_bytes = unused_bytes
-
-
 def load_into(
     module: nn.Module,
-    tensors: dict[str, Tensor],
+    tensors: Mapping[str, Any],
     origin: Path,
     remedy: str = "Check the card's 'factory' and 'factory_arguments'.",
-) -> None:
+    key: str | None = None,
+    rebuild: Callable[[], nn.Module] | None = None,
+) -> dict[str, Any]:
     """Load a state dict into a module, strictly.
 
     Args:
         module: takes the tensors.
-        tensors: by name; a leading `module.`, as of data parallel training, is dropped.
+        tensors: what `read_state_dict` returns; what has wrapped the module does not matter.
         origin: the file, for the error.
         remedy: what to do about it, a sentence.
+        key: which part of the checkpoint to take, if the user says so.
+        rebuild: makes the module once more, so that a buffer which the file lacks and the module
+            makes itself, such as a table of positions, can be told from one that is learned.
+
+    Returns:
+        What the module took, by its own names.
 
     Raises:
         SourceError: naming what is missing, unexpected or of another shape.
     """
-    tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    has = module.state_dict()
     try:
-        module.load_state_dict(tensors, strict=True)
+        chosen = select(tensors, has, key)
+        left = module.load_state_dict(chosen, strict=False)
+        lacking = _not_made(module, left.missing_keys, rebuild)
+        unknown = _not_remade(module, chosen, left.unexpected_keys)
+    except UnclearError as error:
+        raise SourceError(f"{origin}: {error}") from error
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:6]]
         raise SourceError(
             f"{origin}: does not fit the module: {' '.join(lines)[:600]} {remedy}"
         ) from error
+    except Exception as error:  # a module's own set_extra_state, or hook on loading
+        raise SourceError(
+            f"{origin}: does not fit the module: {type(error).__name__}: {error}. {remedy}"
+        ) from error
+    problems = [
+        f"{what} key(s) in state_dict: {_shown(names)}."
+        for what, names in (("Missing", lacking), ("Unexpected", unknown))
+        if names
+    ]
+    if problems:
+        raise SourceError(f"{origin}: does not fit the module: {' '.join(problems)} {remedy}")
+    return chosen
+
+
+def _shown(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return ", ".join(f'"{name}"' for name in names[:8]) + more
+
+
+def _not_made(
+    module: nn.Module, missing: Sequence[str], rebuild: Callable[[], nn.Module] | None
+) -> list[str]:
+    """Return the missing names but for buffers that the module makes itself.
+
+    A buffer that starts as zeros or ones may be what training fills, and a random one is not what
+    was trained with.
+    """
+    from torch import equal
+
+    buffers = dict(module.named_buffers())
+    maybe = [name for name in missing if name in buffers and _is_table(buffers[name])]
+    again = dict(rebuild().named_buffers()) if maybe and rebuild is not None else {}
+    made = {name for name in maybe if name in again and equal(buffers[name], again[name])}
+    return [name for name in missing if name not in made]
+
+
+def _is_table(tensor: Tensor) -> bool:
+    return (
+        tensor.numel() > 0
+        and not bool(((tensor == 0) | (tensor == 1)).all())
+        or (
+            # Of what is true or false, or counted, one that has both is no start of anything learned.
+            not tensor.is_floating_point() and tensor.numel() > 1 and tensor.unique().numel() > 1
+        )
+    )
+
+
+def _not_remade(
+    module: nn.Module, chosen: Mapping[str, Any], unexpected: Sequence[str]
+) -> list[str]:
+    """Return the unexpected names but for buffers that the module makes itself, and equally."""
+    from torch import equal
+
+    buffers = dict(module.named_buffers())
+    return [
+        name
+        for name in unexpected
+        if name not in buffers
+        or buffers[name].shape != chosen[name].shape
+        or not equal(buffers[name], chosen[name].to(buffers[name].dtype))
+    ]

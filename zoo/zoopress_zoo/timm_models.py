@@ -77,7 +77,7 @@ class Timm(Architecture):
 
     def load(self, files: SourceFiles) -> nn.Module:
         """Build it and load its state dict."""
-        from zoopress_zoo.state_dict import load_into, note_origin, read_checkpoint
+        from zoopress_zoo.state_dict import load_into, note_origin, read_state_dict
 
         try:
             module = self.build()
@@ -86,15 +86,14 @@ class Timm(Architecture):
                 f"{files.folder / 'config.json'}: timm cannot build it: "
                 f"{type(error).__name__}: {str(error)[:300]}."
             ) from error
-        tensors, unused = {}, 0
+        tensors = {}
         for name in files.weights:
             if not name.endswith(".json"):
-                found, beside = read_checkpoint(files.folder / name)
-                tensors.update(found)
-                unused += beside
+                tensors.update(read_state_dict(files.folder / name))
         origin = files.folder / files.weights[0]
-        load_into(module, tensors, origin, "config.json and weights are of different models.")
-        note_origin(self, module, tensors, unused)
+        remedy = "config.json and weights are of different models."
+        chosen = load_into(module, tensors, origin, remedy)
+        note_origin(self, module, chosen, tensors)
         return module.eval()
 
     def companions(self, model: Model, others: Mapping[str, Path]) -> Companions:

@@ -8,6 +8,7 @@
           or model.safetensors   where the library that the model comes from can load it as it is;
                                  buffers that this library makes itself are in buffers.safetensors
         config.json, …           what the architecture and its tokenizer need
+        extra_state.json         what modules keep besides tensors, see `extra_state.py`
         README.md                for people; not listed in the manifest, not needed to load
 
 A file called model.safetensors would be loaded by that library, packed weights replaced by random
@@ -34,6 +35,7 @@ from torch import Tensor, nn
 from zoopress.artifacts.architectures import check_registered, named_architecture
 from zoopress.artifacts.computed import computed_buffers
 from zoopress.artifacts.encoding import KEPT, MASK, Alias, Computed, Expected, decode, encode
+from zoopress.artifacts.extra_state import EXTRA_STATE, extra_state, restore_extra_state
 from zoopress.artifacts.manifest import (
     AGAIN,
     MANIFEST,
@@ -95,8 +97,11 @@ def save_artifact(
         StageError: if a weight that is pruned by a mask is not zero.
     """
     beside = architecture.companions(model, others)
-    native = beside.native and model.storage == "safetensors" and not model.masks
-    files: dict[str, Path | bytes] = dict(beside.files)
+    kept = extra_state(model.module)
+    native = beside.native and model.storage == "safetensors" and not model.masks and not kept
+    files: dict[str, Path | bytes] = {n: f for n, f in beside.files.items() if n != EXTRA_STATE}
+    if kept is not None:
+        files[EXTRA_STATE] = kept
     for name, content in files.items():
         if name != INDEX:
             _write_file(folder, name, content)
@@ -348,6 +353,8 @@ def fill_tensors(
         _fill(folder, model, manifest, stored_name, progress, masks, whole, plugins)
     except ArtifactError as error:
         raise ArtifactError(f"{folder}: {str(error).rstrip('.')}. {AGAIN}") from error
+    if EXTRA_STATE in manifest.files:
+        restore_extra_state(model.module, folder / EXTRA_STATE)
 
 
 def tensor_count(folder: Path, manifest: Manifest) -> int:

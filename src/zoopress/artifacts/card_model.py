@@ -78,7 +78,13 @@ class CardModel:
             ZoopressError: if its files are damaged or do not fit.
         """
         if self.manifest is None:
-            return self.architecture.load(self.files).eval()
+            from zoopress.artifacts.extra_state import extra_state
+            from zoopress.models.plain import check_plain
+
+            module = self.architecture.load(self.files).eval()
+            check_plain(module)
+            extra_state(module)  # refused now, rather than when the first stage is saved
+            return module
         from zoopress.models.packing import unpack
 
         module = self._load_artifact(self.manifest, masks=False).module

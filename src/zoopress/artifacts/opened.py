@@ -16,6 +16,7 @@ from zoopress.errors import DeploymentError, InputError
 from zoopress.models.model import Model
 from zoopress.models.outputs import half_the_digits, output_tensors
 from zoopress.models.packing import packed_weights, unpack
+from zoopress.tasks.gradients import without_gradients
 
 if TYPE_CHECKING:
     from zoopress.artifacts.manifest import Manifest
@@ -82,8 +83,7 @@ class Call:
 
     def __call__(self, module: nn.Module) -> Any:
         """Call a module, without gradients."""
-        with torch.no_grad():
-            return module(*self.arguments, **self.named)
+        return without_gradients(module, lambda: module(*self.arguments, **self.named))
 
     @property
     def samples(self) -> int:

@@ -150,6 +150,12 @@ class Card(BaseModel):
         "state dict `source` holds",
     )
     factory_arguments: dict[str, Any] = Field(default={}, description="keyword arguments for it")
+    checkpoint_key: str | None = Field(
+        default=None,
+        min_length=1,
+        description="which part of the state dict's file is the model, where several fit: a key "
+        "or what its names begin with, such as ema",
+    )
     model_class: str | None = Field(
         default=None,
         pattern=r"^[A-Za-z][A-Za-z0-9_]*$",
@@ -215,6 +221,8 @@ class Card(BaseModel):
     def _check(self) -> Card:
         if self.factory_arguments and not self.factory:
             raise ValueError("'factory_arguments' needs a 'factory'")
+        if self.checkpoint_key and not self.factory:
+            raise ValueError("'checkpoint_key' needs a 'factory'")
         if "fairness" in self.measures and not (self.data and self.data.groups):
             raise ValueError(
                 "the measure 'fairness' compares subgroups: name the dataset's columns that tell "

@@ -201,7 +201,10 @@ class Cell:
         card, files, architecture = original.card, original.files, original.architecture
         manifest = original.model.manifest
         return {
-            "source": [card.source, self._parts.registered("sources", card.scheme)],
+            "source": [
+                *(card.source, card.checkpoint_key),
+                self._parts.registered("sources", card.scheme),
+            ],
             "revision": files.revision,
             "files": {name: self.store.hash_file(files.folder / name) for name in files.all},
             "architecture": [

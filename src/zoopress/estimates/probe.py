@@ -225,7 +225,7 @@ def _apply(
     def call(run: nn.Module, batch: Tensor) -> Tensor:
         nonlocal calls
         calls += 1
-        with torch.inference_mode():
+        with torch.no_grad():
             output: Tensor = run(batch)
         return output
 

@@ -16,7 +16,6 @@ from zoopress.estimates.measurements import ModelProfile, WeightShape
 from zoopress.evaluation.fidelity import MAX_OUTPUT_ELEMENTS
 from zoopress.evaluation.peak_memory import forget_peak, peak_bytes
 from zoopress.evaluation.sensitivity import affordable
-from zoopress.models.model import Model
 from zoopress.models.weights import find_weights
 from zoopress.plugins import Plugins
 from zoopress.tasks import Split, Task, open_task
@@ -59,7 +58,7 @@ def measure_model(card: Card, now: Callable[[], float], plugins: Plugins) -> Mod
         )
         for weight in find_weights(module)
     )
-    tensors = {id(tensor): tensor.nbytes for tensor in Model(module).tensors().values()}
+    tensor_bytes = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
     samples, changed = affordable(sum(p.numel() for p in module.parameters()), len(weights))
     if here:
         run_bytes, elements = _run_bytes(task, module, middle)
@@ -86,7 +85,7 @@ def measure_model(card: Card, now: Callable[[], float], plugins: Plugins) -> Mod
     return ModelProfile(
         measured=here,
         weights=weights,
-        tensor_bytes=sum(tensors.values()),
+        tensor_bytes=tensor_bytes,
         open=opened,
         load=load,
         build=build,

@@ -43,8 +43,8 @@ class Surface:
             tensors = named_tensors(self.inputs)
             return [tensors[name] for name in self.names]
         seen: list[Tensor] = []
-        with torch.no_grad(), _embedding_output(module, self.inputs, None, seen):
-            self.task.forward(module, self.inputs)
+        with _embedding_output(module, self.inputs, None, seen):
+            self.task.call(module, self.inputs)
         if not seen:
             raise ValueError("the model has neither float inputs nor an nn.Embedding of its tokens")
         embedded, samples = seen[0].clone(), batch_length(self.inputs)

@@ -92,7 +92,9 @@ class _BoundedMemory(TorchDispatchMode):
         given = dict(kwargs or {})
         makes = any(argument.name == "device" for argument in func._schema.arguments)
         if makes and not _is_meta(given.get("device"), args):
-            made = func(*args, **{**given, "device": torch.device("meta"), "pin_memory": None})
+            made = None
+            with suppress(RuntimeError, NotImplementedError):  # of sparse tensors' own values
+                made = func(*args, **{**given, "device": torch.device("meta"), "pin_memory": None})
             if isinstance(made, Tensor):
                 self._made += made.numel() * made.itemsize
             if self._made > self._most:

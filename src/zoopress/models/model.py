@@ -161,13 +161,16 @@ class Model:
             path: the list.
             indices: positions to keep, rising.
         """
-        masked = {name: id(self._tensor(name)) for name in self.masks}
+        # Held until the end, since an object that is gone leaves its id to another.
+        masked = {name: self._tensor(name) for name in self.masks}
         self._apply(Keep(module=path, indices=list(indices)))
         names: dict[int, str] = {}
         for name in self.tensors():  # a tied tensor has its mask under the first of its names
             names.setdefault(id(self._tensor(name)), name)
         self.masks = {
-            names[tensor]: self.masks[name] for name, tensor in masked.items() if tensor in names
+            names[id(tensor)]: self.masks[name]
+            for name, tensor in masked.items()
+            if id(tensor) in names
         }
 
     def obstacle(self, path: str) -> str | None:
@@ -250,17 +253,17 @@ class Model:
             names: full names of tensors, tied ones under each name.
             change: returns a tensor of the same shape in another float type.
         """
+        # All are held before one is replaced: an object that is gone leaves its id to another.
+        old = {name: self._tensor(name) for name in names}
         changed: dict[int, Tensor] = {}
-        for name in names:
+        for name, tensor in old.items():
+            if id(tensor) not in changed:
+                new = change(tensor.detach())
+                if isinstance(tensor, nn.Parameter):
+                    new = nn.Parameter(new, requires_grad=tensor.requires_grad)
+                changed[id(tensor)] = new
             path, _, attribute = name.rpartition(".")
-            owner = submodule(self.module, path)
-            old = tensor_of(owner, attribute)
-            if id(old) not in changed:
-                new = change(old.detach())
-                if isinstance(old, nn.Parameter):
-                    new = nn.Parameter(new, requires_grad=old.requires_grad)
-                changed[id(old)] = new
-            set_tensor(owner, attribute, changed[id(old)])
+            set_tensor(submodule(self.module, path), attribute, changed[id(tensor)])
         accept_float32(self.module)
         self.version += 1
 

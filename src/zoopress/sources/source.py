@@ -221,6 +221,7 @@ def build_on_meta(
         SourceError: if it cannot be built.
     """
     from zoopress.models.bounds import bounded_build
+    from zoopress.models.plain import check_plain
 
     try:
         module = None if buffers else _try_on_meta(architecture, most_parts, "all")
@@ -229,6 +230,7 @@ def build_on_meta(
         if module is None:
             with bounded_build(most_parts):
                 module = architecture.build()
+        check_plain(module)
     except ZoopressError:
         raise
     except Exception as error:
@@ -254,18 +256,20 @@ def _try_on_meta(
         with bounded_build(most_parts, keep_parameters=what == "all"), device:
             module = architecture.build()
     except (NotImplementedError, RuntimeError) as error:
-        if "meta" not in f"{type(error).__name__}: {error}":
+        if "meta" not in f"{type(error).__name__}: {error}".lower():  # or SparseMeta
             raise
         return None
-    return None if _stray_meta_tensor(module) else module
+    return None if _has_stray_meta_tensor(module) else module
 
 
-def _stray_meta_tensor(module: nn.Module) -> str | None:
-    """Return the name of a meta tensor that is neither parameter nor buffer, if there is one."""
+def _has_stray_meta_tensor(module: nn.Module) -> bool:
+    """Tell whether there is a meta tensor that is neither parameter nor buffer."""
     from torch import Tensor
 
-    for path, child in module.named_modules():
-        for name, value in vars(child).items():
-            if isinstance(value, Tensor) and value.is_meta:
-                return f"{path}.{name}"
-    return None
+    from zoopress.models.plain import held_by
+
+    return any(
+        isinstance(held, Tensor) and held.is_meta
+        for child in module.modules()
+        for _, held in held_by(child)
+    )

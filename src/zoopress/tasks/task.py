@@ -170,10 +170,10 @@ class Task(ABC):
 
     def call(self, module: nn.Module, inputs: Any) -> Tensor:
         """Run a module on a batch's inputs, without gradients; the samples are the first axis."""
-        import torch
+        from zoopress.tasks.gradients import without_gradients
 
-        with torch.inference_mode():
-            return self.forward(module, inputs)
+        output: Tensor = without_gradients(module, lambda: self.forward(module, inputs))
+        return output
 
     def loss(self, output: Tensor, targets: Any) -> Tensor:
         """Return the mean loss, a scalar with gradients, of outputs against a batch's targets.

@@ -62,8 +62,7 @@ class LossTerm(Term):
         """Return the weighted sum of all losses."""
         expected = None
         if self._teacher[0] is not None:
-            with torch.no_grad():
-                expected = self._task.forward(self._teacher[0], batch.inputs)
+            expected = self._task.call(self._teacher[0], batch.inputs)
         parts = []
         shared: dict[str, tuple[Tensor, Tensor]] = {}
         for (loss, weight), pairs, own, learned in zip(

@@ -93,11 +93,10 @@ class Objective:
             term.eval()
         samples, loss = 0, 0.0
         rows: list[dict[str, Tensor]] = []
-        # Not inference mode: what a module keeps of it, such as positions, could not be trained on.
         with torch.no_grad():
             for example in self.task.examples("validation"):
                 batch = self.on_device(example)
-                output = self.task.forward(module, batch.inputs).float()
+                output = self.task.call(module, batch.inputs).float()
                 samples += len(output)
                 loss += len(output) * float(self._of_output(batch, output))
                 if example.targets is not None:
