@@ -70,6 +70,7 @@ class FloatPrecision(Technique[FloatPrecisionConfig]):
     name = "float_precision"
     family = "quantization"
     config_type = FloatPrecisionConfig
+    needs = frozenset({"calibration"})
 
     def effects(self) -> Effects:
         """Require float weights of every kind: a packed one goes on to compute in float32.
@@ -83,6 +84,7 @@ class FloatPrecision(Technique[FloatPrecisionConfig]):
         import torch
 
         from zoopress.models.packing import packed_weights
+        from zoopress_plugins.quantization.lowering import find_lowering
 
         if packed := packed_weights(model.module):
             raise StageError(
@@ -91,29 +93,56 @@ class FloatPrecision(Technique[FloatPrecisionConfig]):
             )
         dtype: torch.dtype = getattr(torch, self.config.dtype)
         kept = _kept_in_float32(model.module) | model.non_persistent()
-        touched, before = [], 0
-        for name, tensor in model.tensors().items():
-            if name in kept or tensor.dtype not in (torch.float32, torch.float64):
-                continue
-            before += tensor.nbytes
-            touched.append(name)
-            context.progress(name)
-        if not touched:
+        wanted = {
+            name: tensor
+            for name, tensor in (
+                *model.module.named_parameters(remove_duplicate=False),
+                *model.module.named_buffers(remove_duplicate=False),
+            )
+            if name not in kept and tensor.dtype in (torch.float32, torch.float64)
+        }
+        if not wanted:
             raise StageError(
                 "There is no float32 or float64 tensor to lower; leave this stage out."
             )
-        before_cast = model.tensors()
-        for name in touched:
-            _check_fits(name, before_cast[name], dtype)
-        model.cast(touched, lambda tensor: lower(tensor, dtype))
+        for name, tensor in wanted.items():
+            _check_fits(name, tensor, dtype)
+        context.progress("looking for what computes in 16 bits")
+        inputs = context.batches()[0]
+        try:
+            found = find_lowering(
+                model.module,
+                wanted,
+                lambda tensor: lower(tensor, dtype),
+                lambda module: context.call(module, inputs),
+            )
+            if not found.names:
+                raise StageError(
+                    f"No layer of this model runs in {self.config.dtype}: {found.why}. It is the "
+                    "model's own code that needs float32. Store its weights in fewer bits with "
+                    "'weight_quantization' instead, which computes in float32."
+                )
+            before = sum(tensor.nbytes for tensor in wanted.values())
+            before -= sum(wanted[name].nbytes for name in found.kept)
+            for path, outside in found.layers.items():
+                model.convert(path, outside)
+            model.cast(found.names, lambda tensor: lower(tensor, dtype))
+        except ValueError as error:
+            raise StageError(
+                f"{error}. Use 'dtype: bfloat16', which has float32's range."
+            ) from error
         tensors = model.tensors()
-        flushed = [n for n in touched if before_cast[n].any() and not tensors[n].any()]
-        after = sum(tensors[name].nbytes for name in touched)
+        after = sum(tensors[name].nbytes for name in found.names)
         claims = [Claim("bytes saved of each float", 0.5, 1 - after / before)]
-        notes: dict[str, Any] = {"kept_in_float32": len(kept)}
+        notes: dict[str, Any] = {"kept_in_float32": len(kept) + len(found.kept)}
+        if found.layers:
+            notes["layers_in_16_bits"] = len(found.layers)
+            notes["float32_between_layers_because"] = found.why[:300]
+            notes["also_kept"] = found.kept[:50]
+        flushed = [n for n in found.names if wanted[n].any() and not tensors[n].any()]
         if flushed:
             notes["rounded_to_zero"] = flushed
-        return Outcome(touched=touched, claims=claims, notes=notes)
+        return Outcome(touched=found.names, claims=claims, notes=notes)
 
     def working_bytes(self, total: int, largest: int) -> int:
         """Return room for the lowered weights beside the others."""

@@ -60,7 +60,16 @@ class Keep(_Edit):
     indices: list[int] = Field(description="positions of the blocks that stay, rising")
 
 
-AnyEdit = Resize | Replace | Pack | Keep
+class Convert(_Edit):
+    """Floats are converted where they enter and leave a module, which computes in 16 bits."""
+
+    edit: Literal["convert"] = "convert"
+    outside: Literal["float32", "float64"] = Field(
+        default="float32", description="type of what leaves it, which all around it computes in"
+    )
+
+
+AnyEdit = Resize | Replace | Pack | Keep | Convert
 Edit = Annotated[AnyEdit, Field(discriminator="edit")]
 
 

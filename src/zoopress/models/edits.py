@@ -2,8 +2,8 @@
 
 The same function, `apply_edit`, changes a live model while a technique works and rebuilds the
 architecture on the meta device while an artifact is loaded. An edit can only shrink a module or a
-list of them, put a registered layer in its place, or put a registered packed weight in a
-parameter's place; it never names code, and all sizes follow from the module it changes. So a
+list of them, put a registered layer in its place, put a registered packed weight in a parameter's
+place, or convert the float types that enter and leave a module; it never names code, and all sizes follow from the module it changes. So a
 hostile list of edits can neither run anything nor ask for more memory than the base architecture.
 """
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from zoopress.models.edit_records import (
     AnyEdit as AnyEdit,
     Argument as Argument,
+    Convert as Convert,
     Edit as Edit,
     Keep as Keep,
     Pack as Pack,
@@ -26,6 +27,7 @@ from zoopress.models.edit_records import (
     layers_of as layers_of,
 )
 from zoopress.models.packing import PackedWeight, hold_packed
+from zoopress.models.precision import convert_at_borders
 from zoopress.models.stacks import keep_blocks
 from zoopress.models.stand_in import stand_in
 from zoopress.models.weights import LAST_IS_INPUT, kind_of, row_count
@@ -115,6 +117,8 @@ def apply_edit(root: nn.Module, edit: AnyEdit, layers: Mapping[str, type]) -> No
         if not edit.module:
             raise ValueError("the root module cannot be replaced")
         stand_in(module, layer.from_module(module, **edit.arguments))
+    elif isinstance(edit, Convert):
+        convert_at_borders(module, getattr(torch, edit.outside))
     else:
         packing: Any = _registered(layers, edit.packing, PackedWeight)
         parameter = module._parameters.get(edit.attribute)

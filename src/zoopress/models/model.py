@@ -13,6 +13,7 @@ from zoopress.models.edits import (
     PACKED_DTYPES,
     AnyEdit,
     Argument,
+    Convert,
     Keep,
     Pack,
     Replace,
@@ -266,6 +267,19 @@ class Model:
             set_tensor(submodule(self.module, path), attribute, changed[id(tensor)])
         accept_float32(self.module)
         self.version += 1
+
+    def convert(self, path: str, outside: torch.dtype) -> None:
+        """Let a module of 16-bit weights compute in 16 bits amid others that do not.
+
+        Floats that come in are rounded to the type of its weights; those that go out are of the
+        type that is computed in around it.
+
+        Args:
+            path: the module; `cast` its tensors as well.
+            outside: float32 or float64.
+        """
+        name = str(outside).removeprefix("torch.")
+        self._apply(Convert.model_validate({"module": path, "outside": name}))
 
     def integers(self) -> dict[str, Codes]:
         """Return the integers of all packed weights, by the buffer's full name."""
