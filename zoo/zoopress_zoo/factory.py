@@ -21,6 +21,7 @@ class Factory(Architecture):
     """
 
     name = "factory"
+    builds_on_meta = False
     factory: Callable[..., nn.Module] | None = None
     _code: str = ""
     _checkpoint_key: str | None = None

@@ -131,7 +131,10 @@ def _parts(module: nn.Module, tensors: Mapping[str, Tensor]) -> list[_Part]:
         start = f"{path}." if path else ""
         names = [
             start + name
-            for name, _ in (*part.named_parameters(recurse=closed), *part.named_buffers(recurse=closed))
+            for name, _ in (
+                *part.named_parameters(recurse=closed),
+                *part.named_buffers(recurse=closed),
+            )
             if start + name in tensors
         ]
         below = (child for child in part.modules() if child is not part)
@@ -264,9 +267,7 @@ def _overflows(result: Any, given: Iterable[Any]) -> bool:
     )
 
 
-def _to_keep(
-    parts: Collection[_Part], low: Mapping[str, Tensor], failure: _Failure
-) -> set[str]:
+def _to_keep(parts: Collection[_Part], low: Mapping[str, Tensor], failure: _Failure) -> set[str]:
     """Return the names of the lowered tensors to blame for a failure."""
     blamed = set(map(id, failure.tensors))
     kept = {name for name, tensor in low.items() if id(tensor) in blamed}

@@ -274,16 +274,27 @@ def load_into(
     Raises:
         ArtifactError: if it is damaged, hostile or needs a plugin that is not installed.
     """
-    model = rebuild(architecture, folder, manifest, plugins)
-    fill_tensors(
-        folder, manifest, model, architecture.stored_name, progress, masks, plugins=plugins
-    )
+    stored_name = architecture.stored_name
+    try:
+        model = rebuild(architecture, folder, manifest, plugins)
+        fill_tensors(folder, manifest, model, stored_name, progress, masks, plugins=plugins)
+    except ArtifactError as error:
+        # A constructor that looks at values makes other tensors without them.
+        try:
+            model = rebuild(architecture, folder, manifest, plugins, without_values=False)
+            fill_tensors(folder, manifest, model, stored_name, progress, masks, plugins=plugins)
+        except ArtifactError:
+            raise error from None
     accept_float32(model.module)
     return model
 
 
 def rebuild(
-    architecture: Architecture, folder: Path, manifest: Manifest, plugins: Plugins
+    architecture: Architecture,
+    folder: Path,
+    manifest: Manifest,
+    plugins: Plugins,
+    without_values: bool = True,
 ) -> Model:
     """Build an architecture and change it as the compressed one was, still without values.
 
@@ -294,7 +305,7 @@ def rebuild(
     most = 10_000 + 4 * tensor_count(folder, manifest)
     try:
         makes = any(isinstance(entry, Computed) for entry in manifest.tensors.values())
-        module = build_on_meta(architecture, most, buffers=makes)
+        module = build_on_meta(architecture, most, buffers=makes, without_values=without_values)
     except SourceError as error:
         raise ArtifactError(f"{folder}: {str(error).rstrip('.')}. {AGAIN}") from error
     except ArtifactError as error:

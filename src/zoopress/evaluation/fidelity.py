@@ -19,9 +19,11 @@ from zoopress.evaluation.likeness import (
 )
 from zoopress.evaluation.observed import Observed, numbers, observe
 from zoopress.evaluation.randomness import seeded
+from zoopress.models.caches import caches_forgotten
 from zoopress.models.outputs import relative_difference as relative_difference
 from zoopress.results import Fidelity, OutputFidelity
 from zoopress.tasks import Task, is_cache, is_judged
+from zoopress.tasks.failures import place_in_model
 
 if TYPE_CHECKING:
     from zoopress.progress import Progress
@@ -32,6 +34,8 @@ MAX_OTHER_ELEMENTS = 16_000_000
 """The same of all outputs but the one that the task returns, together."""
 
 _BLOCK_ELEMENTS = 1 << 22
+_OF_TORCH = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError)
+"""What torch raises of inputs that do not fit, whoever calls it."""
 
 T = TypeVar("T")
 
@@ -106,7 +110,7 @@ def call(task: Task, module: nn.Module, batch: Any) -> Tensor:
         CardError: if its output is not what the task expects.
         StageError: if the module fails in its forward pass.
     """
-    return _explained(lambda: numbers(task.call(module, batch)))
+    return _explained(module, lambda: numbers(task.call(module, batch)))
 
 
 def call_observed(
@@ -121,20 +125,25 @@ def call_observed(
         seed: of the random numbers that it may draw.
         gradients: run it as it is trained; see `observe`.
     """
-    return _explained(lambda: observe(task, module, batch, gradients), seed)
+    return _explained(module, lambda: observe(task, module, batch, gradients), seed)
 
 
-def _explained(run: Callable[[], T], seed: int = 0) -> T:
+def _explained(module: nn.Module, run: Callable[[], T], seed: int = 0) -> T:
     try:
-        with seeded(seed):
+        # What it keeps of this call may not hold for the next: its weights change meanwhile.
+        with seeded(seed), caches_forgotten(module):
             return run()
     except ZoopressError:  # the task has explained it
         raise
-    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
+    except Exception as error:  # a model's code may raise anything
+        place = place_in_model(error)
+        if place is None and not isinstance(error, _OF_TORCH):
+            raise
+        where = "" if place is None else f" ({place})"
         raise StageError(
-            f"The model fails on the card's inputs: {type(error).__name__}: {error}. If the "
-            "original fails too, the card's 'data' does not fit the model; else exclude the "
-            "layers around the failing one."
+            f"The model fails on the card's inputs: {type(error).__name__}: {error}{where}. If the "
+            "original fails too, the card's 'data' does not fit the model; else leave this stage "
+            "out, or exclude the layers around the failing one if it has an 'exclude'."
         ) from error
 
 

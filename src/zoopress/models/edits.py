@@ -37,6 +37,8 @@ PACKED_DTYPES = {
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 }
 
+_OWN = frozenset(vars(nn.Module()))
+
 
 class ReplacementLayer(Protocol):
     """What a registered layer offers: building itself in the place of a module.

@@ -120,7 +120,9 @@ def _converted(value: Tensor, dtype: torch.dtype) -> Tensor:
     made = value.to(dtype)
     if dtype == torch.float16:
         most = torch.finfo(dtype).max
-        made = torch.where(made.isinf() & value.isfinite(), value.clamp(-most, most).to(dtype), made)
+        made = torch.where(
+            made.isinf() & value.isfinite(), value.clamp(-most, most).to(dtype), made
+        )
     return made
 
 
@@ -174,9 +176,7 @@ def _widen(
     return converted(arguments, LOW, torch.float32), converted(named, LOW, torch.float32)
 
 
-def _narrow(
-    seen: list[torch.dtype | None], module: nn.Module, arguments: Any, output: Any
-) -> Any:
+def _narrow(seen: list[torch.dtype | None], module: nn.Module, arguments: Any, output: Any) -> Any:
     low = seen.pop() if seen else None
     return output if low is None else converted(output, (torch.float32,), low)
 

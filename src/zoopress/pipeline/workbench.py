@@ -36,6 +36,7 @@ from zoopress.evaluation.repeatability import (
 )
 from zoopress.evaluation.sensitivity import measure_layers, stored_bytes
 from zoopress.gates import check_sound
+from zoopress.models.caches import caches_forgotten
 from zoopress.models.edits import AnyEdit, layers_of
 from zoopress.models.model import Model
 from zoopress.models.packing import packed_weights, unpack
@@ -333,11 +334,13 @@ class Workbench:
         )
         recovery = stage.recovery
         if recovery is None:
-            return applied(stage.technique, model, context)
+            with caches_forgotten(model.module):
+                return applied(stage.technique, model, context)
         recovered: list[Outcome] = []
         context.recover = lambda model: recovered.append(applied(recovery, model, context))
-        outcome = applied(stage.technique, model, context)
-        context.recover(model)
+        with caches_forgotten(model.module):
+            outcome = applied(stage.technique, model, context)
+            context.recover(model)
         return replace(
             outcome,
             claims=[*outcome.claims, *(claim for each in recovered for claim in each.claims)],

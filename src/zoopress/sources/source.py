@@ -72,9 +72,15 @@ class Architecture(ABC):
 
     An artifact records `name` and `arguments`; both are data and may come from a stranger, so a
     subclass must never import or call what they name unless it is known to be safe.
+
+    Class attributes:
+        builds_on_meta: whether `build` may be called with the meta device as default. Code that
+            keeps tensors anywhere but in the module, as a cached function does, may not: it would
+            give those without values to all who call it later.
     """
 
     name: ClassVar[str]
+    builds_on_meta: ClassVar[bool] = True
 
     def __init__(self, folder: Path, arguments: dict[str, Any]) -> None:
         self.folder = folder
@@ -96,7 +102,10 @@ class Architecture(ABC):
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """Return the module without its weights; called with the meta device as default."""
+        """Return the module without its weights.
+
+        Called with the meta device as default, unless `builds_on_meta` is False.
+        """
 
     @abstractmethod
     def load(self, files: SourceFiles) -> nn.Module:
@@ -208,7 +217,10 @@ def detect_architecture(card: Card, files: SourceFiles, plugins: Plugins) -> Arc
 
 
 def build_on_meta(
-    architecture: Architecture, most_parts: int = 1_000_000, buffers: bool = False
+    architecture: Architecture,
+    most_parts: int = 1_000_000,
+    buffers: bool = False,
+    without_values: bool = True,
 ) -> nn.Module:
     """Return the module in evaluation mode, its tensors without memory wherever it allows that.
 
@@ -216,20 +228,27 @@ def build_on_meta(
         architecture: what to build; its sizes need not be trusted.
         most_parts: modules, parameters and buffers that it may have, all together.
         buffers: whether buffers are to have values, as far as its constructor gives any.
+        without_values: whether to leave memory out; a constructor that looks at values may make
+            other tensors without.
 
     Raises:
         SourceError: if it cannot be built.
     """
+    import torch
+
     from zoopress.models.bounds import bounded_build
     from zoopress.models.plain import check_plain
 
     try:
-        module = None if buffers else _try_on_meta(architecture, most_parts, "all")
-        if module is None:
-            module = _try_on_meta(architecture, most_parts, "parameters")
-        if module is None:
-            with bounded_build(most_parts):
-                module = architecture.build()
+        module = None
+        with torch.random.fork_rng(devices=[]):  # weights that are drawn in vain
+            if architecture.builds_on_meta and without_values and not buffers:
+                module = _try_on_meta(architecture, most_parts, "all")
+            if module is None and without_values:
+                module = _try_on_meta(architecture, most_parts, "parameters")
+            if module is None:
+                with bounded_build(most_parts):
+                    module = architecture.build()
         check_plain(module)
     except ZoopressError:
         raise

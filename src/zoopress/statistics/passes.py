@@ -24,6 +24,9 @@ from zoopress.statistics.statistic import Objective
 from zoopress.statistics.targets import Target
 from zoopress.statistics.watch import Watch
 from zoopress.tasks import Task
+from zoopress.tasks.failures import failing
+
+_NO_GRADIENTS = "Choose what needs no gradients, such as another criterion."
 
 
 class Sample(NamedTuple):
@@ -116,7 +119,8 @@ class _Gradients:
         self._leaves = []
         self._labelled = sample.target is not None
         before = dict(self.watch.reads)
-        output, others = forward_all(self.task, self.module, without_inference(sample.inputs))
+        with failing("when gradients are taken in evaluation mode", _NO_GRADIENTS):
+            output, others = forward_all(self.task, self.module, without_inference(sample.inputs))
         self.watch.settle()
         with self.watch.paused():
             self._differentiate(output, others, sample, generator)
@@ -152,6 +156,8 @@ class _Gradients:
             )
             summed: dict[str, Tensor] = {}
             for name, gradient in zip(names, gradients, strict=True):
+                if gradient is not None and gradient.layout != torch.strided:
+                    gradient = gradient.to_dense()
                 if gradient is not None:  # those of a packed weight add up over its uses
                     summed[name] = summed[name] + gradient if name in summed else gradient
             for name, gradient in summed.items():

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from zoopress.errors import StageError
+from zoopress.models.caches import caches_forgotten
 from zoopress.models.model import Model
 from zoopress.models.packing import differentiable, packed_weights
 from zoopress.tasks import Task
@@ -79,6 +80,7 @@ def train(
         stack.enter_context(own_randomness(derived_seed(seed, "start"), device))
         stack.enter_context(deterministic(device))
         stack.enter_context(as_trained(module))
+        stack.enter_context(caches_forgotten(module))
         stack.enter_context(workplace(module, device, factors, config.channels_last))
         stack.enter_context(differentiable(module))
         if config.lora:

@@ -63,6 +63,12 @@ class LossTerm(Term):
         expected = None
         if self._teacher[0] is not None:
             expected = self._task.call(self._teacher[0], batch.inputs)
+            if len(expected) != len(output):
+                raise StageError(
+                    f"In training mode the student's output is {list(output.shape)}, its "
+                    f"teacher's {list(expected.shape)}: not as many samples. Let the model return "
+                    "in training mode first what it returns in evaluation mode."
+                )
         parts = []
         shared: dict[str, tuple[Tensor, Tensor]] = {}
         for (loss, weight), pairs, own, learned in zip(

@@ -79,6 +79,12 @@ class Objective:
         """Return the loss of a batch that is on the device, a scalar with gradients."""
         with precision(self.config, self.device):
             output = self.task.forward(module, batch.inputs).float()
+            if not output.ndim:
+                raise StageError(
+                    "In training mode the model returns a single number first, such as its own "
+                    "loss, and not what it returns in evaluation mode. Let it return its outputs "
+                    "first in both."
+                )
             return self._of_output(batch, output)
 
     def evaluate(self, module: nn.Module, step: int) -> Evaluation:

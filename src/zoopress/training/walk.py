@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from zoopress.errors import StageError
+from zoopress.errors import StageError, ZoopressError
 from zoopress.models.packing import packed_weights
 from zoopress.tasks import Batch
+from zoopress.tasks.failures import place_in_model
 from zoopress.training.batch_norm import batch_norms, recalibrate
 from zoopress.training.checkpoint import Checkpoint, Saved
 from zoopress.training.constraints import Constraint
@@ -31,6 +32,10 @@ RECALIBRATION_SAMPLES = 10_000
 _LOSSES = 100
 _SECONDS_BETWEEN_NEWS = 0.5
 _BATCH_NORM_OF_ONE = "more than 1 value per channel"
+_OF_KEPT_TENSORS = (
+    *("backward through the graph a second time", "modified by an inplace operation"),
+    *("is not part of the autograd graph", "Inference tensors cannot"),
+)
 
 
 class Walk:
@@ -188,8 +193,12 @@ class Walk:
             batch = self._objective.on_device(self._training.batch(rows, augmentation))
             # By samples, so that several passes give what one large one would.
             part = self._loss(batch) * (len(rows) / total)
-            part.backward()
+            self._backward(part)
             loss += float(part.detach())
+        for parameter in self._trained:
+            if parameter.grad is not None and parameter.grad.layout != torch.strided:
+                # Of an embedding with sparse=True; norms, decay and AdamW know dense ones alone.
+                parameter.grad = parameter.grad.to_dense()
         self._check_finite("loss", loss, rate)
         for constraint in self._constraints:
             constraint.before_step()
@@ -200,6 +209,18 @@ class Walk:
         for constraint in self._constraints:
             constraint.after_step()
         return loss
+
+    def _backward(self, loss: Tensor) -> None:
+        try:
+            loss.backward()
+        except RuntimeError as error:
+            if not any(sign in str(error) for sign in _OF_KEPT_TENSORS):
+                raise
+            raise StageError(
+                f"No gradients can be taken through the model: {str(error).splitlines()[0]} Its "
+                "own code keeps tensors of one forward pass for the next, or changes them in "
+                "place. Let it keep only what does not depend on weights, or detach it."
+            ) from error
 
     def _loss(self, batch: Batch) -> Tensor:
         try:
@@ -215,6 +236,16 @@ class Walk:
             raise StageError(
                 f"A forward pass of {self._config.batch_size} samples does not fit into memory. "
                 "Lower 'batch_size' and raise 'accumulate' by the same factor."
+            ) from error
+        except ZoopressError:
+            raise
+        except Exception as error:  # a model's code may raise anything
+            place = place_in_model(error)
+            if place is None:
+                raise
+            raise StageError(
+                f"The model's own code fails in training mode: {type(error).__name__}: {error} "
+                f"({place}). Repair it there; to see it, call `model.train()` and run the model."
             ) from error
         if not loss.requires_grad:
             raise StageError(
@@ -258,7 +289,7 @@ class Walk:
         for step in range(self._sampler.steps_per_epoch):
             for rows in self._sampler.passes(step):
                 batch = self._objective.on_device(self._training.batch(rows))
-                self._objective.task.forward(self._module, batch.inputs)
+                self._objective.task.call(self._module, batch.inputs)
                 passed += len(rows)
             if passed >= RECALIBRATION_SAMPLES:
                 return

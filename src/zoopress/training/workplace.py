@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from zoopress.models.packing import PackedWeight, packed_weights
+from zoopress.models.precision import LOW, computing_in_float32
 from zoopress.training.config import TrainingConfig
-
-_LOW = (torch.bfloat16, torch.float16)
 
 
 @contextmanager
@@ -35,31 +34,32 @@ def workplace(
         channels_last: whether weights of four axes are laid out so there, which torch's kernels
             pass on to what they put out.
     """
-    in_float32 = any(parameter.dtype in _LOW for parameter in trained)
+    in_float32 = any(parameter.dtype in LOW for parameter in trained)
     packed = packed_weights(module).values()
     inside = {id(buffer) for weight in packed for buffer in weight.buffers()}
     homes: list[tuple[Tensor, Tensor]] = []
     types: list[tuple[PackedWeight, torch.dtype]] = []
-    try:
-        for tensor in (*module.parameters(), *module.buffers()):
-            low = in_float32 and tensor.dtype in _LOW and id(tensor) not in inside
-            turned = channels_last and tensor.ndim == 4 and id(tensor) not in inside
-            if low or turned or tensor.device != device:
-                homes.append((tensor, tensor.data))
-                form = torch.channels_last if turned else torch.preserve_format
-                dtype = torch.float32 if low else tensor.dtype
-                tensor.data = tensor.data.to(device, dtype, memory_format=form)
-        for weight in packed:
-            if in_float32 and weight.dtype in _LOW:
-                types.append((weight, weight.dtype))
-                weight.dtype = torch.float32
-        yield
-    finally:
-        for weight, dtype in types:
-            weight.dtype = dtype
-        for tensor, home in homes:
-            home.copy_(tensor.data)
-            tensor.data = home
+    with computing_in_float32(module) if in_float32 else nullcontext():
+        try:
+            for tensor in (*module.parameters(), *module.buffers()):
+                low = in_float32 and tensor.dtype in LOW and id(tensor) not in inside
+                turned = channels_last and tensor.ndim == 4 and id(tensor) not in inside
+                if low or turned or tensor.device != device:
+                    homes.append((tensor, tensor.data))
+                    form = torch.channels_last if turned else torch.preserve_format
+                    dtype = torch.float32 if low else tensor.dtype
+                    tensor.data = tensor.data.to(device, dtype, memory_format=form)
+            for weight in packed:
+                if in_float32 and weight.dtype in LOW:
+                    types.append((weight, weight.dtype))
+                    weight.dtype = torch.float32
+            yield
+        finally:
+            for weight, dtype in types:
+                weight.dtype = dtype
+            for tensor, home in homes:
+                home.copy_(tensor.data)
+                tensor.data = home
 
 
 @contextmanager

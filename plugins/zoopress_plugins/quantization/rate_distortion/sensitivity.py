@@ -15,6 +15,7 @@ from zoopress.models.weights import Weight, as_matrix
 from zoopress.statistics.differentiation import gradients_of
 from zoopress.statistics.probes import forward_all, probe, sliced
 from zoopress.tasks.batches import batch_length
+from zoopress.tasks.failures import failing
 from zoopress.techniques import Context
 from zoopress_plugins.quantization.rate_distortion.probes import made_up
 
@@ -46,6 +47,7 @@ WORTH_A_WORD = 0.1
 _UNUSED = 1.0
 """What a weight matters that no sample reached, relative to the median of the others: nothing is
 known of it, not that it is worthless."""
+_NO_GRADIENTS = "Set 'sensitivity' to 'none'."
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,8 @@ def measure_sensitivities(
     parameters = [weight.parameter for weight in weights]
     with gradients_of(module, parameters), differentiable(module):
         for done, batch in enumerate(slices, start=1):
-            output, others = forward_all(context.task, module, batch)
+            with failing("when gradients are taken in evaluation mode", _NO_GRADIENTS):
+                output, others = forward_all(context.task, module, batch)
             if not output.requires_grad:
                 raise StageError(
                     "The model's outputs have no gradients with respect to the weights selected, "
@@ -139,7 +142,7 @@ def measure_sensitivities(
                     scalar, parameters, allow_unused=True, retain_graph=left > 0
                 )
                 for moment, gradient in zip(moments, gradients, strict=True):
-                    moment.add(gradient)
+                    moment.add(gradient if gradient is None else gradient.to_dense())
             for moment in moments:
                 moment.end_slice()
             context.progress("measuring sensitivities", done / len(slices))
