@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from zoopress.errors import nearest
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 EXTRA_STATE = "_extra_state"
 """How torch calls what a module's `get_extra_state` gives."""

@@ -172,14 +172,10 @@ def _not_made(
 
 
 def _is_table(tensor: Tensor) -> bool:
-    return (
-        tensor.numel() > 0
-        and not bool(((tensor == 0) | (tensor == 1)).all())
-        or (
-            # Of what is true or false, or counted, one that has both is no start of anything learned.
-            not tensor.is_floating_point() and tensor.numel() > 1 and tensor.unique().numel() > 1
-        )
-    )
+    """Tell whether values cannot be where learning begins: others than zeros or ones alone."""
+    if not tensor.is_floating_point() and not tensor.is_complex():
+        return tensor.unique().numel() > 1  # a mask, or positions
+    return bool(((tensor != 0) & (tensor != 1)).any())
 
 
 def _not_remade(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,10 +14,18 @@ from zoopress.identity.facts import Facts, facts_of
 from zoopress.identity.loaded import check_current
 from zoopress.identity.modules import Found, find_below, find_module
 from zoopress.moved import MOVED
-from zoopress.store import digest
+from zoopress.store import digest, file_digest
 
 Follow = Callable[[str, Path], bool]
 """Tells of a module's name and file whether it belongs to what is asked about; hashable."""
+
+DATA = frozenset(
+    {
+        *(".json", ".jsonl", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".txt", ".csv", ".tsv"),
+        *(".npy", ".npz", ".pt", ".pth", ".bin", ".ckpt", ".pkl", ".safetensors", ".parquet"),
+    }
+)
+"""Suffixes of files that a card's code may read: what it names becomes part of its digest."""
 
 _RACY_NS = 100_000_000
 """A file that changed just now may change once more without a sign."""
@@ -102,6 +111,7 @@ class _Walk:
         self.reached = Reached()
         self.todo: list[tuple[str, Path, bool]] = []
         self.asked: dict[str, Found | None] = {}
+        self.further: list[Path] = []
 
     def run(self, modules: Iterable[str], file: Path | None) -> Reached:
         for name in modules:
@@ -111,6 +121,9 @@ class _Walk:
             self._take(f"./{file.name}", file, package=False)
         while self.todo:
             name, path, package = self.todo.pop()
+            if path.suffix in DATA:
+                self.reached.digests[name] = file_digest(path)
+                continue
             content = path.read_bytes()
             sha = hashlib.sha256(content).hexdigest()
             if self.check and not name.startswith("./"):
@@ -125,6 +138,8 @@ class _Walk:
         if own[:1] != ["zoopress"]:  # the core asks for nothing by name
             self.reached.words |= facts.words
             self.reached.asks |= facts.asks
+        if self.folders:  # a card's
+            self._look_around(self.reached.files[name], facts.words)
         for level, module, names in facts.imports:
             base = module
             if level:
@@ -147,6 +162,20 @@ class _Walk:
         elif "" in facts.computed:
             self._add_beside(self.reached.files[name].parent)
 
+    def _look_around(self, file: Path, words: Iterable[str]) -> None:
+        """Take the data files that code names, and note the folders that it may import from."""
+        bases = dict.fromkeys((*self.folders, file.parent))
+        above = list(file.parents)[1:3]
+        for word in sorted(words):
+            if Path(word).suffix in DATA:
+                for base in bases:
+                    for found in (base / word, *base.glob(f"*/{Path(word).name}")):
+                        if found.is_file():
+                            self._take(f"data:{os.path.relpath(found, base)}", found, False)
+            elif not word.startswith("/"):
+                self.further.extend(p for b in (*bases, *above) if (p := b / word).is_dir())
+        self.further.extend(above)
+
     def _around(self, module: str) -> bool:
         return any(
             each.partition(".")[0] == module.partition(".")[0] for each in self.reached.files
@@ -159,7 +188,11 @@ class _Walk:
         for depth in range(1, len(parts) + 1):
             full = ".".join(parts[:depth])
             if full not in self.asked:
-                self.asked[full] = find_below(found, full, self.folders)
+                place = find_below(found, full, self.folders)
+                if place is None and found is None and self.further:
+                    # What it puts on Python's path before it imports.
+                    place = find_below(None, full, self.further)
+                self.asked[full] = place
             found = self.asked[full]
             if found is None:
                 return  # an attribute, or Python's own

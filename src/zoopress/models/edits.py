@@ -37,7 +37,6 @@ PACKED_DTYPES = {
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 }
 
-_OWN = frozenset(vars(nn.Module()))
 
 
 class ReplacementLayer(Protocol):

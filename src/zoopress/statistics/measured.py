@@ -150,6 +150,12 @@ class Layer:
         if self.refused or not self.parts:
             self._require_seen()
         states, rows = self._joined()
+        if not states and "gradients" in self.statistic.needs:
+            raise StageError(
+                f"There is no {self.statistic.name} of {self.name!r}: the model reads it, and no "
+                "gradient flows back to it. Its code detaches it, or computes without gradients. "
+                "Leave it out with `exclude`, or choose what needs no gradients."
+            )
         results = self.statistic.result(states, Counts(rows, self.samples))
         if name not in results:
             raise StageError(
