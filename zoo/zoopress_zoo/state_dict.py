@@ -174,7 +174,7 @@ def _not_made(
 def _is_table(tensor: Tensor) -> bool:
     """Tell whether values cannot be where learning begins: others than zeros or ones alone."""
     if not tensor.is_floating_point() and not tensor.is_complex():
-        return tensor.unique().numel() > 1  # a mask, or positions
+        return len(tensor.unique()) > 1  # a mask, or positions
     return bool(((tensor != 0) & (tensor != 1)).any())
 
 

@@ -279,7 +279,9 @@ def load_into(
         model = rebuild(architecture, folder, manifest, plugins)
         fill_tensors(folder, manifest, model, stored_name, progress, masks, plugins=plugins)
     except ArtifactError as error:
-        # A constructor that looks at values makes other tensors without them.
+        if architecture.builds_on_meta:
+            raise
+        # A user's constructor that looks at values makes other tensors without them.
         try:
             model = rebuild(architecture, folder, manifest, plugins, without_values=False)
             fill_tensors(folder, manifest, model, stored_name, progress, masks, plugins=plugins)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as registration
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoopress.errors import SourceError
@@ -34,8 +36,8 @@ def bounded_build(most_parts: int, keep_parameters: bool = True) -> Iterator[Non
 
     Args:
         most_parts: modules, parameters and buffers, all together.
-        keep_parameters: whether parameters keep their memory; else each moves to the meta device
-            as soon as a module has it.
+        keep_parameters: whether parameters keep their memory; else those of torch's own layers
+            never have any, and each other moves to the meta device as soon as a module has it.
 
     Raises:
         SourceError: from within the constructor.
@@ -63,6 +65,7 @@ def bounded_build(most_parts: int, keep_parameters: bool = True) -> Iterator[Non
     with ExitStack() as stack:
         if not keep_parameters:
             stack.callback(registration.register_module_parameter_registration_hook(free).remove)
+            stack.enter_context(_LayersWithoutMemory())
         for register in (
             registration.register_module_module_registration_hook,
             registration.register_module_parameter_registration_hook,
@@ -71,6 +74,24 @@ def bounded_build(most_parts: int, keep_parameters: bool = True) -> Iterator[Non
             stack.callback(register(count).remove)
         stack.enter_context(_BoundedMemory(memory_bytes()))
         yield
+
+
+class _LayersWithoutMemory(TorchFunctionMode):
+    """Lets torch's own layers make their weights on the meta device; other code is left alone."""
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        given = dict(kwargs or {})
+        if func is torch.empty and given.get("device") is None:
+            caller = sys._getframe(1).f_globals.get("__name__", "")
+            if str(caller).startswith("torch.nn.modules."):
+                given["device"] = torch.device("meta")
+        return func(*args, **given)
 
 
 @without_compiler

@@ -3,8 +3,9 @@
 The same function, `apply_edit`, changes a live model while a technique works and rebuilds the
 architecture on the meta device while an artifact is loaded. An edit can only shrink a module or a
 list of them, put a registered layer in its place, put a registered packed weight in a parameter's
-place, or convert the float types that enter and leave a module; it never names code, and all sizes follow from the module it changes. So a
-hostile list of edits can neither run anything nor ask for more memory than the base architecture.
+place, or convert the float types that enter and leave a module; it never names code, and all sizes
+follow from the module it changes. So a hostile list of edits can neither run anything nor ask for
+more memory than the base architecture.
 """
 
 from __future__ import annotations

@@ -45,5 +45,6 @@ def failing(when: str, remedy: str) -> Iterator[None]:
         if place is None:
             raise
         raise StageError(
-            f"The model's own code fails {when}: {type(error).__name__}: {error} ({place}). {remedy}"
+            f"The model's own code fails {when}: {type(error).__name__}: {error} ({place}). "
+            f"{remedy}"
         ) from error
