@@ -167,7 +167,8 @@ def test_a_checkpoint_of_what_the_factory_wraps_fits(case: MakeCase) -> None:
     wrapped = NET.replace(
         "def build():\n    return Net()",
         "class Whole(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
-        "        self.model = Net()\n\n    def forward(self, x):\n        return self.model(x)\n\n\n"
+        "        self.model = Net()\n\n    def forward(self, x):\n"
+        "        return self.model(x)\n\n\n"
         "def build():\n    return Whole()",
     ).replace("model.n.", "model.model.n.")
     assert fits(case(wrapped, lambda m: m.model.state_dict()))
@@ -268,7 +269,7 @@ def test_what_does_not_fit_is_refused_by_name(
 
 def test_a_random_buffer_is_not_made_anew(case: MakeCase) -> None:
     source = NET.replace("torch.linspace(0, 1, 64)", "torch.randn(64)")
-    with pytest.raises(ZoopressError, match='Missing key.* "table"'):
+    with pytest.raises(ZoopressError, match=r'Missing key.* "table"'):
         opened(case(source, without_table))
 
 

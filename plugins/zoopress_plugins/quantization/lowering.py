@@ -254,17 +254,19 @@ class _Operations(TorchFunctionMode):
 
 def _overflows(result: Any, given: Iterable[Any]) -> bool:
     """Tell whether numbers of 16 bits came out infinite, of what was finite."""
-    if not isinstance(result, Tensor) or result.dtype not in LOW or result.is_meta:
+    if not isinstance(result, Tensor) or result.dtype not in LOW:
         return False
-    if not bool(result.isinf().any()):
+    try:
+        # Infinity as a number is meant so: it hides places from attention.
+        return bool(result.isinf().any()) and not any(map(_is_infinite, given))
+    except RuntimeError:  # inside vmap nobody may look at values
         return False
-    # Infinity as a number is meant so: it hides places from attention.
-    return not any(
-        bool(each.isinf().any())
-        if isinstance(each, Tensor) and each.is_floating_point()
-        else isinstance(each, float) and math.isinf(each)
-        for each in given
-    )
+
+
+def _is_infinite(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.is_floating_point() and bool(value.isinf().any())
+    return isinstance(value, float) and math.isinf(value)
 
 
 def _to_keep(parts: Collection[_Part], low: Mapping[str, Tensor], failure: _Failure) -> set[str]:

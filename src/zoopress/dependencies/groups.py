@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,8 @@ from zoopress.dependencies.group import Member, NeuronGroup, Role
 from zoopress.dependencies.nodes import Nodes
 from zoopress.dependencies.trace import Trace
 from zoopress.dependencies.unseen import hold, readers_unseen
+from zoopress.errors import ZoopressError
+from zoopress.models.packing import PackedWeight
 from zoopress.models.weights import find_weights
 
 
@@ -38,6 +41,9 @@ class Dependencies:
 def find_dependencies(module: nn.Module, *runs: Callable[[], Any]) -> Dependencies:
     """Find the neurons of a module that can be removed, by running it on some inputs.
 
+    If there are modules that none of them calls, the first is run once more, with what holds those
+    modules in training mode.
+
     Args:
         module: the model, in evaluation mode.
         runs: each runs the module on a small batch. What they return counts as its outputs.
@@ -49,8 +55,13 @@ def find_dependencies(module: nn.Module, *runs: Callable[[], Any]) -> Dependenci
     torch.backends.mha.set_fastpath_enabled(False)  # one opaque operator a layer
     try:
         with torch.no_grad(), Trace(module) as trace:
-            for run in runs:
-                trace.fix(run(), "it reaches the model's output")
+            with _called(module) as reached:
+                for run in runs:
+                    trace.fix(run(), "it reaches the model's output")
+            # Heads of training alone read what is removed as well, and must shrink along.
+            with suppress(ZoopressError), _training_around(module, reached) as any_left:
+                if any_left:
+                    trace.fix(runs[0](), "it reaches the model's output")
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
     groups = _groups(trace)
@@ -60,6 +71,44 @@ def find_dependencies(module: nn.Module, *runs: Callable[[], Any]) -> Dependenci
         groups = _groups(trace)
     unreached = tuple(dict.fromkeys(each.path for each in unread))
     return Dependencies(tuple(groups), _fixed(module, trace.nodes, groups), unreached, held)
+
+
+@contextmanager
+def _called(module: nn.Module) -> Iterator[set[nn.Module]]:
+    """Collect the modules that are called."""
+    found: set[nn.Module] = set()
+    hooks = [m.register_forward_pre_hook(lambda m, _: found.add(m)) for m in module.modules()]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _training_around(module: nn.Module, reached: Collection[nn.Module]) -> Iterator[bool]:
+    """Put what holds modules with weights that were not called into training mode.
+
+    Layers themselves stay in evaluation mode, so that none drops or counts anything.
+    """
+
+    def left(part: nn.Module) -> bool:
+        own = any(True for _ in part.parameters(recurse=False))
+        return own and part not in reached and not isinstance(part, PackedWeight)
+
+    around = {
+        part: part.training
+        for part in module.modules()
+        if not isinstance(part, nn.MultiheadAttention)
+        and any(left(child) for child in part.modules() if child is not part)
+    }
+    try:
+        for part in around:
+            part.training = True
+        yield bool(around)
+    finally:
+        for part, mode in around.items():
+            part.training = mode
 
 
 def _groups(trace: Trace) -> list[NeuronGroup]:

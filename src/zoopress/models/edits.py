@@ -39,7 +39,6 @@ PACKED_DTYPES = {
 }
 
 
-
 class ReplacementLayer(Protocol):
     """What a registered layer offers: building itself in the place of a module.
 
