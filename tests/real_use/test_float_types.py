@@ -66,7 +66,8 @@ MODELS: dict[str, tuple[str, list[str]]] = {
     "a table": (
         net(
             "self.e = nn.Embedding(40, 32)\n" + PAIR + "\n"
-            "self.register_buffer('pe', torch.linspace(-1, 1, 320).reshape(10, 32), persistent=False)",
+            "pe = torch.linspace(-1, 1, 320).reshape(10, 32)\n"
+            "self.register_buffer('pe', pe, persistent=False)",
             "return self.b(torch.relu(self.a(self.e(x) + self.pe)))",
             TOKENS,
         ),
@@ -196,8 +197,8 @@ def test_a_model_of_which_no_layer_can_is_refused_with_the_cause(case: MakeCase)
     it = case(net("self.f = Filter()", "return self.f(torch.cat([x, x], 1))", before=FILTER))
     with pytest.raises(
         ZoopressError,
-        match="No layer of this model runs in bfloat16.*Unsupported dtype.*"
-        "the model's own code that needs float32.*weight_quantization",
+        match=r"No layer of this model runs in bfloat16.*Unsupported dtype.*"
+        r"the model's own code that needs float32.*weight_quantization",
     ):
         it.compress(LOWERED)
 
