@@ -36,8 +36,9 @@ def flatten(data: Mapping[Any, Any], depth: int = _DEPTH) -> Iterator[tuple[str,
         name = str(key)
         if isinstance(value, Tensor) or name.rpartition(".")[2] == EXTRA_STATE:
             yield name, value
-        elif isinstance(value, Mapping) and depth:
-            for inner, item in flatten(value, depth - 1):
+        elif isinstance(value, (Mapping, list, tuple)) and depth:
+            inside = value if isinstance(value, Mapping) else dict(enumerate(value))
+            for inner, item in flatten(inside, depth - 1):
                 yield f"{name}.{inner}", item
 
 

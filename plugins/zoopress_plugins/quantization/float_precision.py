@@ -50,6 +50,7 @@ def lower(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """
     from zoopress.models.fitness import lost_to_rounding, norm_kept
 
+    tensor = tensor.detach()
     lowered = tensor.to(dtype)
     if bool((lowered.isinf() & tensor.isfinite()).any()):
         largest = tensor[tensor.isfinite()].abs().max().item()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -114,7 +115,7 @@ def call(task: Task, module: nn.Module, batch: Any) -> Tensor:
 
 
 def call_observed(
-    task: Task, module: nn.Module, batch: Any, seed: int = 0, gradients: bool = False
+    task: Task, module: nn.Module, batch: Any, seed: int = 0, forget: bool = True
 ) -> Observed:
     """Do the same as `call`, and return all that the module returned.
 
@@ -123,15 +124,15 @@ def call_observed(
         module: the model.
         batch: its inputs.
         seed: of the random numbers that it may draw.
-        gradients: run it as it is trained; see `observe`.
+        forget: whether to take back what the module keeps of the call in plain attributes.
     """
-    return _explained(module, lambda: observe(task, module, batch, gradients), seed)
+    return _explained(module, lambda: observe(task, module, batch), seed, forget)
 
 
-def _explained(module: nn.Module, run: Callable[[], T], seed: int = 0) -> T:
+def _explained(module: nn.Module, run: Callable[[], T], seed: int = 0, forget: bool = True) -> T:
     try:
         # What it keeps of this call may not hold for the next: its weights change meanwhile.
-        with seeded(seed), caches_forgotten(module):
+        with seeded(seed), caches_forgotten(module) if forget else nullcontext():
             return run()
     except ZoopressError:  # the task has explained it
         raise

@@ -60,23 +60,17 @@ class Observed:
         return replace(self, others={})
 
 
-def observe(task: Task, module: nn.Module, inputs: Any, gradients: bool = False) -> Observed:
+def observe(task: Task, module: nn.Module, inputs: Any) -> Observed:
     """Run a module on a batch and note all that it returns.
 
     Args:
         task: runs it.
         module: the model.
         inputs: of the batch.
-        gradients: run it as it is trained, since what a module keeps of a call without may be of
-            no use to one with.
     """
     samples = _length(inputs)
     with outputs_of(module) as calls:
-        if gradients:
-            with torch.no_grad():
-                returned = task.forward(module, inputs)
-        else:
-            returned = task.call(module, inputs)
+        returned = task.call(module, inputs)
     with torch.inference_mode():
         return _noted(task, returned.detach(), calls, samples)
 

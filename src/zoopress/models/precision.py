@@ -58,7 +58,7 @@ def convert_at_borders(module: nn.Module, outside: torch.dtype) -> Callable[[], 
     Returns:
         A function that takes it back.
     """
-    vars(module)[_CONVERTS] = outside
+    vars(module)[_CONVERTS] = True
     handles = (
         module.register_forward_pre_hook(_round_to_own, with_kwargs=True),
         module.register_forward_hook(partial(_give, outside)),
@@ -70,13 +70,6 @@ def convert_at_borders(module: nn.Module, outside: torch.dtype) -> Callable[[], 
             handle.remove()
 
     return undo
-
-
-def keep_converting(old: nn.Module, new: nn.Module) -> None:
-    """Let what takes a module's place convert as that did."""
-    outside = vars(old).get(_CONVERTS)
-    if outside is not None and _CONVERTS not in vars(new):
-        convert_at_borders(new, outside)
 
 
 @contextmanager

@@ -78,7 +78,10 @@ class Objective:
     def loss(self, module: nn.Module, batch: Batch) -> Tensor:
         """Return the loss of a batch that is on the device, a scalar with gradients."""
         with precision(self.config, self.device):
-            output = self.task.forward(module, batch.inputs).float()
+            try:
+                output = self.task.forward(module, batch.inputs).float()
+            except CardError as error:
+                raise StageError(f"In training mode: {error}") from error
             if not output.ndim:
                 raise StageError(
                     "In training mode the model returns a single number first, such as its own "
