@@ -175,8 +175,7 @@ class Opened:
         That is `half_the_digits` of the coarsest float type that it computes in.
         """
         types = {p.dtype for p in module.parameters()}
-        if any(p.kernel(way) for p in packed_weights(module).values() for way in ("linear",)):
-            types.add(torch.bfloat16)  # torch's low-bit kernels round inputs to it
+        types |= {packed.computes_in for packed in packed_weights(module).values()}
         return half_the_digits(*types)
 
 

@@ -10,7 +10,7 @@ embedding) never build the dense weight where a kernel serves.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -29,6 +29,8 @@ from zoopress.models.codes import (
 )
 from zoopress.models.computed import computed_property, guards
 from zoopress.models.export_form import ExportForm
+from zoopress.models.packed_call import linear_in_blocks, packed_embedding, packed_linear
+from zoopress.models.weights import as_matrix
 
 Product = Literal["linear", "embedding"]
 """A product of which a packed weight may be a factor: with vectors, or with one-hot indices."""
@@ -44,6 +46,9 @@ class PackedWeight(nn.Module, ABC):
     device while an artifact is rebuilt) from the shape and plain arguments alone.
 
     Attributes:
+        shape: of the weight.
+        dtype: in which its values are defined; a cast of the model does not change it.
+        output_axis: which of its axes counts outputs.
         is_differentiable: whether products are those of the dense weight, see `differentiable`.
         stands_for: the shape of the parameter that it takes the place of, if that is another: of
             experts [experts, out, in] a matrix of all their rows is packed.
@@ -51,6 +56,7 @@ class PackedWeight(nn.Module, ABC):
 
     is_differentiable: bool = False
     stands_for: torch.Size | None = None
+    _cast_to: torch.dtype | None = None
 
     def __init__(self, shape: torch.Size, dtype: torch.dtype, output_axis: int) -> None:
         super().__init__()
@@ -62,13 +68,37 @@ class PackedWeight(nn.Module, ABC):
     def dense(self) -> Tensor:
         """Return the weight in its own shape and type."""
 
+    def dense_rows(self, some: slice | Tensor) -> Tensor:
+        """Return some rows of the weight's matrix [n, columns], in its type.
+
+        Override it where they can be made without the others; products then are made of them.
+
+        Args:
+            some: a range of the output axis, or indices [n].
+        """
+        return as_matrix(self.dense(), self.output_axis)[some]
+
     def kernel(self, product: Product) -> str | None:
         """Name what computes a product here without the dense weight, None if nothing does.
 
-        Override it together with `linear` or `embedding`. `linear` needs no derivative: it is not
-        called where one is wanted, see `differentiable`.
+        Override it together with `dense_rows`, `linear` or `embedding`.
         """
         return None
+
+    @property
+    def computes_in(self) -> torch.dtype:
+        """The type in which layers see the weight: its own, or what the model was cast to."""
+        return self._cast_to or self.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weight is."""
+        return next((tensor.device for tensor in self._tensors()), torch.device("cpu"))
+
+    def value(self) -> Tensor:
+        """Return the weight as layers see it: dense, in its place's shape and type of computing."""
+        dense = self.dense().to(self.computes_in)
+        return dense if self.stands_for is None else dense.reshape(self.stands_for)
 
     def code_layouts(self) -> Mapping[str, AnyLayout]:
         """Return which buffers hold codes and how, so that all else can see integers.
@@ -122,12 +152,59 @@ class PackedWeight(nn.Module, ABC):
         """Forget what was made of the buffers and kept, since training has changed them."""
 
     def linear(self, input: Tensor, bias: Tensor | None) -> Tensor:
-        """Compute input [..., in] times the weight [out, in] transposed, plus bias [out]."""
-        return F.linear(input, self.dense(), bias)
+        """Compute input [rows, in] times the weight [out, in] transposed, plus bias [out].
+
+        What layers are called with does not arrive here as it is, see `packed_call`. Neither
+        inputs nor sums may be rounded more than the dense product in the input's type rounds, for
+        any number of rows. A bias is added by operations that have a derivative.
+
+        Args:
+            input: of any float type, in one piece, with a row or more; without gradients.
+            bias: of the same type.
+        """
+        if self._makes_rows():
+            return linear_in_blocks(self, input, bias)
+        return F.linear(input, self.dense().to(input.dtype), bias)
 
     def embedding(self, indices: Tensor) -> Tensor:
         """Return the rows [..., columns] of the weight [rows, columns] at `indices` [...]."""
+        if self._makes_rows() and self.output_axis == 0:
+            return self.dense_rows(indices.reshape(-1)).view(*indices.shape, self.shape[1])
         return F.embedding(indices, self.dense())
+
+    def extra_repr(self) -> str:
+        """Return what `repr` says of it."""
+        return f"{tuple(self.shape)}, dtype={self.computes_in}"
+
+    def _makes_rows(self) -> bool:
+        return type(self).dense_rows is not PackedWeight.dense_rows
+
+    def _tensors(self) -> Iterator[Tensor]:
+        return (t for t in (*self._buffers.values(), *self._parameters.values()) if t is not None)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Move the buffers; a cast changes what layers see, not what is stored.
+
+        Scales in another float type would be other scales: float16 has none below 6e-8.
+        """
+        probe = fn(torch.empty(1, dtype=self.computes_in, device=self.device))
+        self._cast_to = None if probe.dtype == self.dtype else probe.dtype
+
+        def moved(tensor: Tensor) -> Tensor:
+            new = fn(tensor)
+            return new if new.dtype == tensor.dtype else tensor.to(new.device)
+
+        super()._apply(moved, recurse)  # type: ignore[no-untyped-call]
+        self.changed()
+        return self
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
+        self.changed()
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.changed()  # what was made of the buffers can be made again, and takes memory
+        return self.__dict__.copy()
 
 
 def tensor_in(packed: PackedWeight, buffer: str) -> Tensor:
@@ -138,12 +215,6 @@ def tensor_in(packed: PackedWeight, buffer: str) -> Tensor:
     if tensor is None:
         raise ValueError(f"{type(packed).__name__} has no buffer {buffer!r}, but a layout of one")
     return tensor
-
-
-def dense_weight(packed: PackedWeight) -> Tensor:
-    """Return a packed weight in the shape of the parameter that it stands for."""
-    dense = packed.dense()
-    return dense if packed.stands_for is None else dense.reshape(packed.stands_for)
 
 
 def packed_weights(module: nn.Module) -> dict[str, PackedWeight]:
@@ -231,6 +302,13 @@ def unpack_one(root: nn.Module, name: str) -> None:
 _REBUILT = "rebuilt in every call"
 
 
+def serves_by_kernel(module: nn.Module) -> bool:
+    """Tell whether a module multiplies by a packed weight without the dense weight."""
+    return (
+        getattr(type(module), "_product", None) == "linear" and _how(module, "weight") != _REBUILT
+    )
+
+
 def _how(module: nn.Module, name: str) -> str:
     """Tell how a module computes with its packed weight `name`."""
     packed = module._modules[name]
@@ -244,14 +322,14 @@ def _hold_dense(module: nn.Module, name: str, dense: dict[int, nn.Parameter]) ->
     """Put a dense parameter in the place of a module's packed weight `name`.
 
     Tied weights share their packed tensors, and so one dense weight: `dense` has those made before
-    by the address of their packed tensors, none of which is made anew while others are freed.
+    by the storage of their packed tensors, none of which is made anew while others are freed.
     """
     holding: Any = type(module)
     packed = module._modules[name]
     assert isinstance(packed, PackedWeight)
-    key = next(packed.buffers()).data_ptr()
+    key = next(packed.buffers()).untyped_storage()._cdata  # without memory, too
     if key not in dense:
-        dense[key] = nn.Parameter(dense_weight(packed), requires_grad=False)
+        dense[key] = nn.Parameter(packed.value(), requires_grad=False)
     left = tuple(other for other in holding._packed_names if other != name)
     del module._modules[name]
     base = holding._unpacked_class
@@ -271,6 +349,7 @@ def _holding_class(base: type, names: tuple[str, ...]) -> type:
         body: dict[str, Any] = {
             "_packed_names": key[1],
             "_unpacked_class": base,
+            "__reduce_ex__": _reduce,  # nobody finds the class by its name
             **guards(base, names),
             **{name: computed_property(_dense_attribute(name)) for name in names},
         }
@@ -294,23 +373,36 @@ def _dense_attribute(name: str) -> Any:
     def get(self: nn.Module) -> Tensor:
         packed = self._modules[name]
         assert isinstance(packed, PackedWeight)
-        return dense_weight(packed)
+        return packed.value()
 
     return get
 
 
 def _linear_forward(self: Any, input: Tensor) -> Tensor:
-    packed: PackedWeight = self._modules["weight"]
-    if packed.is_differentiable:
-        return F.linear(input, packed.dense().to(input.dtype), self.bias)
-    return packed.linear(input, self.bias)
+    return packed_linear(self._modules["weight"], input, self.bias)
 
 
 def _embedding_forward(self: Any, input: Tensor) -> Tensor:
     packed: PackedWeight = self._modules["weight"]
     if self.max_norm is not None:
-        return F.embedding(input, packed.dense(), self.padding_idx, self.max_norm, self.norm_type)
-    return packed.embedding(input)
+        return F.embedding(input, packed.value(), self.padding_idx, self.max_norm, self.norm_type)
+    return packed_embedding(packed, input)
+
+
+def _reduce(self: Any, protocol: Any) -> tuple[Any, ...]:
+    """Return how to make a copy: as one of the class without packed weights, that then has them."""
+    holding = type(self)
+    base = holding._unpacked_class
+    make, arguments, *rest = base.__reduce_ex__(self, protocol)
+    plain = tuple(base if each is holding else each for each in arguments)
+    return (_holding, (holding._packed_names, make, plain), *rest)
+
+
+def _holding(names: tuple[str, ...], make: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    """Make a module of a class that holds packed weights, for pickle to fill."""
+    module = make(*arguments)
+    module.__class__ = _holding_class(type(module), names)
+    return module
 
 
 def _flat_weights(self: Any) -> list[Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from zoopress.errors import StageError, nearest
-from zoopress.models.packing import PackedWeight, dense_weight, packed_weights
+from zoopress.models.packing import PackedWeight, packed_weights
 from zoopress.models.weights import (
     WEIGHT_KINDS,
     Weight,
@@ -49,7 +49,7 @@ class Target:
     def matrix(self) -> Tensor:
         """Return the weight as [rows, columns], a packed one in its dense form."""
         held = self.held
-        dense = dense_weight(held) if isinstance(held, PackedWeight) else held
+        dense = held.value() if isinstance(held, PackedWeight) else held
         return as_matrix(dense.detach(), self.watched.output_axis)
 
     def sizes(self) -> Sizes:

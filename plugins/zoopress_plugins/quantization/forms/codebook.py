@@ -36,12 +36,11 @@ class CodebookWeight(PackedWeight):
 
     def dense(self) -> Tensor:
         """Return the weight in its own shape and type."""
-        return dense_from_rows(self, self.columns, lambda some: self._values(self.codes[some]))
+        return dense_from_rows(self, self.columns)
 
-    def embedding(self, indices: Tensor) -> Tensor:
-        """Return the rows at `indices`; only those are looked up."""
-        rows = self._values(self.codes[indices.reshape(-1)])
-        return rows.view(*indices.shape, self.columns)
+    def dense_rows(self, some: slice | Tensor) -> Tensor:
+        """Return some rows of the matrix [n, columns]."""
+        return self._values(self.codes[some])
 
     def kernel(self, product: Product) -> str | None:
         """Name what computes a look-up without the dense weight."""

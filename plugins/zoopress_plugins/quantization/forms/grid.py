@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from zoopress.coding.layout import Integers, Scan
 from zoopress.models.export_form import ExportForm
 from zoopress.models.packing import CodeLayout, PackedWeight, Product
-from zoopress.models.weights import from_matrix
-from zoopress_plugins.quantization.forms.quantized import (
+from zoopress_plugins.quantization.forms.kernels import (
+    IN_BLOCKS,
     INT8_KERNEL_ROWS,
     aligned,
-    fits_kernels,
-    int8_linear,
+    fits_kernel,
+    has_kernels,
 )
+from zoopress_plugins.quantization.forms.packed_rows import dense_from_rows
 
 Steps = Literal["tensor", "row", "column", "both"]
-
-# Made dense at once: what is made on the way for a whole tensor would take as much as the tensor.
-_BLOCK_WEIGHTS = 1 << 18
 
 
 class GridWeight(PackedWeight):
@@ -82,19 +78,19 @@ class GridWeight(PackedWeight):
 
     def dense(self) -> Tensor:
         """Return the weight in its own shape and type, with gradients for the steps."""
-        if torch.is_grad_enabled() and any(step.requires_grad for step in self._steps()):
-            matrix = self._values(self.codes, self.row_step)
-        else:
-            matrix = torch.empty(
-                self.rows, self.columns, dtype=self.dtype, device=self.codes.device
-            )
-            size = max(1, _BLOCK_WEIGHTS // self.columns)
-            for first in range(0, self.rows, size):
-                some = slice(first, first + size)
-                matrix[some] = self._values(self.codes[some], self._row_step(some))
-        if self.output_axis == 0:
-            return matrix.view(self.shape)
-        return from_matrix(matrix, self.shape, self.output_axis)
+        return dense_from_rows(self, self.columns)
+
+    def dense_rows(self, some: slice | Tensor) -> Tensor:
+        """Return some rows of the matrix [n, columns]."""
+        # The product of two steps is exact in float32, so the order of the factors is no matter.
+        values = self.codes[some].to(torch.promote_types(self.dtype, torch.float32))
+        if self.row_step is not None:
+            one = len(self.row_step) == 1
+            row_step = self.row_step if one else self.row_step[some]
+            values = values * row_step.to(values.dtype)[:, None]
+        if self.column_step is not None:
+            values = values * self.column_step.to(values.dtype)
+        return values.to(self.dtype)
 
     def code_layouts(self) -> dict[str, CodeLayout | Integers]:
         """Return that `codes` holds integers, and how they are coded."""
@@ -117,48 +113,21 @@ class GridWeight(PackedWeight):
         return tuple(n for n in ("row_step", "column_step") if getattr(self, n) is not None)
 
     def kernel(self, product: Product) -> str | None:
-        """Name what computes a product here without the dense weight, None if nothing does."""
+        """Name what computes a product here without the dense weight."""
         if product == "embedding":
             return "only the rows looked up are dequantized"
         if self._has_int8_kernel():
-            return f"torch int8 kernel up to {INT8_KERNEL_ROWS} rows, dequantized for more"
-        return None
+            return f"torch int8 kernel up to {INT8_KERNEL_ROWS} rows, {IN_BLOCKS} for more"
+        return IN_BLOCKS
 
     def linear(self, input: Tensor, bias: Tensor | None) -> Tensor:
-        """Compute input [..., in] times the weight [out, in] transposed, plus bias [out]."""
-        rows = input.numel() // max(1, input.shape[-1])
-        fits = 0 < rows <= INT8_KERNEL_ROWS and input.dtype in (torch.float32, torch.bfloat16)
-        if not fits or not self._has_int8_kernel():
-            return F.linear(input, self.dense().to(input.dtype), bias)
-        self.codes = aligned(self.codes)
-        if self.column_step is not None:
-            input = input * self.column_step.to(input.dtype)
-        row_step = self.codes.new_ones(1) if self.row_step is None else self.row_step
-        return int8_linear(input, self.codes, row_step, bias)
-
-    def embedding(self, indices: Tensor) -> Tensor:
-        """Return the rows at `indices`; only those are dequantized."""
-        flat = indices.reshape(-1)
-        rows = self._values(self.codes[flat], self._row_step(flat))
-        return rows.view(*indices.shape, self.columns)
-
-    def _values(self, codes: Tensor, row_step: Tensor | None) -> Tensor:
-        """Return the weights [n, columns] of some rows' codes and steps."""
-        # The product of two steps is exact in float32, so the order of the factors is no matter.
-        values = codes.to(torch.promote_types(self.dtype, torch.float32))
-        if row_step is not None:
-            values = values * row_step.to(values.dtype)[:, None]
-        if self.column_step is not None:
-            values = values * self.column_step.to(values.dtype)
-        return values.to(self.dtype)
-
-    def _row_step(self, rows: Tensor | slice) -> Tensor | None:
-        if self.row_step is None or len(self.row_step) == 1:
-            return self.row_step
-        return self.row_step[rows]
-
-    def _steps(self) -> Iterator[Tensor]:
-        return (step for step in (self.row_step, self.column_step) if step is not None)
+        """Compute input [rows, in] times the weight [out, in] transposed, plus bias [out]."""
+        if bias is None and fits_kernel(input, INT8_KERNEL_ROWS) and self._has_int8_kernel():
+            assert self.row_step is not None
+            self.codes = aligned(self.codes)
+            return torch._weight_int8pack_mm(input, self.codes, self.row_step.expand(self.rows))
+        return super().linear(input, bias)
 
     def _has_int8_kernel(self) -> bool:
-        return self.codes.dtype == torch.int8 and fits_kernels(self, self.columns)
+        by_row = self.column_step is None  # else inputs would have to be rounded to 16 bits
+        return by_row and self.codes.dtype == torch.int8 and has_kernels(self, self.columns)

@@ -71,12 +71,12 @@ class LatticeWeight(PackedWeight):
 
     def dense(self) -> Tensor:
         """Return the weight in its own shape and type."""
-        return dense_from_rows(self, self.columns, self._values)
+        return dense_from_rows(self, self.columns)
 
-    def embedding(self, indices: Tensor) -> Tensor:
-        """Return the rows at `indices`; only those are made."""
-        rows = self._values(indices.reshape(-1))
-        return rows.view(*indices.shape, self.columns)
+    def dense_rows(self, some: slice | Tensor) -> Tensor:
+        """Return some rows of the matrix [n, columns]."""
+        step = self.step[:, None] if len(self.step) == 1 else self.step[some, None]
+        return (self._in_steps(some) * step.float()).to(self.dtype)
 
     def kernel(self, product: Product) -> str | None:
         """Name what computes a look-up without the dense weight."""
@@ -98,11 +98,6 @@ class LatticeWeight(PackedWeight):
     def changed(self) -> None:
         """Forget the weight in steps, which is kept only for training."""
         self._kept = None
-
-    def _values(self, rows: Tensor | slice) -> Tensor:
-        """Return some rows of the matrix [n, columns]."""
-        step = self.step[:, None] if len(self.step) == 1 else self.step[rows, None]
-        return (self._in_steps(rows) * step.float()).to(self.dtype)
 
     def _in_steps(self, rows: Tensor | slice) -> Tensor:
         """Return some rows of the matrix [n, columns] ÷ step, float32."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
+from zoopress.models.packed_call import is_traced
 from zoopress.models.packing import PackedWeight
 from zoopress.models.weights import from_matrix
 
@@ -25,26 +24,25 @@ def matrix_size(shape: torch.Size, output_axis: int) -> tuple[int, int]:
     return shape[output_axis], shape.numel() // shape[output_axis]
 
 
-def dense_from_rows(
-    weight: PackedWeight, columns: int, values: Callable[[slice], Tensor]
-) -> Tensor:
-    """Return a weight in its own shape.
+def dense_from_rows(weight: PackedWeight, columns: int) -> Tensor:
+    """Return a weight in its own shape, made of its rows.
+
+    While its buffers are trained, and while the model is traced, all rows are made at once: the
+    gradient of many blocks would take long, and so would a program of them.
 
     Args:
-        weight: the weight; while its buffers are trained, all rows are made at once, since the
-            gradient of many blocks would take long.
+        weight: the weight.
         columns: of its matrix.
-        values: returns some rows of its matrix [n, columns], in its type.
     """
-    rows = weight.shape[weight.output_axis]
-    if torch.is_grad_enabled() and any(p.requires_grad for p in weight.parameters()):
-        matrix = values(slice(rows))
+    count = weight.shape[weight.output_axis]
+    trained = torch.is_grad_enabled() and any(p.requires_grad for p in weight.parameters())
+    if trained or is_traced():
+        matrix = weight.dense_rows(slice(count))
     else:
-        device = next(weight.buffers()).device
-        matrix = torch.empty(rows, columns, dtype=weight.dtype, device=device)
+        matrix = torch.empty(count, columns, dtype=weight.dtype, device=weight.device)
         step = max(1, _BLOCK_WEIGHTS // columns)
-        for some in (slice(first, first + step) for first in range(0, rows, step)):
-            matrix[some] = values(some)
+        for some in (slice(first, first + step) for first in range(0, count, step)):
+            matrix[some] = weight.dense_rows(some)
     if weight.output_axis == 0:
         return matrix.view(weight.shape)
     return from_matrix(matrix, weight.shape, weight.output_axis)
