@@ -81,6 +81,17 @@ def reloads_identically(given: GateInput) -> str | None:
 
 
 @_always
+def products_agree(given: GateInput) -> str | None:
+    """Fail a model with a packed layer that computes otherwise than its dense weight."""
+    if given.result.disagreement is None:
+        return None
+    return (
+        f"a packed layer computes something else than its dense weight. {given.result.disagreement}"
+        ". This is a bug in the packed weight; tell its author, and 'exclude' the layer till then."
+    )
+
+
+@_always
 def bytes_shrank(given: GateInput) -> str | None:
     """Fail a stage that promised to shrink the tensor files and did not.
 
@@ -112,6 +123,7 @@ BUILT_IN: dict[str, Gate] = {
     "outputs_finite": outputs_finite,
     "outputs_keep_form": outputs_keep_form,
     "reloads_identically": reloads_identically,
+    "products_agree": products_agree,
     "bytes_shrank": bytes_shrank,
 }
 

@@ -10,6 +10,7 @@ _ALWAYS = (
     "outputs_finite",
     "outputs_keep_form",
     "reloads_identically",
+    "products_agree",
     "bytes_shrank",
     "fidelity_kept",
     "metric_kept",

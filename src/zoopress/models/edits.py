@@ -31,6 +31,7 @@ from zoopress.models.packing import PackedWeight, hold_packed
 from zoopress.models.precision import convert_at_borders
 from zoopress.models.stacks import keep_blocks
 from zoopress.models.stand_in import stand_in
+from zoopress.models.type_and_device import keep_type_known
 from zoopress.models.weights import LAST_IS_INPUT, kind_of, row_count
 
 PACKED_DTYPES = {
@@ -135,6 +136,7 @@ def apply_edit(root: nn.Module, edit: AnyEdit, layers: Mapping[str, type]) -> No
         dtype = PACKED_DTYPES[edit.dtype] if edit.dtype else parameter.dtype
         packed = packing(shape, dtype, axis, **edit.arguments)
         hold_packed(module, edit.attribute, packed)
+        keep_type_known(root, edit.module)
 
 
 def _registered(layers: Mapping[str, type], name: str, base: type) -> type:

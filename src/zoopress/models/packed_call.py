@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # What is made dense at once on a CPU lies in its cache; elsewhere a step has its price.
 _BLOCK_WEIGHTS = {"cpu": 1 << 18}
 _BLOCK_WEIGHTS_ELSEWHERE = 1 << 24
+_ALIGNMENT = 64
 
 
 def packed_linear(packed: PackedWeight, input: Tensor, bias: Tensor | None) -> Tensor:
@@ -36,6 +37,8 @@ def packed_linear(packed: PackedWeight, input: Tensor, bias: Tensor | None) -> T
         bias = None if bias is None else bias.to(input.dtype)
     # Of one row, torch takes a matrix with any stride for contiguous, and kernels do not.
     rows = input.reshape(-1, input.shape[-1]).contiguous()
+    if rows.data_ptr() % _ALIGNMENT:  # a part of a tensor: torch's kernels crash the process
+        rows = rows.clone()
     with torch.autocast(device, enabled=False):
         result = packed.linear(rows, bias)
     return result.view(*input.shape[:-1], result.shape[-1])

@@ -302,11 +302,15 @@ def unpack_one(root: nn.Module, name: str) -> None:
 _REBUILT = "rebuilt in every call"
 
 
-def serves_by_kernel(module: nn.Module) -> bool:
-    """Tell whether a module multiplies by a packed weight without the dense weight."""
-    return (
-        getattr(type(module), "_product", None) == "linear" and _how(module, "weight") != _REBUILT
-    )
+def products(root: nn.Module) -> dict[str, tuple[nn.Module, PackedWeight]]:
+    """Return the layers below `root` that multiply by a packed weight as such, by their names."""
+    found = {}
+    for name, module in root.named_modules():
+        packed = module._modules.get("weight")
+        if getattr(type(module), "_product", None) == "linear":
+            assert isinstance(packed, PackedWeight)
+            found[name] = (module, packed)
+    return found
 
 
 def _how(module: nn.Module, name: str) -> str:

@@ -34,6 +34,7 @@ from zoopress.evaluation.repeatability import (
     difference,
     plain_values,
 )
+from zoopress.evaluation.packed_products import products_disagree
 from zoopress.evaluation.sensitivity import measure_layers, stored_bytes
 from zoopress.gates import check_sound
 from zoopress.models.caches import caches_forgotten
@@ -170,6 +171,7 @@ class Workbench:
                     original_weight_bytes=self._original_weight_bytes,
                     layers=layer_changes(self.original, model, self._edits_before),
                     coverage=coverage(parts, model, outcome, stage.technique.config),
+                    disagreement=products_disagree(self.task, model.module),
                 )
                 if not result.reload_difference <= SAME and math.isfinite(fidelity.cosine):
                     # It is the technique's fault only if the original is the same again.

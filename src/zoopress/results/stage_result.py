@@ -188,6 +188,8 @@ class StageResult:
         original_size_bytes: of all files of the original that the model uses; 0 in results of
             versions that did not tell.
         original_weight_bytes: of its tensors, in the types that they came in.
+        disagreement: which packed layer computes something else than its dense weight, on its own
+            inputs; None if none does.
     """
 
     technique: str
@@ -214,6 +216,7 @@ class StageResult:
     coverage: Coverage | None = None
     original_size_bytes: int = 0
     original_weight_bytes: int = 0
+    disagreement: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data."""

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from zoopress.artifacts.opened import Opened
-from zoopress.models.packing import serves_by_kernel
+from zoopress.models.packing import products
 from zoopress.runtimes.runtime import Runtime
 
 
@@ -32,8 +32,8 @@ class Compile(Runtime):
         """Return a module that compiles itself when it is first called."""
         tensors = (*artifact.module.parameters(), *artifact.module.buffers())
         module = copy.deepcopy(artifact.module, {id(tensor): tensor for tensor in tensors})
-        for layer in module.modules():
-            if serves_by_kernel(layer):
+        for layer, packed in products(module).values():
+            if packed.kernel("linear"):
                 # Traced, it would make its dense weight as a whole in every call.
                 layer.forward = torch.compiler.disable(layer.forward)
         return cast(nn.Module, torch.compile(module))

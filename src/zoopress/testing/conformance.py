@@ -41,7 +41,7 @@ from zoopress.techniques import (
     applied,
     float_weights as float_weights_of,
 )
-from zoopress.testing.packed import wrong_codes
+from zoopress.testing.packed import wrong_codes, wrong_products
 from zoopress.testing.replaced import wrong_stand_ins
 from zoopress.testing.tiny import (
     IMAGES,
@@ -236,7 +236,8 @@ def check_on_card(technique: Technique[Any], card: Card, folder: Path, plugins: 
     model = reload_artifact(first.artifact, card, plugins)
     original = Model(built(card, plugins), plugins.layers)
     _check_touched(first.report.last.touched, original, model)
-    require((wrong := wrong_codes(model)) is None, f"on the {name}, {wrong}")
+    for check in (wrong_codes, wrong_products):
+        require((wrong := check(model)) is None, f"on the {name}, {wrong}")
     context = context_for(card, folder / "replaced", plugins)
     wrong = wrong_stand_ins(model.module, lambda: context.call(model.module, context.batches()[0]))
     require(wrong is None, f"on the {name}, {wrong}")

@@ -1,12 +1,18 @@
-"""Check that packed weights keep what they promise of their codes."""
+"""Check that packed weights keep what they promise of their codes, and compute what they are."""
 
 from __future__ import annotations
 
+import pickle
+
 import torch
 
+from zoopress.models.agreement import ROWS, disagreement, wrong_rows
 from zoopress.models.model import Model
+from zoopress.models.packed_call import packed_linear
 from zoopress.models.packing import PackedWeight, packed_weights, tensor_in
 from zoopress.models.weights import as_matrix
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def wrong_codes(model: Model) -> str | None:
@@ -19,6 +25,50 @@ def wrong_codes(model: Model) -> str | None:
         if problem is not None:
             return f"the packed weight {name!r} ({type(packed).__name__}): {problem}"
     return None
+
+
+def wrong_products(model: Model) -> str | None:
+    """Return which products with a model's packed weights are wrong, None if none is.
+
+    Each is compared with its dense weight, on ordinary inputs and on large ones that nearly cancel
+    out, as a copy that went through pickle, and cast to other types.
+    """
+    for name, packed in packed_weights(model.module).items():
+        problem = _wrong_product(packed)
+        if problem is not None:
+            return f"the packed weight {name!r} ({type(packed).__name__}): {problem}."
+    return None
+
+
+def _wrong_product(packed: PackedWeight) -> str | None:
+    copy: PackedWeight = pickle.loads(pickle.dumps(packed))
+    if not torch.equal(copy.dense(), packed.dense()):
+        return "a copy that went through pickle is another weight"
+    for dtype in _DTYPES:
+        copy.to(dtype)
+        if copy.value().dtype != dtype or not torch.equal(copy.dense(), packed.dense()):
+            return f"cast to {dtype}, it is another weight. Keep `_apply` of PackedWeight"
+        problem = (
+            _wrong_matrix(copy) if packed.output_axis == 0 and len(packed.shape) == 2 else None
+        )
+        if problem is not None:
+            return problem
+    return None
+
+
+def _wrong_matrix(packed: PackedWeight) -> str | None:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(max(ROWS), packed.shape[1], generator=generator)
+    bias = torch.randn(packed.shape[0], generator=generator)
+    for given in (inputs, 1000 + inputs):
+        problem = disagreement(packed, given, bias, _DTYPES)
+        if problem is not None:
+            return problem
+    bias.requires_grad_()
+    product = packed_linear(packed, inputs, bias)
+    if not product.requires_grad:
+        return "`linear` adds the bias by an operation that has no derivative"
+    return wrong_rows(packed)
 
 
 def _wrong_of(packed: PackedWeight) -> str | None:

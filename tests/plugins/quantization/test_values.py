@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from zoopress.errors import StageError
 from zoopress.models.fitness import norm_kept, unfit_for_few_bits
 from zoopress.models.model import Model
-from zoopress.models.packing import dense_weight, packed_weights
+from zoopress.models.packing import packed_weights
 from zoopress.plugins import load_plugins
 from zoopress.techniques import Outcome
 from zoopress_plugins.quantization.rate_distortion.packing import (
@@ -122,7 +122,7 @@ def test_what_is_rounded_is_finite_and_close_and_zeros_stay_zeros(
     packed = packed_weights(model.module)
     if not packed:
         return  # it takes fewer bits as it is, or steps cannot stand for it
-    dense = dense_weight(packed["0.weight"])
+    dense = packed["0.weight"].value()
     assert bool(dense.isfinite().all())
     assert not bool(dense[matrix == 0].any())
     assert 0.9 < norm_kept(matrix, dense) < 1.1

@@ -10,14 +10,7 @@ from torch import Tensor
 from zoopress.coding.layout import Integers, Scan
 from zoopress.models.export_form import ExportForm
 from zoopress.models.packing import CodeLayout, PackedWeight, Product
-from zoopress_plugins.quantization.forms.kernels import (
-    IN_BLOCKS,
-    INT8_KERNEL_ROWS,
-    aligned,
-    fits_kernel,
-    has_kernels,
-)
-from zoopress_plugins.quantization.forms.packed_rows import dense_from_rows
+from zoopress_plugins.quantization.forms.packed_rows import IN_BLOCKS, dense_from_rows
 
 Steps = Literal["tensor", "row", "column", "both"]
 
@@ -116,18 +109,4 @@ class GridWeight(PackedWeight):
         """Name what computes a product here without the dense weight."""
         if product == "embedding":
             return "only the rows looked up are dequantized"
-        if self._has_int8_kernel():
-            return f"torch int8 kernel up to {INT8_KERNEL_ROWS} rows, {IN_BLOCKS} for more"
         return IN_BLOCKS
-
-    def linear(self, input: Tensor, bias: Tensor | None) -> Tensor:
-        """Compute input [rows, in] times the weight [out, in] transposed, plus bias [out]."""
-        if bias is None and fits_kernel(input, INT8_KERNEL_ROWS) and self._has_int8_kernel():
-            assert self.row_step is not None
-            self.codes = aligned(self.codes)
-            return torch._weight_int8pack_mm(input, self.codes, self.row_step.expand(self.rows))
-        return super().linear(input, bias)
-
-    def _has_int8_kernel(self) -> bool:
-        by_row = self.column_step is None  # else inputs would have to be rounded to 16 bits
-        return by_row and self.codes.dtype == torch.int8 and has_kernels(self, self.columns)

@@ -9,6 +9,9 @@ from zoopress.models.packed_call import is_traced
 from zoopress.models.packing import PackedWeight
 from zoopress.models.weights import from_matrix
 
+IN_BLOCKS = "dequantized block by block"
+"""What `PackedWeight.kernel` says where making rows takes no longer than the product with them."""
+
 # Made at once: what is made on the way for a whole tensor would take many times its size.
 _BLOCK_WEIGHTS = 1 << 18
 

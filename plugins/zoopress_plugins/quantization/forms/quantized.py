@@ -9,16 +9,10 @@ from zoopress.coding.bits import packed_size, unpack_codes
 from zoopress.models.export_form import ExportForm
 from zoopress.models.packing import CodeLayout, PackedWeight, Product
 from zoopress.models.weights import as_matrix
-from zoopress_plugins.quantization.forms.kernels import (
-    IN_BLOCKS,
-    INT4_KERNEL_GROUPS,
-    INT4_KERNEL_ROWS,
-    INT8_KERNEL_ROWS,
-    aligned,
-    fits_kernel,
-    has_kernels,
-)
-from zoopress_plugins.quantization.forms.packed_rows import dense_from_rows
+from zoopress_plugins.quantization.forms.packed_rows import IN_BLOCKS, dense_from_rows
+
+INT4_KERNEL_ROWS = 32
+INT4_KERNEL_GROUPS = (32, 64, 128, 256)
 
 
 class QuantizedWeight(PackedWeight):
@@ -127,8 +121,6 @@ class QuantizedWeight(PackedWeight):
         """Name what computes a product here without the dense weight, None if nothing does."""
         if product == "embedding":
             return "only the rows looked up are dequantized"
-        if self._has_int8_kernel():
-            return f"torch int8 kernel up to {INT8_KERNEL_ROWS} rows, {IN_BLOCKS} for more"
         if self._has_int4_kernel():
             return f"torch int4 kernel up to {INT4_KERNEL_ROWS} rows, {IN_BLOCKS} for more"
         # To unpack codes of fewer bits takes several times as long as the product.
@@ -136,34 +128,28 @@ class QuantizedWeight(PackedWeight):
 
     def linear(self, input: Tensor, bias: Tensor | None) -> Tensor:
         """Compute input [rows, in] times the weight [out, in] transposed, plus bias [out]."""
-        if bias is None:
-            if fits_kernel(input, INT8_KERNEL_ROWS) and self._has_int8_kernel():
-                self.codes = aligned(self.codes)
-                scale = self.scale.view(-1)
-                return torch._weight_int8pack_mm(input, self.codes.view(torch.int8), scale)
-            if fits_kernel(input, INT4_KERNEL_ROWS) and self._has_int4_kernel():
-                return self._int4_linear(input)
-        return super().linear(input, bias)
-
-    def _has_int8_kernel(self) -> bool:
+        # The kernel rounds what it returns to bfloat16, so a bias would be added to rounded sums.
+        fits = input.dtype == torch.bfloat16 and bias is None and len(input) <= INT4_KERNEL_ROWS
         return (
-            self.bits == 8
-            and self.symmetric
-            and self.scale.shape[1] == 1
-            and has_kernels(self, self.columns)
+            self._int4(input) if fits and self._has_int4_kernel() else super().linear(input, bias)
         )
 
     def _has_int4_kernel(self) -> bool:
         return (
             self.bits == 4
-            and self.symmetric  # the kernel adds zero points times scales, rounded to bfloat16
+            and self.computes_in == torch.bfloat16  # for other types it is slower than the product
+            and self.symmetric  # it would round zero points times scales to bfloat16
             and self.group_size in INT4_KERNEL_GROUPS
             and self.columns % self.group_size == 0
             and self.rows % 16 == 0
-            and has_kernels(self, self.columns)
+            and len(self.shape) == 2
+            and self.output_axis == 0
+            and self.device.type == "cpu"
+            # Without vector instructions it is slower than dequantizing.
+            and torch.backends.cpu.get_cpu_capability() != "DEFAULT"
         )
 
-    def _int4_linear(self, input: Tensor) -> Tensor:
+    def _int4(self, input: Tensor) -> Tensor:
         if self._kernel_weight is None or self._kernel_scale is None:
             # The kernel counts from 0 and takes 8 as zero.
             levels = unpack_codes(self.codes, 4, self.columns).to(torch.int32) ^ 8
