@@ -29,7 +29,12 @@ from zoopress.models.codes import (
 )
 from zoopress.models.computed import computed_property, guards
 from zoopress.models.export_form import ExportForm
-from zoopress.models.packed_call import linear_in_blocks, packed_embedding, packed_linear
+from zoopress.models.packed_call import (
+    linear_in_blocks,
+    packed_embedding,
+    packed_linear,
+    refuse_export,
+)
 from zoopress.models.weights import as_matrix
 
 Product = Literal["linear", "embedding"]
@@ -97,6 +102,7 @@ class PackedWeight(nn.Module, ABC):
 
     def value(self) -> Tensor:
         """Return the weight as layers see it: dense, in its place's shape and type of computing."""
+        refuse_export()
         dense = self.dense().to(self.computes_in)
         return dense if self.stands_for is None else dense.reshape(self.stands_for)
 

@@ -9,8 +9,13 @@ from torch import Tensor
 
 from zoopress.coding.layout import Integers, Scan
 from zoopress.models.export_form import ExportForm
+from zoopress.models.packed_call import linear_in_blocks
 from zoopress.models.packing import CodeLayout, PackedWeight, Product
-from zoopress_plugins.quantization.forms.packed_rows import IN_BLOCKS, dense_from_rows
+from zoopress_plugins.quantization.forms.packed_rows import (
+    IN_BLOCKS,
+    dense_from_rows,
+    scales_outputs,
+)
 
 Steps = Literal["tensor", "row", "column", "both"]
 
@@ -109,4 +114,16 @@ class GridWeight(PackedWeight):
         """Name what computes a product here without the dense weight."""
         if product == "embedding":
             return "only the rows looked up are dequantized"
-        return IN_BLOCKS
+        return IN_BLOCKS if scales_outputs(self) else None
+
+    def linear(self, input: Tensor, bias: Tensor | None) -> Tensor:
+        """Compute input [rows, in] times the weight [out, in] transposed, plus bias [out]."""
+        if not scales_outputs(self) or input.dtype == torch.bfloat16:
+            return super().linear(input, bias)
+        kind = torch.promote_types(input.dtype, torch.float32)
+        given = input.to(kind)
+        if self.column_step is not None:
+            given = given * self.column_step.to(kind)
+        scale = torch.ones(1, device=input.device) if self.row_step is None else self.row_step
+        result = linear_in_blocks(self, given, bias, self.codes.__getitem__, scale)
+        return result.to(input.dtype)

@@ -111,6 +111,7 @@ class LatticeWeight(PackedWeight):
             return self._kept[rows]
         return self._draw(torch.arange(len(self.codes))[rows] if isinstance(rows, slice) else rows)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # NumPy computes it
     def _draw(self, rows: Tensor) -> Tensor:
         if self.codes.is_meta:  # recurrent layers ask for their weights before there are any
             return torch.empty(len(rows), self.columns, device="meta")

@@ -49,3 +49,12 @@ def dense_from_rows(weight: PackedWeight, columns: int) -> Tensor:
     if weight.output_axis == 0:
         return matrix.view(weight.shape)
     return from_matrix(matrix, weight.shape, weight.output_axis)
+
+
+def scales_outputs(weight: PackedWeight) -> bool:
+    """Tell whether outputs may be multiplied by the scales of rows, which saves a pass of weights.
+
+    Codes times scales are exact in float32, so it is the same product there; in 16 bits they are
+    rounded, and the weight is what they are rounded to.
+    """
+    return weight.dtype in (torch.float32, torch.float64)

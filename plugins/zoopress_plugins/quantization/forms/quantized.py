@@ -7,9 +7,14 @@ from torch import Tensor
 
 from zoopress.coding.bits import packed_size, unpack_codes
 from zoopress.models.export_form import ExportForm
+from zoopress.models.packed_call import linear_in_blocks
 from zoopress.models.packing import CodeLayout, PackedWeight, Product
 from zoopress.models.weights import as_matrix
-from zoopress_plugins.quantization.forms.packed_rows import IN_BLOCKS, dense_from_rows
+from zoopress_plugins.quantization.forms.packed_rows import (
+    IN_BLOCKS,
+    dense_from_rows,
+    scales_outputs,
+)
 
 INT4_KERNEL_ROWS = 32
 INT4_KERNEL_GROUPS = (32, 64, 128, 256)
@@ -123,15 +128,23 @@ class QuantizedWeight(PackedWeight):
             return "only the rows looked up are dequantized"
         if self._has_int4_kernel():
             return f"torch int4 kernel up to {INT4_KERNEL_ROWS} rows, {IN_BLOCKS} for more"
-        # To unpack codes of fewer bits takes several times as long as the product.
-        return IN_BLOCKS if self.bits == 8 else None
+        # Elsewhere, making the weight takes several times as long as the product.
+        return IN_BLOCKS if self._scales_outputs() else None
 
     def linear(self, input: Tensor, bias: Tensor | None) -> Tensor:
         """Compute input [rows, in] times the weight [out, in] transposed, plus bias [out]."""
+        if self._scales_outputs() and input.dtype != torch.bfloat16:
+            codes = self.codes.view(torch.int8)
+            return linear_in_blocks(self, input, bias, codes.__getitem__, self.scale.view(-1))
         # The kernel rounds what it returns to bfloat16, so a bias would be added to rounded sums.
         fits = input.dtype == torch.bfloat16 and bias is None and len(input) <= INT4_KERNEL_ROWS
         return (
             self._int4(input) if fits and self._has_int4_kernel() else super().linear(input, bias)
+        )
+
+    def _scales_outputs(self) -> bool:
+        return (
+            scales_outputs(self) and self.bits == 8 and self.symmetric and self.scale.shape[1] == 1
         )
 
     def _has_int4_kernel(self) -> bool:
