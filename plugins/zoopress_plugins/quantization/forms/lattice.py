@@ -109,7 +109,9 @@ class LatticeWeight(PackedWeight):
                 [self._draw(some) for some in torch.arange(len(self.codes)).split(1024)]
             )
             return self._kept[rows]
-        return self._draw(torch.arange(len(self.codes))[rows] if isinstance(rows, slice) else rows)
+        indices = torch.arange(len(self.codes))[rows] if isinstance(rows, slice) else rows
+        drawn: Tensor = self._draw(indices)
+        return drawn
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # NumPy computes it
     def _draw(self, rows: Tensor) -> Tensor:
