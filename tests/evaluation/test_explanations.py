@@ -71,7 +71,6 @@ def quantized(plugins: Plugins, module: nn.Module, bits: int) -> Model:
         checkpoint=Path(),
     )
     kind(kind.config_type(bits=bits)).apply(made, context)
-    unpack(made.module, "auto")
     return made
 
 

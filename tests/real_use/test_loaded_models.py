@@ -1,4 +1,4 @@
-"""What people do with a loaded model; each line of the table in docs/tutorials/user.md has its test here."""
+"""What people do with a loaded model: a test for each line of the table in the user tutorial."""
 
 from __future__ import annotations
 

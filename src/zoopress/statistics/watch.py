@@ -194,12 +194,13 @@ class Watch(TorchDispatchMode):
         try:
             for weight in packed:
                 weight.__dict__["dense"] = partial(dense, weight)
+                weight.__dict__["_makes_rows"] = bool  # False: no blocks, which are other tensors
                 weight.__dict__["linear"] = partial(PackedWeight.linear, weight)
                 weight.__dict__["embedding"] = partial(PackedWeight.embedding, weight)
             yield
         finally:
             for weight in packed:
-                for name in ("dense", "linear", "embedding"):
+                for name in ("dense", "_makes_rows", "linear", "embedding"):
                     weight.__dict__.pop(name, None)
 
 
