@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from zoopress.evaluation.fidelity import call
-from zoopress.models.agreement import ROWS, disagreement
-from zoopress.models.packing import products
+from zoopress.models.agreement import ROWS, disagreement, products
 from zoopress.tasks import Task
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoopress.models.packed_call import packed_embedding, packed_linear
 from zoopress.models.packing import PackedWeight
@@ -17,6 +17,17 @@ ROWS = (1, 4, 17, 65)
 # Float32 sums of products, of any order, against their exact ones: relative to the absolute
 # products. An input rounded to 16 bits is off by 300 times as much.
 _SUMS = 64 * torch.finfo(torch.float32).eps
+
+
+def products(root: nn.Module) -> dict[str, tuple[nn.Module, PackedWeight]]:
+    """Return the layers below `root` that multiply by a packed weight as such, by their names."""
+    found = {}
+    for name, module in root.named_modules():
+        packed = module._modules.get("weight")
+        if getattr(type(module), "_product", None) == "linear":
+            assert isinstance(packed, PackedWeight)
+            found[name] = (module, packed)
+    return found
 
 
 def disagreement(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -157,3 +157,16 @@ def _looks_at_values(tensor: Tensor) -> bool:
         and not is_traced()
         and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
     )
+
+
+def flat_weights(module: Any) -> list[Tensor]:
+    """Return the weights of a recurrent layer, made anew from the packed ones among them."""
+    return [getattr(module, name) for name in module._flat_weights_names]
+
+
+def keep_flat_weights(module: Any) -> None:
+    """Leave a recurrent layer's list of weights as it is: it is made at each reading."""
+
+
+def ignore_assignment(module: Any, value: list[Tensor]) -> None:
+    """Forget the list that a recurrent layer means to keep."""

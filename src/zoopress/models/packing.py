@@ -30,6 +30,9 @@ from zoopress.models.codes import (
 from zoopress.models.computed import computed_property, guards
 from zoopress.models.export_form import ExportForm
 from zoopress.models.packed_call import (
+    flat_weights,
+    ignore_assignment,
+    keep_flat_weights,
     linear_in_blocks,
     packed_embedding,
     packed_linear,
@@ -308,17 +311,6 @@ def unpack_one(root: nn.Module, name: str) -> None:
 _REBUILT = "rebuilt in every call"
 
 
-def products(root: nn.Module) -> dict[str, tuple[nn.Module, PackedWeight]]:
-    """Return the layers below `root` that multiply by a packed weight as such, by their names."""
-    found = {}
-    for name, module in root.named_modules():
-        packed = module._modules.get("weight")
-        if getattr(type(module), "_product", None) == "linear":
-            assert isinstance(packed, PackedWeight)
-            found[name] = (module, packed)
-    return found
-
-
 def _how(module: nn.Module, name: str) -> str:
     """Tell how a module computes with its packed weight `name`."""
     packed = module._modules[name]
@@ -372,9 +364,9 @@ def _holding_class(base: type, names: tuple[str, ...]) -> type:
             body.update(forward=_embedding_forward, _product="embedding")
         elif issubclass(base, nn.RNNBase):
             # nn.RNNBase caches its parameters in this list, which would keep them dense.
-            body["_flat_weights"] = property(_flat_weights, _ignore_assignment)
+            body["_flat_weights"] = property(flat_weights, ignore_assignment)
             # It compares that list with references that a computed weight never equals.
-            body["_update_flat_weights"] = _keep_flat_weights
+            body["_update_flat_weights"] = keep_flat_weights
         _CLASSES[key] = type(f"Packed{base.__name__}", (base,), body)
     return _CLASSES[key]
 
@@ -413,15 +405,3 @@ def _holding(names: tuple[str, ...], make: Callable[..., Any], arguments: tuple[
     module = make(*arguments)
     module.__class__ = _holding_class(type(module), names)
     return module
-
-
-def _flat_weights(self: Any) -> list[Tensor]:
-    return [getattr(self, name) for name in self._flat_weights_names]
-
-
-def _keep_flat_weights(self: Any) -> None:
-    return None
-
-
-def _ignore_assignment(self: Any, value: list[Tensor]) -> None:
-    return None

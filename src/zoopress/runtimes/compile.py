@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from zoopress.artifacts.opened import Opened
-from zoopress.models.packing import products
+from zoopress.models.agreement import products
 from zoopress.runtimes.runtime import Runtime
 
 
