@@ -28,13 +28,13 @@ from zoopress.evaluation.fidelity import Run, call, call_observed, compare_runs,
 from zoopress.evaluation.latency import measure_latency
 from zoopress.evaluation.layer_changes import layer_changes
 from zoopress.evaluation.machine import describe_machine
+from zoopress.evaluation.packed_products import products_disagree
 from zoopress.evaluation.repeatability import (
     SAME,
     check_rebuilt,
     difference,
     plain_values,
 )
-from zoopress.evaluation.packed_products import products_disagree
 from zoopress.evaluation.sensitivity import measure_layers, stored_bytes
 from zoopress.gates import check_sound
 from zoopress.models.caches import caches_forgotten
