@@ -26,6 +26,10 @@ def load(
     runtime: str = "eager",
     example_inputs: Any = None,
     dense: bool = False,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    subfolder: str = "",
+    local_files_only: bool = False,
 ) -> nn.Module:
     """Load a compressed model, ready to run, in evaluation mode.
 
@@ -47,6 +51,10 @@ def load(
             takes by position, or a dict of what it takes by name. With them a runtime's outputs are
             compared with those of the model as it is; some runtimes cannot do without.
         dense: whether to make an ordinary model of it, as `unpack` does.
+        token: for the Hub, another than that of the environment; False for none.
+        cache_dir: another cache of the Hub than that of the environment.
+        subfolder: where in the repository, or in the folder, the artifact is.
+        local_files_only: whether to take it from the Hub's cache alone, and make no request.
 
     Raises:
         ArtifactError: if the artifact is damaged, hostile, or needs a plugin or factory.
@@ -55,14 +63,17 @@ def load(
     """
     from zoopress.artifacts.again import Origin
     from zoopress.artifacts.artifact import load_artifact
-    from zoopress.hub.artifacts import find_artifact
+    from zoopress.hub.artifacts import HubOptions, find_artifact
     from zoopress.models.packing import unpack as unpack_weights
     from zoopress.runtimes import Call, Opened, start
 
     if isinstance(factory, str):
         factory = load_callable(factory, Path.cwd())
     plugins = load_plugins()
-    folder = find_artifact(place, revision)
+    options = HubOptions(
+        token=token, cache_dir=cache_dir, subfolder=subfolder, local_files_only=local_files_only
+    )
+    folder = find_artifact(place, revision, options)
     model, architecture, manifest = load_artifact(
         folder, plugins, factory, verify, progress, masks=False
     )

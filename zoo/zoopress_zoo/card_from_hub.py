@@ -44,7 +44,7 @@ class HubCards(CardMaker):
         except SourceError as error:
 
             def read(name: str) -> bytes:
-                got = fetch(hub, at, lambda names: [name])
+                got = fetch(hub, at, lambda names: [name], whole=False)
                 return (got.folder / name).read_bytes()
 
             raise SourceError(_specific(explain(error, model.files, read), model.repo_id)) from (
@@ -56,7 +56,8 @@ class HubCards(CardMaker):
             if name.endswith(".json")
             and model.files[_whole(selected, name)].size <= _LARGEST_SETTINGS
         ]
-        snapshot = fetch(hub, at, lambda names: [_whole(selected, name) for name in small])
+        chosen = [_whole(selected, name) for name in small]
+        snapshot = fetch(hub, at, lambda names: chosen, whole=False)
         folder = snapshot.folder / selected.folder
         files = SourceFiles(folder, model.commit, selected.weights, selected.others)
         return make_draft(self._found(model, address, files), wish, self.plugins)
@@ -79,7 +80,10 @@ class HubCards(CardMaker):
     def _compressed(self, hub: Hub, address: Address, wanted: Collection[str]) -> SourceFiles:
         """Return the files of a compressed model, those that are wanted fetched."""
         snapshot = fetch(
-            hub, address, lambda names: filter(None, [manifest_name(names, address.inside)])
+            hub,
+            address,
+            lambda names: filter(None, [manifest_name(names, address.inside)]),
+            whole=False,
         )
 
         def is_wanted(files: SourceFiles, name: str) -> bool:
@@ -113,7 +117,7 @@ class HubCards(CardMaker):
                 if "others" in wanted or ("config" in wanted and name.endswith(".json"))
             ]
 
-        snapshot = fetch(hub, address, choose)
+        snapshot = fetch(hub, address, choose, whole=False)
         if manifest is not None:
             at = Address(address.repo_id, address.inside, snapshot.commit)
             files = self._compressed(hub, at, wanted)

@@ -8,7 +8,7 @@ from zoopress.cards import Card
 from zoopress.errors import SourceError
 from zoopress.hub.address import parse_address
 from zoopress.hub.client import Hub
-from zoopress.hub.download import fetch
+from zoopress.hub.download import fetch, note_whole
 from zoopress.sources import SourceFiles
 from zoopress_zoo.compressed import manifest_name, remote_files
 from zoopress_zoo.selection import Selection, select
@@ -40,8 +40,10 @@ def hub(card: Card) -> SourceFiles:
         start = f"{selected.folder}/" if selected.folder else ""
         return [start + name for name in (*selected.weights, *selected.others)]
 
-    snapshot = fetch(client, address, choose)
-    if manifest is not None:
-        return remote_files(client, address, snapshot)
+    snapshot = fetch(client, address, choose, whole=False)
+    compressed = remote_files(client, address, snapshot) if manifest is not None else None
+    note_whole(client, address, snapshot.commit)
+    if compressed is not None:
+        return compressed
     folder = snapshot.folder / selected.folder
     return SourceFiles(folder, snapshot.commit, selected.weights, selected.others)

@@ -2,7 +2,9 @@
 
 Without, where config.json can say all that was done: fewer layers, every layer of a kind pruned to
 one smaller size, weights in a smaller float type. Else config.json names zoopress as the quantizer,
-and an empty file of tensors lets transformers begin, which then leaves the rest to the quantizer.
+and an index of "shards" lists all files of the artifact: so transformers itself fetches them, as its
+caller said (token, cache, sub-folder, offline, …). The quantizer reads them, and gives transformers
+an empty file of tensors to begin with.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from zoopress.models.edits import Edit, Keep, Resize
 from zoopress.sources import Companions
 from zoopress_zoo.config_sizes import Expression, alike, shapes
 from zoopress_zoo.opening import opens_alike
-from zoopress_zoo.transformers_config import make_config, read_config
+from zoopress_zoo.transformers_config import make_config, read_config, without_fetching
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 QUANTIZER = "zoopress"
 EMPTY = "empty.safetensors"
+LISTING = "zoopress.safetensors.index.json"
+"""The index that lists all files; its name must end as an index of safetensors does."""
 _Config = dict[str, Any]
 
 
@@ -45,12 +49,12 @@ def companions(
         others: the files that came with what it was made from.
     """
     found = read_config(config_file.parent)
-    config = {key: value for key, value in found.items() if key != "quantization_config"}
+    config: _Config = without_fetching(found)
     config["architectures"] = [type(core).__name__]
     dtype = _float_type(core)
-    if dtype is not None:
+    if dtype is not None or not (config.get("dtype") or config.get("torch_dtype")):
         config.pop("torch_dtype", None)
-        config["dtype"] = dtype
+        config["dtype"] = dtype or _main_type(core)
     edits: Sequence[Edit] = model.edits
     if edits and all(isinstance(edit, (Resize, Keep)) for edit in edits):
 
@@ -67,12 +71,13 @@ def companions(
         if expressed is not None and opens_alike(core, expressed, config_file, search.sizes):
             config, edits = expressed, []
     native = not edits and not model.masks and model.storage == "safetensors" and dtype is not None
-    files: dict[str, Path | bytes] = {n: c for n, c in others.items() if n != EMPTY}
+    own = (EMPTY, LISTING)
+    files: dict[str, Path | bytes] = {n: c for n, c in others.items() if n not in own}
     if not native:
-        config["quantization_config"] = {"quant_method": QUANTIZER}
+        config["quantization_config"] = {"quant_method": QUANTIZER, "files": LISTING}
         files[EMPTY] = _empty_safetensors()
     files["config.json"] = (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
-    return Companions(files, edits, native)
+    return Companions(files, edits, native, listing=None if native else _listing)
 
 
 def describes(core: nn.Module) -> bool:
@@ -94,6 +99,25 @@ def _float_type(core: nn.Module) -> str | None:
     """Return the type that all float parameters share, None if they do not."""
     types = {p.dtype for p in core.parameters() if p.is_floating_point()}
     return str(types.pop()).removeprefix("torch.") if len(types) == 1 else None
+
+
+def _main_type(core: nn.Module) -> str:
+    """Return the float type that most of a model's numbers are of, packed ones included."""
+    from zoopress.models.packing import packed_weights
+
+    counts: dict[str, int] = {}
+    held = [*core.parameters(), *packed_weights(core).values()]
+    for each in held:
+        if each.dtype.is_floating_point:
+            name = str(each.dtype).removeprefix("torch.")
+            counts[name] = counts.get(name, 0) + each.shape.numel()
+    return max(counts, key=lambda name: counts[name], default="float32")
+
+
+def _listing(names: Sequence[str]) -> Mapping[str, bytes]:
+    """Return the index that lists an artifact's files, in the form of one of shards."""
+    index = {"metadata": {}, "weight_map": {name: name for name in sorted(names)}}
+    return {LISTING: (json.dumps(index, indent=2) + "\n").encode()}
 
 
 def _counted(core: nn.Module, config: _Config, config_file: Path) -> _Config:

@@ -163,7 +163,8 @@ class SentenceEncoderArchitecture(Architecture):
         files["modules.json"] = (json.dumps(modules, indent=2) + "\n").encode()
         after = self._modules_files(model, [item["path"] for item in modules[2:]])
         files.update(after or {})
-        return Companions(files, made.edits, made.native and after is not None, arguments)
+        native = made.native and after is not None
+        return Companions(files, made.edits, native, arguments, made.listing)
 
     def library_opens(self, manifest: Manifest) -> bool:
         """Tell whether the modules after pooling are as they were: else it finds no weights."""

@@ -75,6 +75,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def without_fetching(config: Any) -> Any:
+    """Return a config without what makes transformers fetch or run something, at any depth."""
+    if isinstance(config, list):
+        return [without_fetching(item) for item in config]
+    if not isinstance(config, dict):
+        return config
+    return {k: without_fetching(value) for k, value in config.items() if k not in _FETCHING}
+
+
 def read_generation_config(folder: Path) -> Any:
     """Return what a folder's generation_config.json sets, None if there is none.
 

@@ -1,22 +1,22 @@
 """Compressed models through transformers' own `from_pretrained`, by a quantizer "zoopress".
 
-transformers builds the architecture from config.json on the meta device, is led to a file without
-tensors, and leaves a model without any: the quantizer then replays the edits and fills them in.
+transformers builds the architecture of config.json on the meta device, and fetches all files of an
+artifact, which an index lists as if they were shards of one checkpoint: with the token, the cache,
+the sub-folder and all else that its caller said. The quantizer replays the edits, fills the tensors
+in, and leaves a file without tensors to transformers.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
-from transformers.quantizers.auto import (
-    AUTO_QUANTIZER_MAPPING,
-    register_quantization_config,
-    register_quantizer,
-)
+from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
@@ -25,27 +25,52 @@ from zoopress.artifacts.again import Origin
 from zoopress.artifacts.artifact import fill_tensors, replay_edits
 from zoopress.artifacts.computed import buffers_of
 from zoopress.artifacts.forms import Computed
-from zoopress.artifacts.manifest import Manifest, read_manifest
+from zoopress.artifacts.manifest import MANIFEST, Manifest, parse_manifest, read_manifest
 from zoopress.errors import ArtifactError
-from zoopress.hub.address import Address
-from zoopress.hub.artifacts import fetch_artifact
+from zoopress.hub.cached import check_cached
 from zoopress.models.bounds import bounded_build
 from zoopress.models.edits import set_tensor, submodule
 from zoopress.models.model import Model
-from zoopress.models.packing import unpack
+from zoopress.models.packing import PackedWeight, packed_weights, unpack
 from zoopress.plugins import load_plugins
-from zoopress_zoo.native import EMPTY, QUANTIZER
+from zoopress_zoo.native import EMPTY, LISTING, QUANTIZER
 from zoopress_zoo.saving import keep_savable
+from zoopress_zoo.transformers_call import (
+    changed_by_call,
+    fetch_without_listing,
+    one_device,
+    refuse_what_means_nothing,
+)
 from zoopress_zoo.transformers_models import Transformers
 
 _CORE = "transformer."  # where a SentenceEncoder has it
 
 
 class ZoopressConfig(QuantizationConfigMixin):  # type: ignore[misc]
-    """Says that a model was compressed by zoopress; zoopress.json says how."""
+    """Says that a model was compressed by zoopress; zoopress.json says how.
 
-    def __init__(self, **others: Any) -> None:
+    Args:
+        dequantize: whether to load a dense model: every packed weight becomes a plain parameter.
+        files: the index of the artifact's files.
+    """
+
+    def __init__(self, dequantize: bool = False, files: str | None = None, **others: Any) -> None:
+        if type(dequantize) is not bool:
+            raise ArtifactError(
+                f"'dequantize' must be True or False, not {dequantize!r}: whether to load the "
+                "model with dense weights."
+            )
         self.quant_method = QUANTIZER
+        self.dequantize = dequantize
+        self.files = files
+
+    def get_loading_attributes(self) -> dict[str, Any]:
+        """Return what a caller's config changes of that in config.json."""
+        return {"dequantize": self.dequantize}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what config.json says."""
+        return {"quant_method": self.quant_method, "files": self.files}
 
 
 class ZoopressQuantizer(HfQuantizer):  # type: ignore[misc]
@@ -54,19 +79,28 @@ class ZoopressQuantizer(HfQuantizer):  # type: ignore[misc]
     requires_calibration = True  # it loads compressed models and makes none
 
     def validate_environment(self, *_: Any, device_map: Any = None, **others: Any) -> None:
-        """Refuse to spread a model over devices."""
-        if isinstance(device_map, dict) and len(set(map(str, device_map.values()))) > 1:
-            raise ArtifactError(
-                "A model that zoopress compressed is loaded onto one device; use device_map='cpu' "
-                "or 'cuda'."
-            )
+        """Refuse what a compressed model cannot be asked for."""
+        refuse_what_means_nothing()
+        one_device(device_map)
+
+    def update_device_map(self, device_map: Any) -> Any:
+        """Choose a device where the caller leaves that to transformers, which knows no sizes."""
+        return one_device(device_map)
 
     def update_attn_implementation(self, config: Any) -> Any:
-        """Lead transformers, which is about to look for tensors, to a file without any."""
-        config.transformers_weights = EMPTY
+        """Lead transformers, which is about to look for tensors, to the index of all files."""
+        listing = self.quantization_config.files
+        config.transformers_weights = LISTING if listing == LISTING else EMPTY
+        if config.dtype is None:
+            config.dtype = torch.float32
         return config
 
     update_tp_plan = update_attn_implementation  # what transformers before 5.20 calls at that point
+
+    def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Note the type that was asked for: what is stored in another is cast at the end."""
+        self._asked_type = dtype
+        return dtype
 
     def _process_model_before_weight_loading(
         self,
@@ -76,7 +110,9 @@ class ZoopressQuantizer(HfQuantizer):  # type: ignore[misc]
         **others: Any,
     ) -> None:
         folder = _folder(model, checkpoint_files or [])
-        manifest = _of_core(read_manifest(folder))
+        if checkpoint_files is not None:
+            checkpoint_files[:] = [str(folder / EMPTY)]  # the rest is no business of transformers'
+        manifest = _of_core(_read(folder))
         wanted = manifest.architecture.arguments.get("class")
         if wanted != type(model).__name__:
             raise ArtifactError(
@@ -100,17 +136,31 @@ class ZoopressQuantizer(HfQuantizer):  # type: ignore[misc]
             whole.transformer = model
         if any(isinstance(entry, Computed) for entry in manifest.tensors.values()):
             _make_buffers(model)
-        rebuilt = replay_edits(folder, manifest, whole, load_plugins())
         encoder = _is_encoder(manifest)
-        fill_tensors(folder, manifest, rebuilt, _stored_name(manifest), whole=not encoder)
-        unpack(model, "auto")
+        try:
+            rebuilt = replay_edits(folder, manifest, whole, load_plugins())
+            fill_tensors(folder, manifest, rebuilt, _stored_name(manifest), whole=not encoder)
+        except ArtifactError as error:
+            changed = changed_by_call(folder, model)
+            if changed:
+                raise ArtifactError(changed) from error
+            raise
+        if self._asked_type != _stored_type(folder):
+            _cast(model, self._asked_type)
+        if not self.quantization_config.dequantize:
+            unpack(model, "auto")
         architecture = Transformers(folder, dict(manifest.architecture.arguments))
         keep_savable(model, Origin(folder, manifest, architecture), is_part=encoder)
+        if self.quantization_config.dequantize:
+            zoopress.unpack(model)
         return model if device is None else model.to(device)
 
-    def _dequantize(self, model: Any, dtype: Any = None) -> Any:
+    def _dequantize(self, model: Any, dtype: torch.dtype | None = None) -> Any:
         """Make an ordinary model of it, in the types that its weights stand for."""
-        return zoopress.unpack(model)
+        dense = zoopress.unpack(model)
+        if dtype is not None and dtype != model.config.dtype:
+            _cast(model, dtype)
+        return dense
 
     def is_serializable(self) -> bool:
         """Tell that transformers' own `save_pretrained` cannot write it; the model has another."""
@@ -124,20 +174,68 @@ class ZoopressQuantizer(HfQuantizer):  # type: ignore[misc]
 
 def register() -> None:
     """Make transformers know the quantizer, once."""
-    if QUANTIZER not in AUTO_QUANTIZER_MAPPING:
-        register_quantization_config(QUANTIZER)(ZoopressConfig)
-        register_quantizer(QUANTIZER)(ZoopressQuantizer)
+    if QUANTIZER not in auto.AUTO_QUANTIZER_MAPPING:
+        auto.register_quantization_config(QUANTIZER)(ZoopressConfig)
+        auto.register_quantizer(QUANTIZER)(ZoopressQuantizer)
+        # Else what a caller's config says beside a model's own is warned of and dropped.
+        known = getattr(auto, "LOADING_ATTRIBUTES_CONFIG_TYPES", None)
+        if isinstance(known, tuple):
+            auto.LOADING_ATTRIBUTES_CONFIG_TYPES = (*known, ZoopressConfig)
 
 
 def _folder(model: Any, checkpoint_files: list[str]) -> Path:
-    """Return the artifact's folder, all its files fetched if it comes from the Hub."""
+    """Return the artifact's folder, with all its files."""
     if not checkpoint_files:
         raise ArtifactError("zoopress loads compressed models only from a folder or from the Hub.")
-    folder = Path(checkpoint_files[0]).absolute().parent
+    paths = [Path(file).absolute() for file in checkpoint_files]
+    for path in paths:
+        if path.name == MANIFEST:
+            return path.parent
     place = str(model.config.name_or_path)
     if Path(place).is_dir():
-        return folder
-    return fetch_artifact(Address(place, "", folder.name))  # folder: …/snapshots/COMMIT
+        return paths[0].parent
+    return fetch_without_listing(place, paths[0])
+
+
+def _read(folder: Path) -> Manifest:
+    """Read an artifact's manifest and compare its files; remove what is wrong from a cache."""
+    check_cached(folder, [MANIFEST])  # which has the digests of all others
+    try:
+        return read_manifest(folder)
+    except ArtifactError:
+        check_cached(folder, parse_manifest(folder / MANIFEST).files)
+        raise
+
+
+def _cast(model: Any, dtype: torch.dtype) -> None:
+    """Cast a model as transformers would have loaded it: some modules stay in float32."""
+    plan = model._get_dtype_plan(dtype) if hasattr(model, "_get_dtype_plan") else {}
+    packed = packed_weights(model)
+    inside = {id(each) for weight in packed.values() for each in weight.modules()}
+    for name, module in model.named_modules():
+        if id(module) in inside:
+            continue
+        wanted = torch.float32 if any(part in name.split(".") for part in plan) else dtype
+        kept = module._non_persistent_buffers_set  # made in float32, and read so
+        for tensors in (module._parameters, module._buffers):
+            for key, tensor in tensors.items():
+                if tensor is not None and tensor.is_floating_point() and key not in kept:
+                    tensor.data = tensor.data.to(wanted)
+        for child in module.children():
+            if isinstance(child, PackedWeight):  # its scales stay as precise as they are
+                child.dtype = wanted
+                child.changed()
+    model.config.dtype = dtype
+    for part in getattr(model.config, "sub_configs", {}):
+        if getattr(model.config, part, None) is not None:
+            getattr(model.config, part).dtype = dtype
+
+
+def _stored_type(folder: Path) -> torch.dtype | None:
+    """Return the type that most of an artifact's numbers are of, as its config.json says."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    found = getattr(torch, str(config.get("dtype") or config.get("torch_dtype")), None)
+    return found if isinstance(found, torch.dtype) else None
 
 
 def _is_encoder(manifest: Manifest) -> bool:
@@ -169,3 +267,6 @@ def _stored_name(manifest: Manifest) -> Callable[[str], str]:
     if _is_encoder(manifest):
         return lambda name: name.removeprefix(_CORE)
     return lambda name: name
+
+
+register()  # here, since this module may be imported before transformers is

@@ -134,6 +134,11 @@ def save_artifact(
             weights = [_rename(folder, name, "model", "compressed") for name in weights]
     if INDEX in files:
         _write_file(folder, INDEX, files[INDEX])
+    if beside.listing is not None:
+        listed = beside.listing([MANIFEST, *weights, *files])
+        for name, content in listed.items():
+            _write_file(folder, name, content)
+        files.update(listed)
     manifest = Manifest(
         base=base,
         architecture=record,

@@ -32,7 +32,7 @@ AGAIN = "Download or build it again."
 VERSION = 2
 MAX_MANIFEST_BYTES = 16 << 20
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*(/[A-Za-z0-9_][A-Za-z0-9_.+-]*)*")
-_PICKLES = frozenset({".bin", ".ckpt", ".joblib", ".npy", ".pickle", ".pkl", ".pt", ".pth"})
+PICKLES = frozenset({".bin", ".ckpt", ".joblib", ".npy", ".pickle", ".pkl", ".pt", ".pth"})
 
 
 def safe_name(name: str) -> str:
@@ -44,7 +44,7 @@ def safe_name(name: str) -> str:
     parts = name.split("/")
     if not _NAME.fullmatch(name) or ".." in parts or len(name) > 255:
         raise ValueError(f"{name!r} is not a plain file name inside the artifact")
-    if Path(name).suffix.lower() in _PICKLES:
+    if Path(name).suffix.lower() in PICKLES:
         raise ValueError(f"{name!r} may hold a pickle, which can run code; artifacts never do")
     return name
 
@@ -232,7 +232,7 @@ def _check_files(folder: Path, manifest: Manifest, verify: bool) -> None:
                 f"{stray}: is a link out of the artifact; nothing was opened. Copy the file that "
                 "it should be into its place."
             )
-        if stray.suffix.lower() in _PICKLES:
+        if stray.suffix.lower() in PICKLES:
             raise ArtifactError(
                 f"{stray}: may hold a pickle, which can run code when it is opened. zoopress "
                 "never writes one; nothing was opened. Remove the file if you trust the rest."
@@ -265,5 +265,6 @@ def _stays(link: Path, root: Path) -> bool:
         target = link.resolve()
     except (OSError, RuntimeError):  # it leads to itself
         return False
-    cached = root.parent.name == "snapshots" and target.parent == root.parent.parent / "blobs"
+    snapshots = next((p for p in root.parents if p.name == "snapshots"), None)
+    cached = snapshots is not None and target.parent == snapshots.parent / "blobs"
     return cached or target.is_relative_to(root)

@@ -4,8 +4,6 @@ those that last, and never with a token in what is said."""
 from __future__ import annotations
 
 import errno
-import hashlib
-import io
 import logging
 import re
 import time
@@ -18,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from zoopress.errors import HubError, ZoopressError
+from zoopress.hub.limits import limit_requests
+from zoopress.hub.remote_file import RemoteFile as RemoteFile
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -29,39 +29,6 @@ WAITS_S = (1.0, 2.0, 4.0, 8.0)
 LONGEST_WAIT_S = 300.0
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 _TOKEN = re.compile(r"\b(?:hf|api)_[A-Za-z0-9_]{6,}|(?<=[Bb]earer )[^\s'\"]+")
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """What the Hub says of a file.
-
-    Attributes:
-        size: bytes.
-        digest: "sha256:…" of files in large file storage, else "git:…", git's SHA-1 of a blob;
-            "" if the server tells none.
-    """
-
-    size: int
-    digest: str
-
-    def matches(self, content: Path | bytes) -> bool:
-        """Tell whether a file, or what shall become one, is this one."""
-        size = len(content) if isinstance(content, bytes) else content.stat().st_size
-        if size != self.size:
-            return False
-        kind = self.digest.partition(":")[0]
-        hasher = hashlib.sha256()
-        if kind == "git":
-            hasher = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
-        with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                hasher.update(block)
-        return f"{kind}:{hasher.hexdigest()}" == self.digest
-
-    def contradicts(self, content: Path | bytes) -> bool:
-        """Tell whether a file cannot be this one; without a digest, only its size is known."""
-        size = len(content) if isinstance(content, bytes) else content.stat().st_size
-        return size != self.size or (bool(self.digest) and not self.matches(content))
 
 
 @dataclass(frozen=True)
@@ -89,20 +56,57 @@ class RemoteModel:
 
 
 class Hub:
-    """The Hub, as the environment names it: HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE."""
+    """The Hub, as the environment names it: HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE, HF_HUB_CACHE.
+
+    Args:
+        token: another than the environment's; False for none.
+        cache: where files are kept; the environment's by default.
+        offline: whether no request is allowed, whatever the environment says.
+    """
+
+    def __init__(
+        self,
+        token: str | bool | None = None,
+        cache: str | Path | None = None,
+        offline: bool = False,
+    ) -> None:
+        self.token = token
+        self._cache = cache
+        self._offline = offline
 
     @cached_property
     def api(self) -> HfApi:
         from huggingface_hub import HfApi
 
-        return HfApi(library_name="zoopress", library_version=version("zoopress"))
+        return HfApi(
+            token=self.token, library_name="zoopress", library_version=version("zoopress")
+        )
+
+    @property
+    def cache(self) -> Path:
+        """The folder of the client's cache."""
+        from huggingface_hub import constants
+
+        return Path(self._cache or constants.HF_HUB_CACHE).expanduser().resolve()
 
     @property
     def offline(self) -> bool:
-        """Whether HF_HUB_OFFLINE forbids every request."""
+        """Whether every request is forbidden."""
         from huggingface_hub import constants
 
-        return bool(constants.HF_HUB_OFFLINE)
+        return self._offline or bool(constants.HF_HUB_OFFLINE)
+
+    @property
+    def why_offline(self) -> str:
+        """What forbids requests."""
+        return "local_files_only" if self._offline else "HF_HUB_OFFLINE"
+
+    @property
+    def online_again(self) -> str:
+        """How to allow them."""
+        return f"{'without' if self._offline else 'with'} {self.why_offline}" + (
+            "" if self._offline else " unset"
+        )
 
     def model(self, repo_id: str, revision: str | None = None) -> RemoteModel:
         """Ask for a model.
@@ -126,7 +130,7 @@ class Hub:
             try:
                 return self._ask(repo_id, revision)
             except Exception as error:
-                if _is_missing(error):
+                if _is_missing(error, self.token):
                     return None
                 raise
 
@@ -168,39 +172,59 @@ class Hub:
         Raises:
             HubError: in words that say what to do.
         """
+        timed_out = 0
         for attempt, wait in enumerate((*WAITS_S, None), start=1):
+            limit_requests()
             try:
                 return work()
             except ZoopressError:
                 raise
             except Exception as error:
                 asked = _retry_after(error)
-                if wait is None or not _passes(error) or (asked or 0) > LONGEST_WAIT_S:
+                timed_out += _is_timeout(error)
+                last = wait is None or timed_out > 1 or (asked or 0) > LONGEST_WAIT_S
+                if last or not _passes(error):
                     # Not "from error": its text or its request may hold the token.
-                    message = explain(error, self.api.endpoint, repo_id, revision)
+                    message = explain(error, self.api.endpoint, repo_id, revision, self.token)
                     tried = f" It was tried {attempt} times." if attempt > 1 else ""
                     raise HubError(f"{what}: {message}{tried}") from None
+                assert wait is not None
                 pause = max(wait, asked or 0)
                 log.warning("%s: %s; trying again in %.0f s", what, _short(error), pause)
                 time.sleep(pause)
         raise AssertionError("the last attempt returns or raises")
 
 
-def without_tokens(text: str) -> str:
-    """Return a text with every token in it blotted out."""
+def without_tokens(text: str, given: str | bool | None = None) -> str:
+    """Return a text with every token in it blotted out: the one that was given, and all others."""
     from huggingface_hub import get_token
 
-    token = get_token()
-    if token:
-        text = text.replace(token, "[token]")
+    for token in (given, get_token()):
+        if isinstance(token, str) and token:
+            text = text.replace(token, "[token]")
     return _TOKEN.sub("[token]", text)
 
 
-def explain(error: BaseException, endpoint: str, repo_id: str, revision: str | None) -> str:
+def explain(
+    error: BaseException,
+    endpoint: str,
+    repo_id: str,
+    revision: str | None,
+    token: str | bool | None = None,
+) -> str:
     """Say what an error of the client means and what to do about it."""
-    from huggingface_hub import errors, get_token
+    return without_tokens(_meaning(_root(error), endpoint, repo_id, revision, token), token)
 
-    error = _root(error)
+
+def _meaning(
+    error: BaseException,
+    endpoint: str,
+    repo_id: str,
+    revision: str | None,
+    token: str | bool | None,
+) -> str:
+    from huggingface_hub import errors
+
     login = "log in with `hf auth login`, or set HF_TOKEN"
     status = status_of(error)
     server = without_tokens(str(getattr(error, "server_message", None) or "")).strip()
@@ -217,7 +241,7 @@ def explain(error: BaseException, endpoint: str, repo_id: str, revision: str | N
             f"{endpoint}/{repo_id}, then {login}."
         )
     # Without a token the Hub answers 401 to what does not exist, too; with one, only to a bad one.
-    if status == 401 and get_token():
+    if status == 401 and _has_token(token):
         return f"the Hub does not accept the token ({server}). To have a valid one, {login}."
     if isinstance(error, errors.RevisionNotFoundError):
         return (
@@ -306,15 +330,27 @@ def _short(error: BaseException) -> str:
     return f"{type(_root(error)).__name__}: {text}"[:300].rstrip(". ")
 
 
-def _is_missing(error: BaseException) -> bool:
-    from huggingface_hub import errors, get_token
+def _has_token(given: str | bool | None) -> bool:
+    from huggingface_hub import get_token
+
+    return bool(given if isinstance(given, str) else given is not False and get_token())
+
+
+def _is_timeout(error: BaseException) -> bool:
+    """Tell whether a server said nothing for as long as it may."""
+    root = _root(error)
+    return isinstance(root, TimeoutError) or "Timeout" in type(root).__name__
+
+
+def _is_missing(error: BaseException, token: str | bool | None) -> bool:
+    from huggingface_hub import errors
 
     if isinstance(error, errors.GatedRepoError):
         return False
     if isinstance(error, errors.RevisionNotFoundError):
         return True
     # Without a token the Hub answers 401 to what does not exist, too; with one, to a bad one.
-    unknown = status_of(error) == 404 or (status_of(error) == 401 and not get_token())
+    unknown = status_of(error) == 404 or (status_of(error) == 401 and not _has_token(token))
     return isinstance(error, errors.RepositoryNotFoundError) and unknown
 
 

@@ -173,7 +173,7 @@ def _of_hub(address: Address) -> Lineage:
             )
         return [name for name in (MANIFEST, README) if name in names]
 
-    got = fetch(hub, address, wanted)
+    got = fetch(hub, address, wanted, whole=False)
     manifest, sha256 = parse_manifest(got.folder / MANIFEST), file_digest(got.folder / MANIFEST)
     figures: Any = None
     if README in got.names:

@@ -59,12 +59,14 @@ class Companions:
         native: whether the library that the model comes from can load it by itself, given all
             tensors as they are.
         arguments: of the architecture, if others than before go with these files.
+        listing: makes a file that lists all others, from their names, where a library needs one.
     """
 
     files: Mapping[str, Path | bytes]
     edits: Sequence[Edit]
     native: bool = False
     arguments: dict[str, Any] | None = None
+    listing: Callable[[Sequence[str]], Mapping[str, bytes]] | None = None
 
 
 class Architecture(ABC):
