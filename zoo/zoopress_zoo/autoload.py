@@ -27,9 +27,7 @@ class _Finder:
         def execute_and_register(module):  # type: ignore[no-untyped-def]
             execute(module)
             try:
-                from zoopress_zoo.transformers_quantizer import register
-
-                register()
+                import zoopress_zoo.transformers_quantizer  # noqa: F401  # registers itself
             except Exception as error:  # transformers must work, whatever is wrong with us
                 import warnings
 

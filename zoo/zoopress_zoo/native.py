@@ -2,9 +2,9 @@
 
 Without, where config.json can say all that was done: fewer layers, every layer of a kind pruned to
 one smaller size, weights in a smaller float type. Else config.json names zoopress as the quantizer,
-and an index of "shards" lists all files of the artifact: so transformers itself fetches them, as its
-caller said (token, cache, sub-folder, offline, …). The quantizer reads them, and gives transformers
-an empty file of tensors to begin with.
+and an index of "shards" lists all files of the artifact: so transformers itself fetches them, as
+its caller said (token, cache, sub-folder, offline, …). The quantizer reads them, and gives
+transformers an empty file of tensors to begin with.
 """
 
 from __future__ import annotations

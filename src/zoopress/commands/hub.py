@@ -97,33 +97,38 @@ def pull(
     ] = None,
     to: Annotated[
         Path | None,
-        typer.Option(help="Copy it into this new folder, too.", show_default=False),
+        typer.Option(
+            help="Copy it into this new folder, too, with its page and licences.",
+            show_default=False,
+        ),
+    ] = None,
+    cache_dir: Annotated[
+        Path | None,
+        typer.Option(help="Another cache than the Hub client's, HF_HUB_CACHE.", show_default=False),
     ] = None,
 ) -> None:
     """Fetch a compressed model from the Hub, verify it, and print its folder.
 
-    Example:
+    It goes to the cache that all libraries of the Hub share, so that they find it under its name,
+    without the Hub too (HF_HUB_OFFLINE=1). The page and the licences come along.
+
+    Examples:
+
+        zoopress pull my-org/minilm-small
 
         zoopress pull my-org/minilm-small --to minilm-small
     """
-    import shutil
-
     from zoopress.artifacts.manifest import MANIFEST, read_manifest
     from zoopress.errors import InputError
-    from zoopress.hub.artifacts import find_artifact
+    from zoopress.hub.artifacts import HubOptions, copy_artifact, find_artifact
 
     if to is not None and to.exists():
         raise InputError(f"{to} exists already; nothing was fetched. Choose another folder.")
-    folder = find_artifact(f"hub:{repo.removeprefix('hub:')}", revision)
+    options = HubOptions(cache_dir=cache_dir)
+    folder = find_artifact(f"hub:{repo.removeprefix('hub:')}", revision, options, whole=True)
     manifest = read_manifest(folder)
     if to is not None:
-        # One rename at the end, so that a folder of this name is always whole.
-        part = to.with_name(f".{to.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        for name in (MANIFEST, *manifest.files):
-            (part / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(folder / name, part / name)
-        part.rename(to)
+        copy_artifact(folder, to, (MANIFEST, *manifest.files))
         folder = to
     print(folder)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TypedDict
@@ -11,6 +13,7 @@ from zoopress.errors import ArtifactError, InputError
 from zoopress.hub.address import Address, looks_like_address, parse_address
 from zoopress.hub.client import Hub
 from zoopress.hub.download import Listing, fetch, note_whole
+from zoopress.hub.legal_files import LEGAL_FILE
 
 
 class HubOptions(TypedDict, total=False):
@@ -122,3 +125,31 @@ def fetch_artifact(address: Address, hub: Hub | None = None, whole: bool = False
     fetch(hub, Address(address.repo_id, "", first.commit), all_listed)
     note_whole(hub, address, first.commit)
     return first.folder / inside
+
+
+def copy_artifact(folder: Path, target: Path, names: Iterable[str]) -> None:
+    """Copy an artifact out of the cache, with its page and licences, in one step at the end.
+
+    Args:
+        folder: where it is.
+        target: a folder that does not exist.
+        names: its files.
+
+    Raises:
+        InputError: if it cannot be written there.
+    """
+    beside = (path.name for path in folder.iterdir() if path.is_file())
+    legal = (name for name in beside if name == "README.md" or LEGAL_FILE.fullmatch(name))
+    part = target.with_name(f".{target.name}.part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        for name in dict.fromkeys((*names, *sorted(legal))):
+            (part / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, part / name)
+        # One rename at the end, so that a folder of this name is always whole.
+        part.rename(target)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise InputError(
+            f"{target}: cannot be written ({error}). It is in the cache, whole: {folder}."
+        ) from error

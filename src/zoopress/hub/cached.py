@@ -1,10 +1,10 @@
 """What the Hub client's cache holds of a repository, whoever fetched it.
 
-    HF_HUB_CACHE/models--org--name/
-        blobs/ETAG                     contents; an ETag is git's SHA-1 or, of large files, SHA-256
-        refs/NAME                      which commit a branch or tag was last
-        snapshots/COMMIT/PATH          links to blobs, or copies where there are no links
-        trees/COMMIT.json              all files of a commit, where a client of today listed them
+HF_HUB_CACHE/models--org--name/
+    blobs/ETAG                     contents; an ETag is git's SHA-1 or, of large files, SHA-256
+    refs/NAME                      which commit a branch or tag was last
+    snapshots/COMMIT/PATH          links to blobs, or copies where there are no links
+    trees/COMMIT.json              all files of a commit, where a client of today listed them
 """
 
 from __future__ import annotations

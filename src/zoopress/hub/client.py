@@ -78,9 +78,7 @@ class Hub:
     def api(self) -> HfApi:
         from huggingface_hub import HfApi
 
-        return HfApi(
-            token=self.token, library_name="zoopress", library_version=version("zoopress")
-        )
+        return HfApi(token=self.token, library_name="zoopress", library_version=version("zoopress"))
 
     @property
     def cache(self) -> Path:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zoopress.errors import HubError, nearest
+from zoopress.hub.legal_files import LEGAL_FILE as LEGAL_FILE
 
 LICENSES: dict[str, str] = {
     "apache-2.0": "Apache License 2.0",
@@ -103,13 +104,6 @@ LICENSES: dict[str, str] = {
 Sources: https://huggingface.co/docs/hub/repositories-licenses, and the list in the Hub's own
 refusal of any other ("license" must be one of […]), which is longer than that page.
 """
-
-LEGAL_FILE = re.compile(
-    r"(LICEN[CS]E|NOTICE|COPYING|COPYRIGHT|USE_POLICY)[A-Za-z0-9_+-]*"
-    r"(\.(txt|md|rst|pdf|html?|(apache|mit|bsd|gpl)[-0-9.]*))?",
-    re.IGNORECASE,
-)
-"""Names of files that hold a licence, a notice or a policy of use."""
 
 _NO_DERIVATIVES = frozenset({"cc-by-nd-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0"})
 # Whether their terms, written for one model or company, let others publish derivatives was not
