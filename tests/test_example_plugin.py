@@ -83,7 +83,7 @@ def test_a_recipe_with_it_runs_from_the_command_line(
     needed = {"kind": "layer", "name": "weight_sharing", "distribution": "zoopress-weight-sharing"}
     assert manifest["requires"] == [{**needed, "version": "0.1.0"}]
     page = (out / "artifact" / "README.md").read_text()
-    assert "pip install zoopress 'zoopress-weight-sharing>=0.1.0'" in page
+    assert "It needs zoopress 0.1.0 and zoopress-weight-sharing 0.1.0 or newer, from" in page
 
     code = f"import zoopress; zoopress.load({str(out / 'artifact')!r}, factory=dict)"
     for _ in range(2):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from zoopress.errors import InputError, ZoopressError, nearest
+from zoopress.optional import import_failure
 
 KINDS = ("threads", "dask", "ray")
 
@@ -27,9 +28,9 @@ def make_runner(wanted: str | None, workers: int) -> Any:
     try:
         return {"threads": _threads, "dask": _dask, "ray": _ray}[kind](address, workers)
     except ImportError as error:
-        raise ZoopressError(
-            f"The runner {kind!r} needs prefect-{kind} ({error}): pip install 'zoopress[{kind}]'."
-        ) from error
+        purpose = f"The runner {kind!r} needs prefect-{kind}"
+        install = f"pip install 'zoopress[{kind}]'"
+        raise ZoopressError(import_failure(error, f"prefect_{kind}", purpose, install)) from error
 
 
 def _threads(address: str, workers: int) -> Any:

@@ -7,9 +7,10 @@ import json
 import re
 import subprocess
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 COMMIT_KEYS = frozenset({"commit", "repository", "changed"})
 """What `git_state` returns."""
@@ -114,6 +115,48 @@ def shared_address(repository: str | None) -> str | None:
         return address
     over_ssh = re.fullmatch(r"(?:ssh://(?:[^@/\s]+@)?|[^@/\s]+@)([\w.-]+[:/][\w.~/-]+)", address)
     return over_ssh[1] if over_ssh else None
+
+
+def install_place(distribution: str) -> str | None:
+    """Return what pip takes to install a distribution again as it is installed here.
+
+    Returns:
+        "git+https://…@COMMIT" or "https://…" where it came from such a place; the address of its
+        git remote for a folder; its bare name where an installer took it from an index. None if no
+        place is known that others can reach.
+
+    Source: PEP 610, `direct_url.json`.
+    """
+    try:
+        found = metadata.distribution(distribution)
+        recorded = found.read_text("direct_url.json")
+        installer = (found.read_text("INSTALLER") or "").strip()
+        origin = json.loads(recorded) if recorded else None
+    except (metadata.PackageNotFoundError, OSError, ValueError):
+        return None
+    if origin is None:
+        return distribution if installer else None
+    url = str(origin.get("url", "")) if isinstance(origin, dict) else ""
+    if isinstance(version := origin.get("vcs_info"), dict):
+        address = shared_address(url)
+        commit = version.get("commit_id")
+        at = f"@{commit}" if commit and _COMMIT.fullmatch(str(commit)) else ""
+        return f"{version.get('vcs', 'git')}+{_as_url(url)}{at}" if address else None
+    if url.startswith("file://"):
+        folder = Path(unquote(urlsplit(url).path))
+        remote = ask_git(folder, "remote", "get-url", "origin") if folder.is_dir() else ""
+        return f"git+{_as_url(remote)}" if shared_address(remote) else None
+    return _without_credentials(url) if url.startswith(("https://", "http://")) else None
+
+
+def _as_url(address: str) -> str:
+    """Return a git remote as pip takes it, without user and password."""
+    if "://" in address:
+        kept = "git@" if address.startswith("ssh://") else ""
+        parts = urlsplit(_without_credentials(address))
+        return urlunsplit((parts.scheme, kept + parts.netloc, parts.path, "", ""))
+    host, _, path = address.partition(":")
+    return f"ssh://git@{host.rpartition('@')[2]}/{path}"
 
 
 def ask_git(folder: Path, *arguments: str) -> str:

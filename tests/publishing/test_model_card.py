@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from functools import lru_cache
+from importlib.metadata import PathDistribution
 from pathlib import Path
 from typing import Any
 
@@ -205,9 +207,78 @@ def test_a_sentence_encoder_loads_in_two_ways(report: Report) -> None:
     assert "model.encode([" in first
     assert f'SentenceTransformer("{REPO}")' in second
     assert "once zoopress is installed" in page
-    assert fences(page, "bash")[0] == "pip install 'zoopress[transformers]'\n"
     assert ModelCard(page).data.library_name == "sentence-transformers"
     assert ModelCard(page).data.pipeline_tag == "sentence-similarity"
+
+
+GIT = "git+https://git.example/zoo/zoopress"
+
+
+@pytest.mark.parametrize(
+    ("install", "line"),
+    [
+        (GIT, f"pip install 'zoopress[transformers] @ {GIT}'\n"),
+        ("zoopress", "pip install 'zoopress[transformers]'\n"),
+        ("zoopress>=0.1", "pip install 'zoopress[transformers]>=0.1'\n"),
+    ],
+)
+def test_a_page_installs_zoopress_from_where_its_publisher_says(
+    report: Report, install: str, line: str
+) -> None:
+    page = render_model_card(encoder(report), REPO, install=install)
+    assert fences(page, "bash")[0] == line
+
+
+@pytest.mark.parametrize(
+    "install", ["zoopres", "pip install zoopress", "git+https://x/y' && rm -rf ~", "", "zoopress x"]
+)
+def test_what_installs_nothing_is_refused(report: Report, install: str) -> None:
+    with pytest.raises(InputError, match="is nothing that installs zoopress"):
+        render_model_card(encoder(report), REPO, install=install)
+
+
+@pytest.mark.parametrize(
+    ("origin", "installer", "line"),
+    [
+        (
+            {
+                "url": "https://me:secret@git.example/zoo/zoopress.git",
+                "vcs_info": {"vcs": "git", "commit_id": "a" * 40},
+            },
+            "pip",
+            f"'zoopress[transformers] @ git+https://git.example/zoo/zoopress.git@{'a' * 40}'",
+        ),
+        (
+            {"url": "https://files.example/zoopress-0.1.0-py3-none-any.whl", "archive_info": {}},
+            "uv",
+            "'zoopress[transformers] @ https://files.example/zoopress-0.1.0-py3-none-any.whl'",
+        ),
+        ({"url": "file:///home/me/zoopress", "dir_info": {"editable": True}}, "pip", None),
+        ({"url": "file:///home/me/zoopress-0.1.0.whl", "archive_info": {}}, "pip", None),
+        (None, "pip", "'zoopress[transformers]'"),
+        (None, None, None),
+    ],
+)
+def test_a_page_installs_zoopress_from_where_it_came_from(
+    report: Report,
+    monkeypatch: pytest.MonkeyPatch,
+    origin: dict[str, Any] | None,
+    installer: str | None,
+    line: str | None,
+) -> None:
+    """A name that no index has may be taken by a stranger's package."""
+    recorded = {"direct_url.json": origin and json.dumps(origin), "INSTALLER": installer}
+    monkeypatch.setattr(PathDistribution, "read_text", lambda self, name: recorded.get(name))
+    page = render_model_card(encoder(report), REPO)
+    assert "secret" not in page
+    assert "/home/me" not in page
+    if line is None:
+        assert "pip install" not in page
+        assert "It needs zoopress 0.1.0 with its extra `transformers`, from where" in page
+    else:
+        assert fences(page, "bash")[0] == f"pip install {line}\n"
+    folder = render_model_card(encoder(report))
+    assert "pip install" not in folder, "it is the same on every machine"
 
 
 def test_a_native_model_needs_no_zoopress(report: Report) -> None:

@@ -1,13 +1,15 @@
 """Publishing with the real client: one commit or none, refused where it must be, under faults."""
 
+import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 
 import zoopress
 from hub_server import Fault, UploadRules
@@ -15,7 +17,8 @@ from hub_server.fixtures import HubFixture
 from small_zoo import write_zoo
 from zoopress.cards import load_card
 from zoopress.commands.cli import main
-from zoopress.errors import ArtifactError, GateError, HubError
+from zoopress.commands.hub import pull
+from zoopress.errors import ArtifactError, GateError, HubError, InputError
 from zoopress.hub import client
 from zoopress.hub.client import Hub
 from zoopress.pipeline.compress import compress
@@ -205,6 +208,147 @@ def test_another_model_is_never_overwritten(alice: HubFixture, run: Path, plugin
     with pytest.raises(HubError, match="holds another model"):
         publish(run, plugins)
     assert alice.files(REPO)["model.safetensors"] == b"precious"
+
+
+def test_what_is_no_model_of_ours_is_replaced_only_if_told(
+    alice: HubFixture, run: Path, plugins: Plugins
+) -> None:
+    alice.create_repo(REPO, {"model.safetensors": b"precious", "config.json": b"{}"})
+    with pytest.raises(HubError, match=r"zoopress did not publish.*--replace"):
+        publish(run, plugins)
+    before = alice.head(REPO)
+    publish(run, plugins, replace=True)
+    assert remote_files(alice) == local_files(run), "nothing of the other is left"
+    assert alice.files(REPO, before)["model.safetensors"] == b"precious", "it is in the history"
+
+
+def of_another_base(run: Path, **changed: str) -> None:
+    """Make a run one of another original, as far as its records tell."""
+    path = run / "artifact" / "zoopress.json"
+    manifest = json.loads(path.read_text())
+    manifest["base"].update(changed)
+    path.write_text(json.dumps(manifest))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    edit_report(run, lambda report: report.update(artifact_sha256=digest))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "words"),
+    [
+        ({"base_model": "zoo/a"}, {"base_model": "zoo/b"}, "the original 'zoo/a', not 'zoo/b'"),
+        ({"source": "hub:zoo/a@v1"}, {"source": "hub:zoo/b"}, "the original 'zoo/a', not 'zoo/b'"),
+        ({"name": "minilm"}, {"name": "mpnet"}, "the card 'minilm', not 'mpnet'"),
+        (
+            {"name": "one", "base_model": "zoo/a"},
+            {"name": "two", "base_model": "zoo/b"},
+            "the original 'zoo/a', not 'zoo/b' and the card 'one', not 'two'",
+        ),
+    ],
+)
+@pytest.mark.parametrize("branch", ["main", "small"])
+def test_a_mistyped_name_replaces_no_other_model_of_ours(
+    alice: HubFixture,
+    run: Path,
+    plugins: Plugins,
+    first: dict[str, str],
+    second: dict[str, str],
+    words: str,
+    branch: str,
+) -> None:
+    of_another_base(run, **first)
+    of_another_base(run.parent / "two", **second)
+    publish(run, plugins)
+    before = alice.head(REPO)
+    with pytest.raises(HubError, match=f"{re.escape(words)}.*Check the repository's name"):
+        publish(run.parent / "two", plugins, branch=branch)
+    with pytest.raises(HubError, match="--replace"):
+        plan_push(
+            Hub(), open_release(run.parent / "two", plugins), REPO, PushOptions(branch=branch)
+        )
+    assert alice.head(REPO) == before
+    publish(run.parent / "two", plugins, branch=branch, replace=True)
+    assert "model.zpz" in alice.files(REPO, branch)
+
+
+def test_another_revision_of_the_original_is_the_same_model(
+    alice: HubFixture, run: Path, plugins: Plugins
+) -> None:
+    of_another_base(run, source="hub:zoo/a@v1", revision="1" * 40)
+    publish(run, plugins)
+    of_another_base(run.parent / "two", source="hub:zoo/a@v2", revision="2" * 40)
+    assert publish(run.parent / "two", plugins).changed
+
+
+def test_an_original_that_was_renamed_is_the_same_model(
+    alice: HubFixture, run: Path, plugins: Plugins
+) -> None:
+    alice.create_repo("zoo/old", {})
+    of_another_base(run, base_model="zoo/old")
+    publish(run, plugins)
+    HfApi(token=TOKEN).move_repo("zoo/old", "zoo/new")
+    of_another_base(run.parent / "two", base_model="zoo/new")
+    assert publish(run.parent / "two", plugins).changed
+
+
+@pytest.mark.parametrize("license", [None, "mit", "cc-by-nd-4.0"])
+def test_the_owner_of_a_private_model_publishes_it_privately(
+    alice: HubFixture, run: Path, plugins: Plugins, license: str | None
+) -> None:
+    page = "---\n" + (f"license: {license}\n" if license else "") + "---\n# Ours\n"
+    alice.create_repo("zoo/original", {"README.md": page}, private=True)
+    of_base(run)
+    edit_report(run, lambda r: r["card"].update(license=license) if license else None)
+    edit_report(run, lambda r: r["card"].pop("license") if license is None else None)
+    with pytest.raises(HubError, match=r"private|cc-by-nd|license"):
+        publish(run, plugins)
+    with pytest.raises(HubError, match=r"private|cc-by-nd|license"):
+        push(Hub(), open_release(run, plugins), "alice/small", PushOptions(private=True))
+    assert "alice/small" not in alice.repos
+    publish(run, plugins, private=True)
+    assert alice.repos[REPO].private
+    assert not publish(run, plugins).changed, "it is private there already"
+
+
+def test_a_model_of_ones_own_without_a_licence_is_published_privately(
+    alice: HubFixture, run: Path, plugins: Plugins
+) -> None:
+    edit_report(run, lambda report: report["card"].pop("license"))
+    with pytest.raises(HubError, match="--private"):
+        publish(run, plugins)
+    publish(run, plugins, private=True)
+    assert alice.repos[REPO].private
+
+
+def test_a_gated_model_of_others_is_not_published_privately_either(
+    alice: HubFixture, run: Path, plugins: Plugins
+) -> None:
+    alice.add_user("owner", token="hf_ownerowner", orgs=["other"])
+    page = "---\nlicense: mit\n---\n# Theirs\n"
+    alice.create_repo("other/original", {"README.md": page}, gated=True)
+    edit_report(run, lambda report: report["card"].update(base_model="other/original"))
+    with pytest.raises(HubError, match=r"gated.*Its owner may publish it privately"):
+        publish(run, plugins, private=True)
+
+
+def test_a_copy_has_licence_and_page(
+    alice: HubFixture, run: Path, plugins: Plugins, tmp_path: Path
+) -> None:
+    files = {"README.md": "---\nlicense: mit\n---\n", "LICENSE": b"The text.", "NOTICE": b"N."}
+    alice.create_repo("zoo/original", files)
+    of_base(run)
+    publish(run, plugins)
+    pull(REPO, None, tmp_path / "a copy")
+    copied = {p.name: p.read_bytes() for p in (tmp_path / "a copy").iterdir()}
+    published = alice.files(REPO)
+    published.pop(".gitattributes")
+    assert copied == published
+    assert {"README.md", "LICENSE", "NOTICE"} <= copied.keys()
+    with pytest.raises(InputError, match="exists already"):
+        pull(REPO, None, tmp_path / "a copy")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot be written.*in the cache, whole"):
+        pull(REPO, None, tmp_path / "file" / "copy")
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
 
 
 def test_private_is_private_or_refused(alice: HubFixture, run: Path, plugins: Plugins) -> None:

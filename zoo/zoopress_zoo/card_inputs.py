@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from zoopress.cards import Card
 from zoopress.cards.maker import clean
 from zoopress.tasks import Task
+from zoopress_zoo.positions import within_positions
 
 if TYPE_CHECKING:
     from torch import nn
@@ -71,7 +72,8 @@ def infer_inputs(
     if guess is None:
         return Inputs(missing=_EXAMPLE)
     # Not with an attention mask: models look at its values, which meta tensors lack.
-    random = guess or {"input_ids": {"shape": [_TOKENS], "dtype": "int64", "high": 2}}
+    tokens = within_positions(folder, _TOKENS)
+    random = guess or {"input_ids": {"shape": [tokens], "dtype": "int64", "high": 2}}
     refused, size = _try(module, card, folder, task, random)
     head = getattr(module, "get_output_embeddings", lambda: None)()
     if not size and head is not None:  # nothing is known, and it may be a language model
@@ -113,13 +115,14 @@ def _guess(module: Any, folder: Path, text: bool) -> dict[str, Any] | None:
     vocabulary = _integer(config, *_VOCABULARIES)
     if kind in _CONTRASTIVE and {"input_ids", "pixel_values"} <= arguments.keys():
         pixels = _pixels(config, folder)
-        length = min(_integer(config, "text_config.max_position_embeddings") or 16, _TOKENS)
+        length = _integer(config, "text_config.max_position_embeddings") or 16
+        length = within_positions(folder, min(length, _TOKENS))
         ids = {"input_ids": _ids(vocabulary, length)} if vocabulary else None
         return {**ids, "pixel_values": pixels} if ids and pixels else None
     if main == "input_ids":
         if not modalities <= {"text"}:
             return None
-        first = _ids(vocabulary, 32) if vocabulary else None
+        first = _ids(vocabulary, within_positions(folder, 32)) if vocabulary else None
     elif main == "pixel_values" and (modalities <= {"image"} or "decoder_input_ids" in arguments):
         first = _pixels(config, folder)
     elif main == "pixel_values" and modalities <= {"video"}:
@@ -132,7 +135,7 @@ def _guess(module: Any, folder: Path, text: bool) -> dict[str, Any] | None:
     if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in arguments:
         if first is None or not vocabulary:
             return None
-        return {main: first, "decoder_input_ids": _ids(vocabulary, 16)}
+        return {main: first, "decoder_input_ids": _ids(vocabulary, within_positions(folder, 16))}
     if main == "input_ids" and text:
         return {}
     return {main: first} if first is not None else None

@@ -7,7 +7,6 @@ needs are made from the GGUF file's own.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import tempfile
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoopress.cards import Card
 from zoopress.errors import SourceError
+from zoopress.optional import import_optional
 from zoopress.sources import Companions, SourceFiles
 from zoopress_zoo.transformers_classes import find_class
 from zoopress_zoo.transformers_config import library, make_config, reason
@@ -193,11 +193,12 @@ def _saved(tokenizer: Any) -> dict[str, bytes]:
 
 
 def _need(path: Path) -> None:
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise SourceError(
-            f"{path}: to read GGUF, transformers needs {' and '.join(missing)}: "
-            "pip install 'zoopress[gguf]'."
+    for name in _NEEDED:
+        import_optional(
+            name,
+            f"{path}: to read GGUF, transformers needs {name}",
+            "pip install 'zoopress[gguf]'",
+            SourceError,
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import importlib
 import io
 import math
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, interpolate
 
+from zoopress.optional import import_optional
 from zoopress.tasks import File
 from zoopress_zoo.image_settings import Augmentation, ImagePreprocessing, Interpolation, pair
 
@@ -223,13 +223,12 @@ def _pillow(module: str = "Image") -> Any:
     Raises:
         ValueError: if Pillow is not installed.
     """
-    try:
-        return importlib.import_module(f"PIL.{module}")
-    except ImportError as error:
-        raise ValueError(
-            "Pillow, which reads and resizes images, is not installed; run: "
-            "pip install 'zoopress[data]'"
-        ) from error
+    return import_optional(
+        f"PIL.{module}",
+        "reading and resizing images needs Pillow",
+        "pip install 'zoopress[data]'",
+        ValueError,
+    )
 
 
 def _open(value: File) -> Image:

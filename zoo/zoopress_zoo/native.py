@@ -106,7 +106,7 @@ def _main_type(core: nn.Module) -> str:
     from zoopress.models.packing import packed_weights
 
     counts: dict[str, int] = {}
-    held = [*core.parameters(), *packed_weights(core).values()]
+    held: list[Any] = [*core.parameters(), *packed_weights(core).values()]
     for each in held:
         if each.dtype.is_floating_point:
             name = str(each.dtype).removeprefix("torch.")

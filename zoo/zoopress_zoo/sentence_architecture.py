@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from zoopress.cards import Card
 from zoopress.errors import ArtifactError, SourceError, nearest
 from zoopress.sources import Architecture, Companions, SourceFiles
+from zoopress_zoo.positions import most_tokens
 from zoopress_zoo.transformers_classes import named_class
 from zoopress_zoo.transformers_config import read_config, refuse_quantized
 from zoopress_zoo.transformers_models import Transformers, load_pretrained
@@ -365,7 +366,7 @@ def _limit(folder: Path, config: dict[str, Any]) -> int:
     if not limits[0]:
         path = folder / "tokenizer_config.json"
         limits = [_read(path).get("model_max_length") if path.is_file() else None]
-        limits.append(config.get("max_position_embeddings"))
+    limits.append(most_tokens(config))
     sound = [limit for limit in limits if type(limit) is int and 0 < limit <= _MOST_SIZE]
     return min(sound, default=512)
 

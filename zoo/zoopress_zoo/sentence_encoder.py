@@ -90,23 +90,34 @@ class SentenceEncoder(nn.Module):
 
     def encode(
         self,
-        sentences: Sequence[str],
+        sentences: str | Sequence[str],
         batch_size: int = 32,
         *,
         prompt_name: str | None = None,
         prompt: str | None = None,
     ) -> Tensor:
-        """Return embeddings [sentences, size] of text.
+        """Return embeddings [sentences, size] of text, or [size] of a single sentence.
 
         Args:
-            sentences: the text.
+            sentences: the text; a string is one sentence.
             batch_size: sentences in one forward pass.
             prompt_name: one of the model's `prompts`, to stand before every sentence.
             prompt: the same, but the text itself.
 
         Raises:
+            TypeError: if something else than text is given.
             ValueError: if the encoder came without a tokenizer, or has no such prompt.
         """
+        if isinstance(sentences, str):
+            return self.encode([sentences], batch_size, prompt_name=prompt_name, prompt=prompt)[0]
+        sentences = list(sentences)
+        if wrong := [each for each in sentences if not isinstance(each, str)]:
+            raise TypeError(
+                f"encode takes a sentence or a list of sentences, not {type(wrong[0]).__name__} "
+                f"in it: {str(wrong[0])[:100]!r}"
+            )
+        if not sentences:
+            return self.encode([""], batch_size, prompt_name=prompt_name, prompt=prompt)[:0]
         if self.tokenizer is None:
             raise ValueError("this encoder has no tokenizer; load it with zoopress.load")
         before = self._prompt(prompt_name) if prompt is None else prompt

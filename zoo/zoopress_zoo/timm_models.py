@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoopress.cards import Card
 from zoopress.errors import ArtifactError, SourceError, nearest
+from zoopress.optional import import_optional
 from zoopress.sources import Architecture, Companions, SourceFiles
 from zoopress_zoo.transformers_config import read_config
 
@@ -107,23 +108,13 @@ def _library() -> Any:
     Raises:
         SourceError: saying what is missing.
     """
-    try:
-        import timm
-    except ModuleNotFoundError as error:
-        if error.name == "timm":
-            raise SourceError("This model needs timm: pip install 'zoopress[timm]'.") from error
-        raise SourceError(
-            f"This model needs timm, which is installed, but needs {error.name!r}, which is not: "
-            "pip install 'zoopress[timm]'."
-        ) from error
-    except (ImportError, RuntimeError, AttributeError) as error:
-        # So does torchvision fail whose binary is for another torch.
-        raise SourceError(
-            f"timm is installed, but cannot be imported: {type(error).__name__}: "
-            f"{str(error)[:300]}. Often torchvision is of another release than torch: reinstall "
-            "both together."
-        ) from error
-    return timm
+    return import_optional(
+        "timm",
+        "This model needs timm",
+        "pip install 'zoopress[timm]'",
+        SourceError,
+        "Often torchvision is of another release than torch: reinstall both together.",
+    )
 
 
 def _arguments(config: dict[str, Any]) -> dict[str, Any]:

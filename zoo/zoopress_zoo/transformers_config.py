@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from zoopress.errors import SourceError
+from zoopress.optional import import_optional
 
 # `attn_implementation: org/name` downloads a kernel and runs it; a backbone brings its weights;
 # `transformers_weights` names other files to load.
@@ -48,12 +49,12 @@ def library() -> Any:
     Raises:
         SourceError: if it is not installed.
     """
-    try:
-        import transformers
-    except ImportError as error:
-        raise SourceError(
-            "This model needs the transformers library: pip install 'zoopress[transformers]'."
-        ) from error
+    transformers = import_optional(
+        "transformers",
+        "This model needs the transformers library",
+        "pip install 'zoopress[transformers]'",
+        SourceError,
+    )
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     return transformers

@@ -15,6 +15,7 @@ import typer
 
 from zoopress.commands.verbs import plugin_verbs
 from zoopress.errors import InputError, ZoopressError
+from zoopress.optional import import_optional
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -204,14 +205,10 @@ def flow_module(name: str) -> Any:
     """Import a module of flows.
 
     Raises:
-        ZoopressError: if Prefect is not installed.
+        ZoopressError: if Prefect is not installed, or broken.
     """
     from importlib import import_module
-    from importlib.util import find_spec
 
-    if find_spec("prefect") is None:
-        raise ZoopressError(
-            "The engine 'prefect' needs Prefect: pip install 'zoopress[flows]', or leave "
-            "--engine out."
-        )
+    install = "pip install 'zoopress[flows]', or leave --engine out"
+    import_optional("prefect", "The engine 'prefect' needs Prefect", install, ZoopressError)
     return import_module(f"zoopress_flows.{name}")  # by name: the core imports no flow

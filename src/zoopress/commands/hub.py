@@ -43,6 +43,20 @@ def push(
             help="Publish a model that is unlike its original, with a warning on its page.",
         ),
     ] = False,
+    replace: Annotated[
+        bool,
+        typer.Option(
+            "--replace", help="Replace another model that the repository holds; remove its files."
+        ),
+    ] = False,
+    install: Annotated[
+        str | None,
+        typer.Option(
+            help="What pip takes to install zoopress, for the page: 'zoopress' if it is on the "
+            "index, or 'git+https://…'. Where it came from on this machine by default.",
+            show_default=False,
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be sent; send nothing.")
     ] = False,
@@ -51,7 +65,8 @@ def push(
     """Publish a compressed model on the Hub: one commit, verified; nothing if nothing changed.
 
     It needs a token with write access: `hf auth login`, or HF_TOKEN. What did not pass its gates,
-    is unlike its original, or may not be passed on by the original's licence, is refused.
+    is unlike its original, or may not be passed on by the original's licence, is refused; so is a
+    repository that holds another model. The owner of a private model may publish it with --private.
 
     Examples:
 
@@ -71,6 +86,8 @@ def push(
         template=template,
         permission=permission,
         allow_low_quality=allow_low_quality,
+        replace=replace,
+        install=install,
     )
     release = open_release(folder, loaded_plugins())
     hub = Hub()

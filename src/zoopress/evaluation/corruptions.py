@@ -23,6 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from zoopress.errors import InputError
+from zoopress.optional import import_optional
 from zoopress.tasks.batches import map_tensors, named_tensors
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -78,15 +80,21 @@ def pixelate(images: Tensor, share: float, generator: Generator) -> Tensor:
 def jpeg(images: Tensor, quality: float, generator: Generator) -> Tensor:
     """Encode as JPEG and decode."""
     import numpy
-    from PIL import Image
+
+    image_module = import_optional(
+        "PIL.Image",
+        "the corruption 'jpeg' needs Pillow",
+        "pip install 'zoopress[data]'",
+        InputError,
+    )
 
     def again(image: Tensor) -> Tensor:
         pixels = (image.clamp(0, 1) * 255).round().byte().movedim(0, -1).numpy()
         stream = io.BytesIO()
-        Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(
+        image_module.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(
             stream, "JPEG", quality=int(quality)
         )
-        decoded = torch.from_numpy(numpy.array(Image.open(stream)))
+        decoded = torch.from_numpy(numpy.array(image_module.open(stream)))
         return decoded.view(pixels.shape).movedim(-1, 0).to(image) / 255
 
     return torch.stack([again(image) for image in images])

@@ -284,7 +284,9 @@ class _Night:
             return
         runs = [run for run in self._runs(self.done) if self._is_versioned(run)]
         options = PushOptions(
-            private=self.section.private, allow_low_quality=self.section.allow_low_quality
+            private=self.section.private,
+            allow_low_quality=self.section.allow_low_quality,
+            install=self.section.install,
         )
         for item in publish_runs(runs, self.section.repo, options, self.plugins, self.reporter):
             self.summary.published.append(item)

@@ -50,6 +50,11 @@ class PublishSection(BaseModel):
     allow_low_quality: bool = Field(
         default=False, description="whether models that are unlike their original are published"
     )
+    install: str | None = Field(
+        default=None,
+        description="what pip takes to install zoopress, for the pages: zoopress if it is on the "
+        "index, or git+https://…; where it came from on this machine by default",
+    )
 
     _check_repo = field_validator("repo")(check_pattern)
 

@@ -195,6 +195,7 @@ def check_license(
     base: BaseInfo | None = None,
     permission: str | None = None,
     repo_id: str | None = None,
+    kept_to_owner: bool = False,
 ) -> None:
     """Refuse to publish what the original's licence does not let us publish.
 
@@ -205,6 +206,8 @@ def check_license(
         permission: where the permission to publish can be read. It stands in for what a licence
             withholds; it does not free from what a licence asks for, nor from the Hub's spelling.
         repo_id: where it would be published; some licences ask for a name.
+        kept_to_owner: whether only those would see it who have the original anyway: then nothing
+            is passed on, and what the licence withholds does not matter.
 
     Raises:
         HubError: naming what is missing and what to do.
@@ -217,7 +220,7 @@ def check_license(
             "other` with `license_name` and `license_link`."
         )
     checks = [_unmet(card, identifier, carried, base, repo_id)]
-    if not (permission or "").strip():
+    if not (permission or "").strip() and not kept_to_owner:
         checks.insert(0, _withheld(card, identifier, carried, base))
     for check in checks:
         for problem in check:
@@ -237,7 +240,7 @@ def _withheld(
             f"the card {_of(card)} has no license"
             + (f", while the original's page says {_stated(base)}" if yes else "")
             + ". Without one nobody but the authors may pass it on. Add `license` to the card if "
-            f"the original has one. {_PERMISSION}"
+            f"the original has one. {_PERMISSION} The authors may keep it to themselves: --private."
         )
     if identifier in _NO_DERIVATIVES:
         yield (
@@ -270,7 +273,11 @@ def _withheld(
         )
     if base is not None and (base.private or base.gated):
         how = "private" if base.private else "gated: people must agree to terms or be let in first"
-        yield f"the original is {how}, and a public copy would lead around that. {_PERMISSION}"
+        yield (
+            f"the original is {how}, and a copy elsewhere would lead around that. Its owner may "
+            "publish it privately: --private, in a repository of the original's owner. "
+            f"{_PERMISSION}"
+        )
 
 
 def _unmet(

@@ -13,10 +13,10 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoopress.artifacts.requirements import Requirement, packages_of
 from zoopress.provenance import shared_address
 from zoopress.publishing.card_metadata import auto_class, base_model, library_name, metadata
 from zoopress.publishing.card_template import render
+from zoopress.publishing.installing import installing
 from zoopress.publishing.licenses import (
     LEGAL_FILE,
     LICENSES,
@@ -55,12 +55,6 @@ FOLDER = "PATH/TO/THIS/FOLDER"
 _LABELS = {
     "sentence-similarity": ("their nearest neighbour", "its nearest neighbour among the samples")
 }
-_PACKAGES = {
-    "transformers": "'zoopress[transformers]'",
-    "sentence_encoder": "'zoopress[transformers]'",
-    "timm": "'zoopress[timm]'",
-}
-"""What to install for each architecture."""
 _TRAINED = frozenset({"distillation", "transfer"})
 
 
@@ -71,6 +65,7 @@ def render_model_card(
     permission: str | None = None,
     carried: Collection[str] = (),
     plugins: Plugins | None = None,
+    install: str | None = None,
 ) -> str:
     """Return a model's page, README.md.
 
@@ -82,6 +77,7 @@ def render_model_card(
         permission: where the permission to publish can be read; printed.
         carried: names of the files that go along; those that hold a licence are named.
         plugins: know each technique's family; everything installed by default.
+        install: what pip takes to install zoopress; None for where it came from on this machine.
 
     Raises:
         InputError: if the template cannot be read, is wrong, or makes no page that the Hub reads;
@@ -89,6 +85,7 @@ def render_model_card(
     """
     report, hidden = without_local_paths(report)
     context = _context(report, repo_id, permission, carried, _families(report, plugins), hidden)
+    context["loading"] = [*installing(report, repo_id, install), *_loading(report, repo_id)]
     page = render(context, None if template is None else Path(template))
     return page.rstrip("\n") + "\n"
 
@@ -144,7 +141,6 @@ def _context(
         "samples": str(fidelity.samples),
         "data": text(evaluation_data(report)[1]),
         "metrics": report.metrics(),
-        "loading": _loading(report, repo_id),
         "loading_notes": _loading_notes(report),
         "results": table(
             ("", "original", "this model", ""),
@@ -181,8 +177,6 @@ def _loading(report: Report, repo_id: str | None) -> list[dict[str, str]]:
     factory = str(report.card.get("factory") or "")
     architecture = str(report.loads_as.get("architecture"))
     sentences = architecture == "sentence_encoder"
-    needed = [Requirement(**each) for each in report.loads_as.get("requires", [])]
-    package = " ".join([_PACKAGES.get(architecture, "zoopress"), *packages_of(needed)])
     lines = ["import zoopress", ""]
     if factory:
         function = factory.rpartition(":")[2]
@@ -194,7 +188,6 @@ def _loading(report: Report, repo_id: str | None) -> list[dict[str, str]]:
     if sentences:
         lines.append('embeddings = model.encode(["A zoo keeps many animals."])')
     ways = [
-        {"title": "", "code": fence(f"pip install {package}", "bash")},
         {"title": "", "code": fence("\n".join(lines), "python")},
     ]
     through = _through_library(report, library, place)

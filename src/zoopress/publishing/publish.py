@@ -13,11 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from zoopress.artifacts.manifest import MANIFEST, parse_manifest
-from zoopress.errors import ArtifactError, HubError, InputError
+from zoopress.artifacts.manifest import MANIFEST, Base
+from zoopress.errors import HubError, InputError
 from zoopress.hub.address import parse_address
 from zoopress.hub.client import Hub, RemoteModel, log, status_of
-from zoopress.hub.download import fetch
 from zoopress.provenance import COMMIT_KEYS, versioned_state
 from zoopress.publishing.base_on_hub import (
     base_info,
@@ -29,10 +28,9 @@ from zoopress.publishing.licenses import check_license
 from zoopress.publishing.model_card import render_model_card
 from zoopress.publishing.published import PUBLISHED, PublishedRecord, add_published, last_published
 from zoopress.publishing.release import Release, refuse_low_quality
+from zoopress.publishing.target import README as README, look_at_target
 
-README = "README.md"
 _MOST_CONFLICTS = 5
-_OWN = frozenset({README, ".gitattributes"})
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,8 @@ class PushOptions:
         template: file of a template for the model card, see docs/model-card.md.
         permission: where the owner of the original allows what its licence does not.
         allow_low_quality: whether to publish a model that is unlike its original.
+        replace: whether to replace another model that the repository holds.
+        install: what pip takes to install zoopress, for the page; None for where it came from here.
     """
 
     private: bool | None = None
@@ -56,6 +56,8 @@ class PushOptions:
     template: Path | None = None
     permission: str | None = None
     allow_low_quality: bool = False
+    replace: bool = False
+    install: str | None = None
 
 
 @dataclass(frozen=True)
@@ -125,9 +127,18 @@ def plan_push(hub: Hub, release: Release, repo_id: str, options: PushOptions) ->
     info = base_info(base) if base else None
     if base is None:
         check_recorded_license(report, options.permission)
-    check_license(report.card, carried, info, options.permission, repo_id)
-    readme = render_model_card(report, repo_id, options.template, options.permission, carried)
-    return _compare(hub, repo_id, {**_contents(release, readme), **legal}, options)
+    kept = _kept_to_owner(hub, repo_id, base, options)
+    check_license(report.card, carried, info, options.permission, repo_id, kept)
+    readme = render_model_card(
+        report,
+        repo_id,
+        options.template,
+        options.permission,
+        carried,
+        install=options.install,
+    )
+    wanted = {**_contents(release, readme), **legal}
+    return _compare(hub, repo_id, wanted, options, release.manifest.base)
 
 
 def push(hub: Hub, release: Release, repo_id: str, options: PushOptions) -> Published:
@@ -152,13 +163,13 @@ def push(hub: Hub, release: Release, repo_id: str, options: PushOptions) -> Publ
             repo_id,
         )
     if not plan.exists or options.branch != "main":
-        plan = _compare(hub, repo_id, plan.contents, options)
+        plan = _compare(hub, repo_id, plan.contents, options, release.manifest.base)
     for _ in range(_MOST_CONFLICTS):
         made = None if plan.nothing else _commit(hub, release, plan, options)
         if plan.nothing or made is not None:
             break
         log.warning("%s: another commit came first; comparing again", repo_id)
-        plan = _compare(hub, repo_id, plan.contents, options)
+        plan = _compare(hub, repo_id, plan.contents, options, release.manifest.base)
     else:
         raise HubError(
             f"{repo_id}: another commit came first {_MOST_CONFLICTS} times. Somebody else writes "
@@ -217,11 +228,37 @@ def naming_commit(release: Release, repo_id: str) -> Release:
     return replace(release, report=replace(report, made_with={**others, **named}))
 
 
+def _kept_to_owner(hub: Hub, repo_id: str, base: RemoteModel | None, options: PushOptions) -> bool:
+    """Tell whether only those will see the model who have the original anyway.
+
+    That is so in a private repository of the original's owner; and, where the original is not on
+    the Hub, in a private one of whoever publishes.
+    """
+    found = hub.find(repo_id)
+    private = found.private if found is not None else bool(options.private)
+    owner, _, _ = repo_id.partition("/")
+    return private and (base is None or base.repo_id.partition("/")[0] == owner)
+
+
 def _compare(
-    hub: Hub, repo_id: str, wanted: Mapping[str, Path | bytes], options: PushOptions
+    hub: Hub,
+    repo_id: str,
+    wanted: Mapping[str, Path | bytes],
+    options: PushOptions,
+    base: Base,
 ) -> PushPlan:
     """Compare what a repository holds with what it shall hold."""
-    remote, tagged = _remote(hub, repo_id, options)
+    target = look_at_target(
+        hub,
+        repo_id,
+        options.branch,
+        options.tag,
+        options.private,
+        base,
+        wanted,
+        options.replace,
+    )
+    remote, tagged = target.remote, target.tagged
     files = remote.files if remote else {}
     added = [path for path in wanted if path not in files]
     changed = [path for path in wanted if path in files and not files[path].matches(wanted[path])]
@@ -232,7 +269,7 @@ def _compare(
         parent=remote.commit if remote else None,
         added=tuple(added),
         changed=tuple(changed),
-        removed=tuple(_stale(hub, remote, wanted) if remote else ()),
+        removed=target.removed,
         same=tuple(path for path in wanted if path not in {*added, *changed}),
         upload_bytes=sum(_size(wanted[path]) for path in (*added, *changed)),
     )
@@ -254,49 +291,10 @@ def _full_name(hub: Hub, repo_id: str) -> str:
     return f"{user['name']}/{address.repo_id}"
 
 
-def _remote(hub: Hub, repo_id: str, options: PushOptions) -> tuple[RemoteModel | None, str | None]:
-    """Return what the repository holds, and the commit of the tag; None for what is not there.
-
-    Raises:
-        HubError: if it is somebody else's, or not as private as was asked for.
-    """
-    found = hub.find(repo_id)
-    if found is None:
-        return None, None
-    if options.branch != "main":
-        found = hub.find(repo_id, options.branch) or found
-    tagged = hub.find(repo_id, options.tag) if options.tag else None
-    if options.private and not found.private:
-        raise HubError(
-            f"{repo_id} is public, and 'private' was asked for; nothing was sent. Make it private "
-            "in its settings on the Hub, or choose another name."
-        )
-    strange = sorted(found.files.keys() - _OWN)
-    if strange and MANIFEST not in found.files:
-        raise HubError(
-            f"{repo_id} holds another model ({', '.join(strange[:3])}{', …' * (len(strange) > 3)}) "
-            "that zoopress did not publish; nothing was sent. Choose another name or another "
-            "branch."
-        )
-    return found, tagged.commit if tagged else None
-
-
 def _contents(release: Release, readme: str) -> dict[str, Path | bytes]:
     """Return everything that the repository shall hold, by path."""
     names = (MANIFEST, *sorted(release.manifest.files))
     return {README: readme.encode(), **{name: release.folder / name for name in names}}
-
-
-def _stale(hub: Hub, remote: RemoteModel, wanted: Mapping[str, Path | bytes]) -> list[str]:
-    """Return the files of the version before that are no part of this one."""
-    if MANIFEST not in remote.files:
-        return []
-    address = parse_address(f"{remote.repo_id}@{remote.commit}")
-    try:
-        before = parse_manifest(fetch(hub, address, lambda names: [MANIFEST]).folder / MANIFEST)
-    except ArtifactError:
-        return []  # another version of the format: leave what cannot be told
-    return sorted((before.files.keys() & remote.files.keys()) - wanted.keys())
 
 
 def _commit(hub: Hub, release: Release, plan: PushPlan, options: PushOptions) -> str | None:

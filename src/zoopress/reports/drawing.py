@@ -6,10 +6,10 @@ What draws them is vl-convert, of the extra `reports`; see docs/decisions/0017-c
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 from zoopress.errors import ZoopressError
+from zoopress.optional import import_optional
 
 Spec = dict[str, Any]
 """A chart in Vega-Lite: plain data."""
@@ -44,13 +44,11 @@ def require_renderer() -> Any:
     """Return the module that draws Vega-Lite; it takes a second to start.
 
     Raises:
-        ChartsMissingError: if it is not installed.
+        ChartsMissingError: if it is not installed, or broken.
     """
-    if find_spec("vl_convert") is None:
-        raise ChartsMissingError(f"Charts need vl-convert-python: {INSTALL}.")
-    import vl_convert
-
-    return vl_convert
+    return import_optional(
+        "vl_convert", "Charts need vl-convert-python", INSTALL, ChartsMissingError
+    )
 
 
 def draw_svg(spec: Spec, ink: str = INHERITED, background: str | None = None) -> str:

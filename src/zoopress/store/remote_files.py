@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from zoopress.errors import InputError, StoreError
+from zoopress.optional import import_failure
 from zoopress.store.local import FULL
 
 T = TypeVar("T")
@@ -100,9 +101,8 @@ class RemoteFiles:
             # What another machine has just written must be seen: no listing is remembered.
             system, root = url_to_fs(self.url, use_listings_cache=False)
         except (ImportError, ValueError) as error:
-            hint = " (for s3://: pip install 'zoopress[s3]')" if "s3" in self.url else ""
             raise UnreachableError(
-                f"Cannot open the store at {self.url}: {error}{hint}."
+                f"Cannot open the store at {self.url}: {_reason(error, self.url)}."
             ) from error
         return system, root.rstrip("/")
 
@@ -284,3 +284,17 @@ def _remote(info: dict[str, Any]) -> Remote:
         modified = modified.timestamp()
     # Of an unknown age: young, so that nothing is removed by mistake.
     return Remote(int(info["size"] or 0), time.time() if modified is None else float(modified))
+
+
+def _reason(error: Exception, url: str) -> str:
+    """Say why fsspec cannot open a URL; it calls a library missing that is broken, too."""
+    from fsspec.registry import known_implementations
+
+    known = known_implementations.get(urlsplit(url).scheme.lower(), {})
+    package = str(known.get("class", "")).partition(".")[0]
+    cause = error.__cause__
+    if not isinstance(error, ImportError) or cause is None or package in ("", "fsspec"):
+        return str(error).rstrip(".")
+    extra = "'zoopress[s3]'" if package == "s3fs" else package
+    needed = f"{urlsplit(url).scheme}:// needs {package}"
+    return import_failure(cause, package, needed, f"pip install {extra}").rstrip(".")

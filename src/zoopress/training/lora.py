@@ -20,6 +20,7 @@ from zoopress.errors import StageError
 from zoopress.models.edits import submodule
 from zoopress.models.packing import packed_weights
 from zoopress.models.weights import kind_of
+from zoopress.optional import import_optional
 from zoopress.training.config import LoraConfig
 from zoopress.training.optimization import parameter_names
 
@@ -86,11 +87,9 @@ def low_rank_updates(
     Raises:
         StageError: if peft is not installed.
     """
-    try:
-        from peft import LoraConfig as PeftConfig
-        from peft.tuners.lora import LoraModel
-    except ImportError as error:
-        raise StageError(f"'lora' needs peft: pip install 'zoopress[lora]'. ({error})") from error
+    install = "pip install 'zoopress[lora]'"
+    library = import_optional("peft", "'lora' needs peft", install, StageError)
+    PeftConfig, LoraModel = library.LoraConfig, library.LoraModel
     before = {path: submodule(module, path) for path in paths}
     attributes = set(vars(module))
     peft = PeftConfig(

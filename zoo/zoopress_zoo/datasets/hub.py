@@ -17,6 +17,7 @@ from zoopress.cards import Card
 from zoopress.errors import HubError, InputError, nearest
 from zoopress.hub.address import Address, parse_address
 from zoopress.hub.client import Hub, without_tokens
+from zoopress.optional import import_optional
 from zoopress.tasks import Dataset, Table
 from zoopress_zoo.datasets.tables import as_file, unreadable
 
@@ -88,12 +89,14 @@ class _HubDataset(Dataset):
     def _loaded(self) -> Any:
         """All parts, images and sound as their bytes."""
         try:
-            import datasets
+            datasets = import_optional(
+                "datasets",
+                "it needs the library 'datasets'",
+                "pip install 'zoopress[data]'",
+                ImportError,
+            )
         except ImportError as error:
-            raise unreadable(
-                self._card,
-                "the library 'datasets' is not installed; run: pip install 'zoopress[data]'",
-            ) from error
+            raise unreadable(self._card, str(error).rstrip(".")) from error
 
         if not sys.stderr.isatty():
             datasets.disable_progress_bars()

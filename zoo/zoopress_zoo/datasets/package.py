@@ -12,7 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from zoopress.cards import Card
-from zoopress.errors import nearest
+from zoopress.errors import CardError, nearest
+from zoopress.optional import import_optional
 from zoopress.tasks import Dataset, Table
 from zoopress_zoo.datasets.tables import Columns, unreadable
 
@@ -74,6 +75,10 @@ class _Shipped(Dataset):
 
     @cached_property
     def _bunch(self) -> Any:
-        from sklearn import datasets
-
+        datasets = import_optional(
+            "sklearn.datasets",
+            f"the dataset package:sklearn/{self._name} needs scikit-learn",
+            "pip install 'zoopress[data]'",
+            CardError,
+        )
         return getattr(datasets, f"load_{self._name}")()

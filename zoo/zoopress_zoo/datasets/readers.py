@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoopress.optional import import_optional
 from zoopress.tasks import Table
 from zoopress_zoo.datasets.tables import Columns, as_file, known_part
 
@@ -125,11 +126,9 @@ def read_npz(path: Path) -> dict[str, Table]:
 
 def read_parquet(path: Path) -> dict[str, Table]:
     """Read a Parquet file; images and sound are the structs of bytes that the Hub's files have."""
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ValueError("pyarrow is not installed; run: pip install 'zoopress[data]'") from error
+    needed, install = "reading Parquet needs pyarrow", "pip install 'zoopress[data]'"
+    pyarrow = import_optional("pyarrow", needed, install, ValueError)
+    parquet = import_optional("pyarrow.parquet", needed, install, ValueError)
     try:
         return {"all": _Arrow(parquet.read_table(path))}
     except pyarrow.ArrowException as error:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from zoopress.errors import CardError
+from zoopress.optional import import_optional
 from zoopress.tasks import Batch, DatasetTask, Preprocessing, Samples, Split, feed
 from zoopress_zoo.tasks.classification import Classification
 from zoopress_zoo.tasks.regression import NumberPreprocessing, NumberTask
@@ -303,16 +304,15 @@ def load_extractor(folder: Path, card: str) -> Any:
     Raises:
         CardError: if it cannot be made.
     """
+    what = f"the feature extractor in {folder / 'preprocessor_config.json'}"
+    install = "pip install 'zoopress[transformers]'"
+    needed = f"Card {card!r}: {what} needs transformers"
+    library = import_optional("transformers", needed, install, CardError)
     try:
-        from transformers import AutoFeatureExtractor
-
-        return AutoFeatureExtractor.from_pretrained(str(folder), local_files_only=True)
-    except (ImportError, OSError, ValueError, TypeError, KeyError) as error:
+        return library.AutoFeatureExtractor.from_pretrained(str(folder), local_files_only=True)
+    except (ImportError, OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise CardError(
-            f"Card {card!r}: the feature extractor in {folder / 'preprocessor_config.json'} cannot "
-            f"be made: {reason}. It needs transformers: pip install 'zoopress[transformers]'."
-        ) from error
+        raise CardError(f"Card {card!r}: {what} cannot be made: {reason}.") from error
 
 
 def _cents(frequency: Tensor) -> Tensor:

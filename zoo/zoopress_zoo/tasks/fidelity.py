@@ -25,6 +25,7 @@ from zoopress.tasks import (
 )
 from zoopress.tasks.batches import batch_length
 from zoopress.tasks.outputs import WHOLE
+from zoopress_zoo.positions import within_positions
 
 if TYPE_CHECKING:
     import torch
@@ -106,8 +107,8 @@ class _RandomSamples(Pool):
 class _TextSamples(Pool):
     """Lines of text, distinct; the first ones padded to one length, the others as batches need."""
 
-    def __init__(self, tokenizer: Any, lines: Sequence[str], first: int) -> None:
-        self._tokenizer, self._lines = tokenizer, lines
+    def __init__(self, tokenizer: Any, lines: Sequence[str], first: int, tokens: int) -> None:
+        self._tokenizer, self._lines, self._tokens = tokenizer, lines, tokens
         self._first = TensorSamples(self._tokenized(lines[:first]))
 
     def __len__(self) -> int:
@@ -124,7 +125,7 @@ class _TextSamples(Pool):
     def _tokenized(self, lines: Sequence[str]) -> Inputs:
         from zoopress_zoo.sentence_encoder import tokenize
 
-        return tokenize(self._tokenizer, lines, _TEXT_TOKENS)
+        return tokenize(self._tokenizer, lines, self._tokens)
 
 
 class _Chosen(Samples):
@@ -328,7 +329,8 @@ class FidelityTask(Task):
         tokenizer = load_tokenizer(self.folder)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
-        return _TextSamples(tokenizer, read_sentences(reference, self.card.root), first)
+        lines = read_sentences(reference, self.card.root)
+        return _TextSamples(tokenizer, lines, first, within_positions(self.folder, _TEXT_TOKENS))
 
 
 def _random(seed: str, spec: RandomInput, count: int) -> Tensor:

@@ -21,6 +21,7 @@ from zoopress.errors import CardError
 from zoopress.store import digest
 from zoopress.tasks import Batch, Part, Preprocessing, Samples, Split, row_digest
 from zoopress.tasks.splits import LARGEST_VALIDATION
+from zoopress_zoo.positions import within_positions
 from zoopress_zoo.tasks.language_model import (
     affordable,
     language_model_metrics,
@@ -142,7 +143,7 @@ class TextGeneration(TextTask):
 
     @property
     def _length(self) -> int:
-        length: int = self.preprocessing.context_length
+        length = within_positions(self.folder, int(self.preprocessing.context_length))
         return length
 
     @cached_property

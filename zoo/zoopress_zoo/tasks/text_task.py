@@ -11,6 +11,7 @@ from pydantic import Field
 
 from zoopress.errors import CardError
 from zoopress.tasks import Batch, DatasetTask, Preprocessing, Rows, Samples, Split
+from zoopress_zoo.positions import within_positions
 
 if TYPE_CHECKING:
     import torch
@@ -68,8 +69,13 @@ class TextTask(DatasetTask):
 
     @property
     def max_tokens(self) -> int:
-        """After how many tokens a text is cut: the card's, or fewer if the tokenizer says so."""
-        return min(int(self.preprocessing.max_tokens), int(self.tokenizer.model_max_length))
+        """After how many tokens a text is cut: the card's, or fewer if the model takes fewer."""
+        return min(self._most_ids, int(self.tokenizer.model_max_length))
+
+    @cached_property
+    def _most_ids(self) -> int:
+        """The same of texts that are token ids already."""
+        return within_positions(self.folder, int(self.preprocessing.max_tokens))
 
     def encode(self, texts: Sequence[Any], pairs: Sequence[Any] | None = None) -> Inputs:
         """Return token ids and masks [texts, tokens], padded to the longest.
@@ -79,7 +85,7 @@ class TextTask(DatasetTask):
             pairs: second strings that belong to the first ones.
         """
         if not isinstance(texts[0], str):
-            return pad_tokens(texts, self.preprocessing.max_tokens)
+            return pad_tokens(texts, self._most_ids)
         both = (list(texts),) if pairs is None else (list(texts), list(pairs))
         return dict(
             self.tokenizer(

@@ -78,7 +78,7 @@ class TextToText(TextTask):
             targets = self.tokenizer(
                 text_target=targets, truncation=True, max_length=self.max_tokens
             )["input_ids"]
-        padded = pad_tokens(targets, self.preprocessing.max_tokens)
+        padded = pad_tokens(targets, self._most_ids)
         labels, mask = padded["input_ids"], padded["attention_mask"]
         # What stands at padding is never looked at by the tokens before it.
         start = torch.full((len(labels), 1), self._start)

@@ -160,8 +160,8 @@ class TokenClassification(TextTask):
         import torch
 
         if not isinstance(samples[0][0], str):
-            cut = [sample[: self.preprocessing.max_tokens] for sample in samples]
-            inputs = pad_tokens(cut, self.preprocessing.max_tokens)
+            cut = [sample[: self._most_ids] for sample in samples]
+            inputs = pad_tokens(cut, self._most_ids)
             return inputs, [{word: word for word in range(len(sample))} for sample in cut]
         made = self.tokenizer(
             [list(sample) for sample in samples],
