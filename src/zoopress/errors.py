@@ -24,7 +24,10 @@ The command line prints these without a traceback; anything else is a bug and ke
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+_PICKLE = re.compile(r"weights_only|allow_pickle|unpickl|pickled|\bpickle", re.IGNORECASE)
 
 
 class ZoopressError(Exception):
@@ -89,6 +92,27 @@ class MissingTensorError(ZoopressError, AttributeError):
 
 class StoreError(ZoopressError):
     """The store cannot be read or written."""
+
+
+def cautious(reason: str) -> str:
+    """Return what another library said of a stranger's file, without advice to open it unsafely.
+
+    torch, numpy and transformers tell how to switch their safeguard off; nobody should follow that
+    who was just told that the file is not safe.
+    """
+    if "trust_remote_code" in reason:
+        return "it needs Python code of its repository, which is never run"
+    if "TorchScript" in reason:
+        return (
+            "it is a TorchScript program, not a file of tensors, and opening it would run it. Save "
+            "its tensors: `safetensors.torch.save_file(model.state_dict(), …)` where it is trusted"
+        )
+    if _PICKLE.search(reason):
+        return (
+            "it holds more than tensors, or is damaged, and opening it could run code. Get it as "
+            "safetensors: `safetensors.torch.save_file(model.state_dict(), …)` where it is trusted"
+        )
+    return reason
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

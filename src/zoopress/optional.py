@@ -35,10 +35,10 @@ def import_failure(
     package = name.partition(".")[0]
     if is_missing(reason, package):
         return f"{purpose}, which is not installed: {install}."
-    needs = isinstance(reason, ModuleNotFoundError) and reason.name
+    needs = reason.name if isinstance(reason, ModuleNotFoundError) else None
     if needs and needs.partition(".")[0] != package:
         return (
-            f"{purpose}, which is installed, but needs {reason.name!r}, which is not: {install}."
+            f"{purpose}, which is installed, but needs {needs!r}, which is not: {install}."
             f"{' ' * bool(remedy)}{remedy}"
         )
     words = " ".join(str(reason).split())[:300].rstrip(".")

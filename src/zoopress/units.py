@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from zoopress.errors import InputError
@@ -32,6 +33,29 @@ def show_bytes(count: int) -> str:
             shown = count / factor
             return f"{shown:.{max(0, 3 - len(str(int(shown))))}f} {unit}"
     return f"{count} bytes"
+
+
+_SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+_SMALLEST_PLAIN = -5
+_LARGEST_PLAIN = 15
+
+
+def show_number(value: float, figures: int = 3) -> str:
+    """Return a number as people write it: "1,030", "0.0123", "4.2 × 10⁻⁹"; never "1.03e+03".
+
+    Args:
+        value: the number.
+        figures: how many count; all digits before the point are shown.
+    """
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    exponent = math.floor(math.log10(abs(float(f"{value:.{figures - 1}e}"))))
+    if not _SMALLEST_PLAIN <= exponent <= _LARGEST_PLAIN:
+        mantissa = f"{value / 10.0**exponent:.{figures - 1}f}"
+        mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
+        return f"{mantissa} × 10{str(exponent).translate(_SUPERSCRIPTS)}"
+    shown = f"{value:,.{max(0, figures - 1 - exponent)}f}"
+    return shown.rstrip("0").rstrip(".") if "." in shown else shown
 
 
 def parse_duration(text: str) -> float:

@@ -17,6 +17,7 @@ from zoopress.errors import SourceError, ZoopressError
 from zoopress.plugins import Plugins
 from zoopress.sources import Architecture, SourceFiles, build_on_meta, detect_architecture
 from zoopress.tasks import DatasetTask, Task
+from zoopress.units import show_number
 from zoopress_zoo.card_facts import bases, describe, pipeline_of
 from zoopress_zoo.card_inputs import TOKENIZER_FILES, Inputs, infer_inputs, inputs_without_module
 from zoopress_zoo.card_of_compressed import (
@@ -219,7 +220,7 @@ def _parameters(count: int) -> str:
     scale, word = (
         (1000 * _MILLION, "billion") if count >= 1000 * _MILLION else (_MILLION, "million")
     )
-    return f"{count / scale:.3g} {word} parameters"
+    return f"{show_number(count / scale)} {word} parameters"
 
 
 def explain(error: ZoopressError, names: Collection[str], read: Callable[[str], bytes]) -> str:

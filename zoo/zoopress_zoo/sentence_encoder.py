@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from zoopress.errors import SourceError, nearest
+from zoopress.errors import SourceError, cautious, nearest
 from zoopress_zoo.sentence_architecture import read_transformer_config
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def load_tokenizer(folder: Path) -> Any:
             folder, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # tokenizers raises bare exceptions
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:400]
+        reason = cautious(f"{type(error).__name__}: {error}").splitlines()[0][:400]
         raise SourceError(f"{folder}: its tokenizer cannot be loaded: {reason}.") from error
     if read_transformer_config(folder).get("do_lower_case"):
         _lower_case(tokenizer)

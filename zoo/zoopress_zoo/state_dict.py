@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoopress.errors import SourceError
+from zoopress.errors import SourceError, cautious
 from zoopress_zoo.checkpoint_names import UnclearError, flatten, select
 from zoopress_zoo.selection import FORMATS
 
@@ -36,13 +37,15 @@ def read_state_dict(path: Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             tensors: dict[str, Any] = load_file(path)
             return tensors
-        data = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise SourceError(
-            f"{path}: holds more than tensors, and opening it could run code. Save it anew as "
-            "`torch.save(model.state_dict(), …)` or, better, with safetensors."
-        ) from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # how to open a program, for one
+            data = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        # Not "from error", here and below: that tells how to open it all the same.
+        raise SourceError(f"{path}: {cautious('pickle')}.") from None
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
+        if (safe := cautious(str(error))) != str(error):
+            raise SourceError(f"{path}: {safe}.") from None
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise SourceError(f"{path}: cannot be read: {reason}. Get an undamaged copy.") from error
     flat = dict(flatten(data)) if isinstance(data, dict) else {}

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from zoopress.errors import SourceError
+from zoopress.errors import SourceError, cautious
 from zoopress.optional import import_optional
 
 # `attn_implementation: org/name` downloads a kernel and runs it; a backbone brings its weights;
@@ -151,6 +151,8 @@ def _related(kind: Any, wanted: Any) -> bool:
 def reason(error: Exception) -> str:
     """Return the first line of what an error of the library says."""
     text = str(error).strip()
+    if (safe := cautious(f"{type(error).__name__} {text}")) != f"{type(error).__name__} {text}":
+        return safe
     first = text.splitlines()[0].rstrip(".")[:400] if text else ""
     return (
         first

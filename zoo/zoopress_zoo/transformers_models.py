@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from zoopress.cards import Card
-from zoopress.errors import SourceError
+from zoopress.errors import SourceError, cautious
 from zoopress.sources import Architecture, Companions, SourceFiles
 from zoopress_zoo.transformers_classes import find_class, named_class
 from zoopress_zoo.transformers_config import (
@@ -159,9 +159,11 @@ def load_pretrained(
     except SourceError:
         raise
     except Exception as error:  # whatever the library makes of a stranger's files
-        raise SourceError(
-            f"{files.folder}: transformers cannot load it: {reason(error)}."
-        ) from error
+        # A safeguard's advice to switch it off is not passed on, as a cause neither.
+        safe = cautious(str(error)) == str(error)
+        raise SourceError(f"{files.folder}: transformers cannot load it: {reason(error)}.") from (
+            error if safe else None
+        )
     model.config.name_or_path = ""  # a folder that is gone
     check_complete(files.folder / within, model, info, may_miss)
     loaded: nn.Module = model

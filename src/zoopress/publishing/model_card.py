@@ -44,7 +44,7 @@ from zoopress.reports.report import comparison_rows
 from zoopress.reports.run_words import evaluation_data, settings_text, shown_recipe
 from zoopress.results import Report
 from zoopress.results.figures import primary_metric, task_metrics
-from zoopress.units import show_bytes
+from zoopress.units import show_bytes, show_number
 
 if TYPE_CHECKING:
     from zoopress.plugins import Plugins
@@ -231,8 +231,8 @@ def _latency(report: Report) -> str:
     if not report.latency:
         return ""
     figures = "; ".join(
-        f"{row['compressed_ms_p50']:.3g} ms at batch {int(row['batch_size'])}, the original "
-        f"{row['original_ms_p50']:.3g} ms ({row['speed_up']:.2f}× as fast)"
+        f"{show_number(row['compressed_ms_p50'])} ms at batch {int(row['batch_size'])}, the "
+        f"original {show_number(row['original_ms_p50'])} ms ({row['speed_up']:.2f}× as fast)"
         for row in report.latency
     )
     machine, threads = report.machine, report.machine.get("threads", 1)

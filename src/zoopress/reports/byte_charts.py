@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoopress.reports.drawing import INHERITED, Spec
 from zoopress.reports.markdown import one_line
-from zoopress.units import show_bytes
+from zoopress.units import show_bytes, show_number
 
 if TYPE_CHECKING:
     from zoopress.results import Report
@@ -187,7 +187,7 @@ def sensitivity_chart(report: Report) -> Spec:
             "x": layer.bytes_after,
             "y": layer.sensitivity,
             "kind": KINDS.get(layer.kind, layer.kind),
-            "label": f"{one_line(layer.name)}: sensitivity {layer.sensitivity:.2g}, "
+            "label": f"{one_line(layer.name)}: sensitivity {show_number(layer.sensitivity or 0.0, 2)}, "
             f"{show_bytes(layer.bytes_before)} → {show_bytes(layer.bytes_after)}",
         }
         for layer in found
@@ -261,7 +261,10 @@ def most_sensitive(report: Report) -> list[str]:
     ranked = sorted(report.layers, key=lambda layer: -(layer.sensitivity or 0.0))
     found = [layer for layer in ranked[:_LABELLED] if layer.sensitivity]
     names = short_names((layer.name for layer in found), 40)
-    return [f"{name} ({la.sensitivity:.2g})" for name, la in zip(names, found, strict=True)]
+    return [
+        f"{name} ({show_number(la.sensitivity or 0.0, 2)})"
+        for name, la in zip(names, found, strict=True)
+    ]
 
 
 def most_to_gain(report: Report) -> list[str]:

@@ -9,7 +9,7 @@ from zoopress.reports.byte_charts import BYTE_AXIS
 from zoopress.reports.drawing import INHERITED, Spec
 from zoopress.reports.markdown import one_line
 from zoopress.results.figures import is_share, mapping, number, primary_metric, show_metric
-from zoopress.units import show_bytes
+from zoopress.units import show_bytes, show_number
 
 if TYPE_CHECKING:
     from zoopress.results import Report
@@ -239,7 +239,12 @@ def _metric_axis(name: str) -> dict[str, Any]:
 
 def _lines(named: Mapping[str, Sequence[tuple[float, float]]]) -> list[dict[str, Any]]:
     return [
-        {"of": name, "x": step, "y": value, "label": f"{name}, step {step:g}: {value:.4g}"}
+        {
+            "of": name,
+            "x": step,
+            "y": value,
+            "label": f"{name}, step {show_number(step, 6)}: {show_number(value, 4)}",
+        }
         for name, points in named.items()
         for step, value in points
     ]

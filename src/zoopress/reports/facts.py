@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zoopress.reports.markdown import one_line
-from zoopress.units import show_bytes
+from zoopress.units import show_bytes, show_number
 
 _ABBREVIATIONS = {"macs": "MACs", "fgsm": "FGSM", "pgd": "PGD"}
 
@@ -136,7 +136,7 @@ def show(value: Any, name: str = "") -> str:
     if isinstance(value, int):
         return show_bytes(value) if "bytes" in name and value >= 0 else f"{value:,}"
     if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+        return show_number(value, 4)
     return one_line(value)
 
 

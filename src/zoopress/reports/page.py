@@ -29,7 +29,7 @@ from zoopress.results.figures import (
     primary_metric,
     task_metrics,
 )
-from zoopress.units import show_bytes, show_seconds
+from zoopress.units import show_bytes, show_number, show_seconds
 
 if TYPE_CHECKING:
     from zoopress.reports.comparison import Comparison
@@ -152,8 +152,8 @@ def tiles(report: Report) -> list[Tile]:
     found = [Tile(ratio, word, f"{sizes}, all files")]
     if report.latency:
         first, *others = report.latency
-        times = f"{first['original_ms_p50']:.3g} → {first['compressed_ms_p50']:.3g} ms"
-        detail = [f"{times} at batch size {int(first['batch_size'])}"]
+        times = " → ".join(show_number(first[f"{w}_ms_p50"]) for w in ("original", "compressed"))
+        detail = [f"{times} ms at batch size {int(first['batch_size'])}"]
         detail += [f"{row['speed_up']:.2f}× at {int(row['batch_size'])}" for row in others]
         found.append(Tile(f"{first['speed_up']:.2f}×", "as fast", "; ".join(detail)))
     metric = primary_metric(report)
@@ -193,7 +193,7 @@ def _mcnemar(report: Report) -> str:
     if p is None:
         return ""
     verdict = "may well be chance" if p >= 0.05 else "is hardly chance"
-    shown = "below 0.0001" if p < 0.0001 else f"{p:.2g}"
+    shown = "below 0.0001" if p < 0.0001 else show_number(p, 2)
     return f"McNemar's test: p is {shown}, so the difference in accuracy {verdict}."
 
 
@@ -222,8 +222,8 @@ def _layer_rows(report: Report) -> list[tuple[str, ...]]:
             show_bytes(layer.bytes_before),
             show_bytes(layer.bytes_after),
             f"{layer.bytes_before / layer.bytes_after:.2f}×" if layer.bytes_after else "–",
-            "–" if layer.relative_error is None else f"{layer.relative_error:.3g}",
-            "–" if layer.sensitivity is None else f"{layer.sensitivity:.2g}",
+            "–" if layer.relative_error is None else show_number(layer.relative_error),
+            "–" if layer.sensitivity is None else show_number(layer.sensitivity, 2),
         )
         for layer in ranked
     ]

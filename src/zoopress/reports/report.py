@@ -65,8 +65,8 @@ def comparison_rows(report: Report, latency: bool = True) -> list[tuple[str, str
         rows.append(
             (
                 f"latency p50, batch {int(row['batch_size'])}",
-                f"{row['original_ms_p50']:.2f} ms",
-                f"{row['compressed_ms_p50']:.2f} ms",
+                f"{row['original_ms_p50']:,.2f} ms",
+                f"{row['compressed_ms_p50']:,.2f} ms",
                 f"{row['speed_up']:.2f}× as fast",
             )
         )

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from zoopress.units import show_number
+
 if TYPE_CHECKING:
     from zoopress.results import Report, StageResult
 
@@ -77,7 +79,7 @@ class TaskMetric:
         if self.difference_interval is not None:
             low, high = self.difference_interval
             half = (high - low) / 2 * scale
-            shown += f" ± {half:.1f}" if share else f" ± {half:.2g}"
+            shown += f" ± {half:.1f}" if share else f" ± {show_number(half, 2)}"
         return shown + unit
 
     @classmethod
@@ -106,13 +108,13 @@ def show_metric(name: str, value: float | None) -> str:
     """Write a metric's value: shares of the samples in per cent, all else with four figures."""
     if value is None:
         return "–"
-    return f"{100 * value:.1f} %" if is_share(name) else f"{value:.4g}"
+    return f"{100 * value:.1f} %" if is_share(name) else show_number(value, 4)
 
 
 def signed(value: float, places: int | None = None) -> str:
     """Write a number with its sign, a true minus."""
-    shown = f"{abs(value):.3g}" if places is None else f"{abs(value):.{places}f}"
-    if float(shown) == 0:
+    shown = show_number(abs(value)) if places is None else f"{abs(value):,.{places}f}"
+    if not shown.strip("0.,"):
         return shown
     return ("+" if value > 0 else "−") + shown
 

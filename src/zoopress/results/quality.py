@@ -17,6 +17,7 @@ from typing import Any
 
 from zoopress.recipes import Recipe, Targets
 from zoopress.results.stage_result import StageResult
+from zoopress.units import show_number
 
 MIN_COSINE = 0.9
 MIN_LABEL_LOYALTY = 0.8
@@ -50,8 +51,10 @@ class Judgement:
     target: str
 
     def __str__(self) -> str:
-        shown = "no number" if self.value is None else f"{self.value:.4g}"
-        return f"{self.quantity.replace('_', ' ')} is {shown}, the bound {self.bound:.4g}"
+        shown = "no number" if self.value is None else show_number(self.value, 4)
+        return (
+            f"{self.quantity.replace('_', ' ')} is {shown}, the bound {show_number(self.bound, 4)}"
+        )
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from zoopress.cards import Card
-from zoopress.errors import HubError, InputError, nearest
+from zoopress.errors import HubError, InputError, cautious, nearest
 from zoopress.hub.address import Address, parse_address
 from zoopress.hub.client import Hub, without_tokens
 from zoopress.optional import import_optional
@@ -112,7 +112,7 @@ class _HubDataset(Dataset):
                 if self._config and "BuilderConfig" in str(error):
                     names = datasets.get_dataset_config_names(repo, revision=commit)
                     hint = nearest(self._config, names)
-                text = without_tokens(" ".join(str(error).split()))[:500]
+                text = cautious(without_tokens(" ".join(str(error).split())))[:500]
                 raise unreadable(self._card, f"{text}{hint}") from None
 
         loaded = client.call(f"loading the dataset {repo}", load, f"datasets/{repo}", commit)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoopress.errors import cautious
 from zoopress.optional import import_optional
 from zoopress.tasks import Table
 from zoopress_zoo.datasets.tables import Columns, as_file, known_part
@@ -109,6 +110,8 @@ def read_npz(path: Path) -> dict[str, Table]:
             arrays = {name: archive[name] for name in archive.files}
     except (zipfile.BadZipFile, EOFError, MemoryError, KeyError, TypeError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
+    except ValueError as error:
+        raise ValueError(cautious(str(error))) from None
     parts: dict[str, dict[str, Any]] = {}
     for name, array in arrays.items():
         if array.ndim == 0:

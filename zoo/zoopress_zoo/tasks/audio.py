@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from zoopress.errors import CardError
+from zoopress.errors import CardError, cautious
 from zoopress.optional import import_optional
 from zoopress.tasks import Batch, DatasetTask, Preprocessing, Samples, Split, feed
 from zoopress_zoo.tasks.classification import Classification
@@ -311,7 +311,7 @@ def load_extractor(folder: Path, card: str) -> Any:
     try:
         return library.AutoFeatureExtractor.from_pretrained(str(folder), local_files_only=True)
     except (ImportError, OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = cautious(" ".join(str(error).split()))[:300]
         raise CardError(f"Card {card!r}: {what} cannot be made: {reason}.") from error
 
 

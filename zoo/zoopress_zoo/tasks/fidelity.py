@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zoopress.errors import CardError, nearest
+from zoopress.errors import CardError, cautious, nearest
 from zoopress.sources import callable_code, load_callable
 from zoopress.store import digest, file_digest
 from zoopress.tasks import (
@@ -391,7 +391,10 @@ def _read(path: Path) -> Inputs:
             arrays = {"0": loaded} if path.suffix == ".npy" else dict(loaded)
             return {_argument(name): torch.from_numpy(array) for name, array in arrays.items()}
         except (ValueError, OSError, TypeError) as error:
-            raise CardError(f"'data.file': {path} cannot be read: {error}.") from error
+            reason = cautious(str(error))
+            raise CardError(f"'data.file': {path} cannot be read: {reason}.") from (
+                error if reason == str(error) else None
+            )
     raise CardError(f"'data.file': {path} must be .safetensors, .npz or .npy.")
 
 
