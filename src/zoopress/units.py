@@ -49,9 +49,9 @@ def show_number(value: float, figures: int = 3) -> str:
     """
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
-    exponent = math.floor(math.log10(abs(float(f"{value:.{figures - 1}e}"))))
+    mantissa, _, power = f"{value:.{figures - 1}e}".partition("e")
+    exponent = int(power)
     if not _SMALLEST_PLAIN <= exponent <= _LARGEST_PLAIN:
-        mantissa = f"{value / 10.0**exponent:.{figures - 1}f}"
         mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
         return f"{mantissa} × 10{str(exponent).translate(_SUPERSCRIPTS)}"
     shown = f"{value:,.{max(0, figures - 1 - exponent)}f}"

@@ -181,6 +181,30 @@ def test_text_is_lowered_and_cut_as_the_model_wants(
     assert ours.encode(["The"]).equal(ours.encode(["the"]))
 
 
+def test_a_sentence_alone_is_one_sentence(
+    transformer: Path, tmp_path: Path, plugins: Plugins
+) -> None:
+    theirs = _theirs(transformer, tmp_path / "encoder", _modules().Pooling(16, "mean"))
+    ours = _ours(tmp_path / "encoder", plugins)
+    one = ours.encode(SENTENCES[1])
+    assert one.shape == theirs.encode(SENTENCES[1], convert_to_tensor=True).shape == (16,)
+    assert torch.equal(one, ours.encode([SENTENCES[1]])[0])
+    assert torch.equal(ours.encode(tuple(SENTENCES)), ours.encode(iter(SENTENCES)))
+    assert ours.encode([]).shape == (0, 16)
+    with pytest.raises(TypeError, match="int in it: '7'"):
+        ours.encode(["a zoo", 7])
+
+
+def test_a_limit_of_tokens_is_never_beyond_the_positions(tmp_path: Path, plugins: Plugins) -> None:
+    transformer = _transformer(tmp_path / "bert")
+    _theirs(transformer, tmp_path / "encoder", _modules().Pooling(16, "mean"))
+    settings = next((tmp_path / "encoder").rglob("sentence_bert_config.json"))
+    settings.write_text(json.dumps({"max_seq_length": 500, "do_lower_case": False}))
+    ours = _ours(tmp_path / "encoder", plugins)
+    assert ours.max_tokens == 32
+    assert ours.encode("zoo " * 100).isfinite().all()
+
+
 def test_a_transformer_may_have_a_folder_of_its_own(
     transformer: Path, tmp_path: Path, plugins: Plugins
 ) -> None:

@@ -113,7 +113,7 @@ class SentenceEncoder(nn.Module):
         sentences = list(sentences)
         if wrong := [each for each in sentences if not isinstance(each, str)]:
             raise TypeError(
-                f"encode takes a sentence or a list of sentences, not {type(wrong[0]).__name__} "
+                f"encode takes a sentence or a list of sentences, not with {type(wrong[0]).__name__} "
                 f"in it: {str(wrong[0])[:100]!r}"
             )
         if not sentences:

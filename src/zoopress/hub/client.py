@@ -27,6 +27,8 @@ T = TypeVar("T")
 WAITS_S = (1.0, 2.0, 4.0, 8.0)
 """Pauses before another attempt; the client itself has repeated some requests by then."""
 LONGEST_WAIT_S = 300.0
+LONGEST_HANG_S = 60.0
+"""After a request that timed out, and this long in all, there is no other attempt."""
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 _TOKEN = re.compile(r"\b(?:hf|api)_[A-Za-z0-9_]{6,}|(?<=[Bb]earer )[^\s'\"]+")
 
@@ -170,7 +172,7 @@ class Hub:
         Raises:
             HubError: in words that say what to do.
         """
-        timed_out = 0
+        timed_out, started = 0, time.monotonic()
         for attempt, wait in enumerate((*WAITS_S, None), start=1):
             limit_requests()
             try:
@@ -180,7 +182,9 @@ class Hub:
             except Exception as error:
                 asked = _retry_after(error)
                 timed_out += _is_timeout(error)
-                last = wait is None or timed_out > 1 or (asked or 0) > LONGEST_WAIT_S
+                # The client has repeated some requests already, each for as long as may be.
+                hangs = timed_out > 1 or (timed_out and time.monotonic() - started > LONGEST_HANG_S)
+                last = wait is None or hangs or (asked or 0) > LONGEST_WAIT_S
                 if last or not _passes(error):
                     # Not "from error": its text or its request may hold the token.
                     message = explain(error, self.api.endpoint, repo_id, revision, self.token)

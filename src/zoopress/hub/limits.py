@@ -15,15 +15,24 @@ HF_HUB_DOWNLOAD_TIMEOUT, the client's own setting for downloads, sets it for eve
 def limit_requests() -> None:
     """Give the client's requests a limit wherever they have none; it holds for the process.
 
-    The client throws its session away after some failures, so this is asked before each request.
-    A session that somebody else made with limits of theirs stays as it is.
+    The client throws its session away after some failures, so this is asked before each call.
+    Limits that somebody gave stay as they are.
     """
     from huggingface_hub import get_session
 
     session: Any = get_session()
-    timeout = session.timeout
-    if timeout.connect is timeout.read is timeout.write is timeout.pool is None:
-        session.timeout = _seconds()
+    hooks = session.event_hooks
+    if _limit not in hooks.get("request", []):
+        session.event_hooks = {**hooks, "request": [*hooks.get("request", []), _limit]}
+
+
+def _limit(request: Any) -> None:
+    # On the request, since many of the client's functions ask for no limit in so many words.
+    given = request.extensions.get("timeout") or {}
+    if all(given.get(kind) is None for kind in ("connect", "read", "write", "pool")):
+        seconds = _seconds()
+        limits = dict.fromkeys(("connect", "read", "write", "pool"), seconds)
+        request.extensions = {**request.extensions, "timeout": limits}
 
 
 def _seconds() -> float:

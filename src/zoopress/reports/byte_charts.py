@@ -187,7 +187,8 @@ def sensitivity_chart(report: Report) -> Spec:
             "x": layer.bytes_after,
             "y": layer.sensitivity,
             "kind": KINDS.get(layer.kind, layer.kind),
-            "label": f"{one_line(layer.name)}: sensitivity {show_number(layer.sensitivity or 0.0, 2)}, "
+            "label": f"{one_line(layer.name)}: sensitivity "
+            f"{show_number(layer.sensitivity or 0.0, 2)}, "
             f"{show_bytes(layer.bytes_before)} → {show_bytes(layer.bytes_after)}",
         }
         for layer in found
