@@ -25,8 +25,9 @@ from zoopress.testing import run_chain, tiny_card
 
 MAJOR, MINOR = HOOK_INTERFACE
 NEWER, OLDER, NEXT = f"{MAJOR}.{MINOR + 2}", f"{MAJOR - 1}.7", f"{MAJOR + 1}.0"
-UPDATE_US = r"Update zoopress: pip install --upgrade zoopress"
-UPDATE_THEM = r"Update some-dist: pip install --upgrade some-dist"
+# From where they came: a name alone may be a stranger's package.
+UPDATE_US = r"Update zoopress: (pip install --upgrade|install it again from where it came)"
+UPDATE_THEM = r"Update some-dist: install it again from where it came"
 NEW_HOOK = "\n@hookimpl\ndef zoopress_dreams():\n    return {}\n"
 
 

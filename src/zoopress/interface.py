@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoopress.errors import PluginError, nearest
+from zoopress.provenance import update_line
 
 if TYPE_CHECKING:
     from zoopress.techniques import Technique
@@ -114,9 +115,9 @@ def misfit(stated: Version | None, distribution: str, reason: str = "") -> str |
     made = f"it was made for hook interface {spelled(stated)}, this zoopress has "
     made += spelled(HOOK_INTERFACE)
     if stated[0] > HOOK_INTERFACE[0] or (reason and stated > HOOK_INTERFACE):
-        return f"{made}{because}. Update zoopress: pip install --upgrade zoopress"
+        return f"{made}{because}. Update zoopress: {update_line('zoopress')}"
     if stated[0] < HOOK_INTERFACE[0]:
-        return f"{made}{because}. Update {distribution}: pip install --upgrade {distribution}"
+        return f"{made}{because}. Update {distribution}: {update_line(distribution)}"
     return None
 
 
@@ -127,7 +128,7 @@ def unknown_hook(message: str, hooks: Iterable[str]) -> str | None:
         return None
     return (
         f"there is no hook {match[1]!r}.{nearest(match[1], hooks)} If it is one of a newer "
-        "zoopress, update zoopress: pip install --upgrade zoopress"
+        f"zoopress, update zoopress: {update_line('zoopress')}"
     )
 
 

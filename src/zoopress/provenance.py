@@ -149,6 +149,17 @@ def install_place(distribution: str) -> str | None:
     return _without_credentials(url) if url.startswith(("https://", "http://")) else None
 
 
+def update_line(distribution: str) -> str:
+    """Return what updates a distribution, from where it was installed here."""
+    place = install_place(distribution)
+    if place is None:
+        return "install it again from where it came"
+    if place == distribution:
+        return f"pip install --upgrade {distribution}"
+    newest = re.sub(r"@[0-9a-f]{40,64}$", "", place)
+    return f"pip install --upgrade '{distribution} @ {newest}'"
+
+
 def _as_url(address: str) -> str:
     """Return a git remote as pip takes it, without user and password."""
     if "://" in address:

@@ -77,6 +77,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, plugins: Plugins) -> Callable
     return make
 
 
+_MODULES = "sentence_transformers.models"
 INT8 = "[{technique: weight_quantization, bits: 8}]"
 CODED = "[{technique: weight_quantization, bits: 4, group_size: 16}, {technique: entropy_coding}]"
 
@@ -483,3 +484,61 @@ def test_code_beside_a_model_never_runs(int8: Path, tmp_path: Path, plugins: Plu
     (artifact / "evil.py").write_text("raise SystemExit('this was run')\n")
     assert "auto_map" not in (artifact / "config.json").read_text()
     assert same(Auto.from_pretrained(artifact, trust_remote_code=True), artifact)
+
+
+def test_sentence_transformers_hears_it_too(
+    hub: HubFixture, tmp_path: Path, plugins: Plugins
+) -> None:
+    library = pytest.importorskip("sentence_transformers")
+    source = tmp_path / "encoder"
+    torch.manual_seed(0)
+    transformers.BertModel(_bert().config).save_pretrained(source)
+    write_tokenizer(source)
+    (source / "modules.json").write_text(
+        json.dumps(
+            [
+                {"idx": 0, "name": "0", "path": "", "type": f"{_MODULES}.Transformer"},
+                {"idx": 1, "name": "1", "path": "1_Pooling", "type": f"{_MODULES}.Pooling"},
+            ]
+        )
+    )
+    (source / "1_Pooling").mkdir()
+    pooling = {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True}
+    (source / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    (tmp_path / "lines.txt").write_text(
+        "\n".join(f"zoo many {'animals ' * i}" for i in range(1, 9))
+    )
+    (tmp_path / "card.yaml").write_text(
+        "name: e\nsource: path:encoder\n"
+        "data: {text: lines.txt, calibration_samples: 4, evaluation_samples: 4}\n"
+    )
+    (tmp_path / "recipe.yaml").write_text(f"stages: {INT8}\n")
+    card = load_card(str(tmp_path / "card.yaml"), plugins)
+    recipe = load_recipe(str(tmp_path / "recipe.yaml"), plugins)
+    compress(card, recipe, tmp_path / "out", Store(tmp_path / "store"), plugins)
+    artifact = tmp_path / "out" / "artifact"
+    hub.add_user("alice", token=TOKEN, orgs=["zoo"])
+    hub.create_repo("zoo/encoder", files_of(artifact), private=True)
+    said = {"token": TOKEN, "cache_folder": str(tmp_path / "mine"), "device": "cpu"}
+    model = library.SentenceTransformer("zoo/encoder", **said)
+    expected = zoopress.load(artifact).encode("many animals")
+    assert torch.allclose(model.encode("many animals", convert_to_tensor=True), expected, atol=1e-5)
+    assert not list(hub.cache.rglob("blobs"))
+    hub.requests.clear()
+    again = library.SentenceTransformer("zoo/encoder", **said, local_files_only=True)
+    assert torch.allclose(again.encode("many animals", convert_to_tensor=True), expected, atol=1e-5)
+    here = zoopress.load("zoo/encoder", cache_dir=tmp_path / "mine", local_files_only=True)
+    assert torch.equal(here.encode("many animals"), expected)
+    assert not [r for r in hub.requests if not r.target.endswith("adapter_config.json")]
+
+
+def test_a_branch_with_a_slash_is_a_revision(tiny: HubFixture, int8: Path) -> None:
+    made = huggingface_hub.HfApi(token=TOKEN)
+    tiny.add_user("alice", token=TOKEN, orgs=["zoo"])
+    made.create_branch("zoo/tiny", branch="feature/x", token=TOKEN)
+    tiny.requests.clear()
+    assert same(Auto.from_pretrained("zoo/tiny", revision="feature/x"), int8)
+    assert same(zoopress.load("zoo/tiny", "feature/x"), int8)
+    assert same(zoopress.load("zoo/tiny", "feature/x", local_files_only=True), int8)
+    with pytest.raises(HubError, match="has no branch, tag or commit 'feature/y'"):
+        zoopress.load("zoo/tiny", "feature/y")

@@ -112,9 +112,10 @@ class SentenceEncoder(nn.Module):
             return self.encode([sentences], batch_size, prompt_name=prompt_name, prompt=prompt)[0]
         sentences = list(sentences)
         if wrong := [each for each in sentences if not isinstance(each, str)]:
+            kind = type(wrong[0]).__name__
             raise TypeError(
-                f"encode takes a sentence or a list of sentences, not with {type(wrong[0]).__name__} "
-                f"in it: {str(wrong[0])[:100]!r}"
+                f"encode takes a sentence or a list of sentences, and there is a {kind} in it: "
+                f"{str(wrong[0])[:100]!r}"
             )
         if not sentences:
             return self.encode([""], batch_size, prompt_name=prompt_name, prompt=prompt)[:0]

@@ -15,6 +15,7 @@ from zoopress.cards import Card, load_card
 from zoopress.cards.maker import Wish
 from zoopress.cells.cell import installed_version
 from zoopress.errors import InputError
+from zoopress.provenance import install_place
 
 if TYPE_CHECKING:
     from zoopress.plugins import Plugins
@@ -86,7 +87,11 @@ def requirements(extras: frozenset[str], remote: str | None) -> list[str]:
     }
     # A local version, such as torch's 2.9.0+cpu, is on no index that everybody has.
     versions = {name: installed_version(package) for name, package in wanted.items()}
-    return [f"{name}=={version.partition('+')[0]}" for name, version in versions.items()]
+    lines = [f"{name}=={version.partition('+')[0]}" for name, version in versions.items()]
+    place = install_place("zoopress")
+    if place is not None and "://" in place:  # a name alone is taken from an index
+        lines[0] = f"{next(iter(wanted))} @ {place}"
+    return lines
 
 
 def _copied_card(name: str, plugins: Plugins) -> FirstCard:
