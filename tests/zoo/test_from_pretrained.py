@@ -275,6 +275,14 @@ def test_what_one_program_fetched_all_find_offline(
     assert tiny.requests == []
 
 
+def test_what_else_lies_in_a_repository_is_nobodys_harm(tiny: HubFixture, int8: Path) -> None:
+    """A snapshot that another program fetched has all of it; nothing of that is ever opened."""
+    tiny.commit("zoo/tiny", {"optimizer.pt": b"\x80\x04.", "runs/events.bin": b"x"})
+    huggingface_hub.snapshot_download("zoo/tiny")
+    assert same(zoopress.load("zoo/tiny"), int8)
+    assert same(Auto.from_pretrained("zoo/tiny"), int8)
+
+
 def test_a_part_that_another_program_fetched_is_told_as_such(
     tiny: HubFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
