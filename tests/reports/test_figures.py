@@ -124,7 +124,11 @@ def test_the_metric_is_read_back_from_metrics_json(a: float, b: float, higher: b
 @given(NUMBER, st.none() | st.integers(0, 3))
 def test_a_signed_number_reads_back(value: float, places: int | None) -> None:
     shown = signed(value, places)
-    again = float(shown.replace("−", "-"))
+    plain = shown.replace("−", "-").replace(",", "")
+    if " × 10" in plain:
+        powers = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
+        plain = plain.replace(" × 10", "e").translate(powers)
+    again = float(plain)
     assert again == pytest.approx(
         value, rel=6e-3, abs=0.51 * 10.0 ** -(9 if places is None else places)
     )

@@ -7,6 +7,7 @@ needs are made from the GGUF file's own.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import tempfile
 from collections.abc import Mapping
@@ -193,6 +194,12 @@ def _saved(tokenizer: Any) -> dict[str, bytes]:
 
 
 def _need(path: Path) -> None:
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise SourceError(
+            f"{path}: to read GGUF, transformers needs {' and '.join(missing)}: "
+            "pip install 'zoopress[gguf]'."
+        )
     for name in _NEEDED:
         import_optional(
             name,
