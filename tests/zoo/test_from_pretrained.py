@@ -360,18 +360,20 @@ def test_a_dense_model_is_a_plain_one(int8: Path, tmp_path: Path) -> None:
         "[{technique: truncated_svd, rank: 8}, {technique: weight_quantization, bits: 8}]",
     ],
 )
-def test_a_dense_model_of_other_sizes_works_and_is_not_saved_as_what_it_is_not(
-    made: Any, stages: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_a_dense_model_of_other_sizes_is_saved_as_what_it_is(
+    made: Any, stages: str, tmp_path: Path
 ) -> None:
-    model = Auto.from_pretrained(made(stages))
-    model.dequantize()
+    with pytest.warns(UserWarning, match="dequantize"):
+        model = Auto.from_pretrained(
+            made(stages), quantization_config=ZoopressConfig(dequantize=True)
+        )
     assert not packed_weights(model)
-    assert torch.allclose(
-        logits(model), logits(zoopress.load(made(stages), unpacking="all")), atol=1e-6
-    )
-    with pytest.raises(ValueError, match="zoopress"):
-        model.save_pretrained(tmp_path / "saved")
-    assert "zoopress export" in caplog.text
+    expected = logits(zoopress.load(made(stages), dense=True))
+    assert torch.allclose(logits(model), expected, atol=1e-6)
+    model.save_pretrained(tmp_path / "saved")
+    again = logits(Auto.from_pretrained(tmp_path / "saved"))
+    # Its weights may be packed there again, and low-bit kernels round what they multiply.
+    assert (again - expected).abs().max() < 0.02 * expected.abs().max()
 
 
 def test_a_dense_model_in_another_type(int8: Path) -> None:
