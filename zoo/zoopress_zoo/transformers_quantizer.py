@@ -223,8 +223,7 @@ def _cast(model: Any, dtype: torch.dtype) -> None:
                     tensor.data = tensor.data.to(wanted)
         for child in module.children():
             if isinstance(child, PackedWeight):  # its scales stay as precise as they are
-                child.dtype = wanted
-                child.changed()
+                child.to(wanted)
     model.config.dtype = dtype
     for part in getattr(model.config, "sub_configs", {}):
         if getattr(model.config, part, None) is not None:
