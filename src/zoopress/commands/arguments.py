@@ -176,6 +176,25 @@ MemoryOption = Annotated[
     str | None,
     typer.Option(help="Memory that jobs share, as 24GB; by default 80 % of the machine's."),
 ]
+CellTimeoutOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cell-timeout",
+        help="How long a cell may compute, as 45m or 2h; by default what 'limits' of the matrix' "
+        "file says, else no limit.",
+        show_default=False,
+    ),
+]
+RetriesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--retries",
+        min=0,
+        help="How often is tried again what may pass: a worker that died or took too long, a "
+        "network or a disk that failed. By default once, if a worker died.",
+        show_default=False,
+    ),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 
 

@@ -9,12 +9,14 @@ import typer
 
 from zoopress.commands.arguments import (
     CardsOption,
+    CellTimeoutOption,
     EngineOption,
     JsonOption,
     MatrixOption,
     MemoryOption,
     QuietOption,
     RecipesOption,
+    RetriesOption,
     StoreOption,
     WorkersOption,
     flow_module,
@@ -38,6 +40,8 @@ def run(
     store: StoreOption = None,
     workers: WorkersOption = None,
     memory: MemoryOption = None,
+    cell_timeout: CellTimeoutOption = None,
+    retries: RetriesOption = None,
     engine: EngineOption = None,
     runner: Annotated[
         str | None,
@@ -52,8 +56,9 @@ def run(
 ) -> None:
     """Run every card with every recipe, side by side, and rank the results.
 
-    A cell that fails does not stop the others. What recipes have in common is computed once. The
-    exit status is 0 if every cell passed its gates, else 1; finished work stays in the store.
+    A cell that fails or hangs does not stop the others: results are delivered as they are finished.
+    What recipes have in common is computed once. What happened to a cell is in OUT/logs. The exit
+    status is 0 if every cell passed its gates, else 1; finished work stays in the store.
 
     Examples:
 
@@ -61,11 +66,14 @@ def run(
 
         zoopress zoo run --cards cards/ --recipes params.yaml#recipes --workers 4 --memory 16GB
 
+        zoopress zoo run --matrix params.yaml --cell-timeout 2h --retries 1
+
         zoopress zoo run --matrix params.yaml --runner dask
     """
     from zoopress.orchestration.request import ZooRequest, run_zoo
 
-    given = (matrix, str(out), store, workers, memory, runner, quiet or as_json)
+    how = (workers, memory, runner, quiet or as_json, cell_timeout, retries)
+    given = (matrix, str(out), store, *how)
     request, plugins = ZooRequest(tuple(cards), tuple(recipes), *given), loaded_plugins()
     if use_prefect(engine, runner):
         board: Leaderboard = flow_module("zoo").run_zoo_in_flow(request, plugins)

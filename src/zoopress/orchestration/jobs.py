@@ -10,6 +10,7 @@ A job relies on nothing but the store: whatever a job before it did is found the
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from dataclasses import asdict, dataclass, field
@@ -26,6 +27,7 @@ from zoopress.pipeline.compress import Result, deliver, find_finished, run_stage
 from zoopress.plugins import Plugins, load_plugins
 from zoopress.progress import Listener, Reporter
 from zoopress.recipes import load_recipe
+from zoopress.resources import usable_cores
 from zoopress.store import Store
 
 if TYPE_CHECKING:
@@ -52,6 +54,12 @@ class Job:
         threads: how many torch computes with; None for all.
         made_in: the commit that the run belongs to, as `provenance.git_state` says it.
         number: of the job in its run, which its stages' news name.
+        quiet: whether nothing shall run beside it, if that can be had in time.
+        final: whether its report is kept also if something ran beside it.
+        beside: what runs beside it although nothing should.
+        timeout_s: its worker is ended after so long; None for no limit.
+        retries: how often what may pass is tried again: a worker that died or took too long, a
+            network or a disk that failed. None: once if its worker died, otherwise not at all.
     """
 
     kind: Kind
@@ -65,6 +73,11 @@ class Job:
     threads: int | None = None
     made_in: dict[str, str] = field(default_factory=dict)
     number: int = 0
+    quiet: bool = False
+    final: bool = True
+    beside: tuple[str, ...] = ()
+    timeout_s: float | None = None
+    retries: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data."""
@@ -73,7 +86,7 @@ class Job:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Job:
         """Rebuild from `as_dict`, also after JSON made lists of its tuples."""
-        lists = {key: tuple(data[key]) for key in ("recipes", "folders")}
+        lists = {key: tuple(data[key]) for key in ("recipes", "folders", "beside")}
         return cls(**{**data, **lists})
 
 
@@ -88,13 +101,23 @@ def perform(data: dict[str, Any], tell: Listener) -> dict[str, Any]:
         Plain data: for "open", `{"cells": […]}` with, for each recipe, either `result`, `failure`,
         or `missing` and `memory_bytes`, and of what could be opened `card`, `recipe`, `keys` and
         `report_key`; else `computed` and `news`, which were told as events too, and for "finish"
-        the `result`.
+        the `result` and what was `beside` it. Of all, `seconds` and `cpu_seconds`, those of its
+        threads and child processes.
 
     Raises:
         ZoopressError: if it fails for a reason that a user can act on.
     """
     with _desk.lock:  # techniques share torch's random state and threads
-        return _desk.perform(Job.from_dict(data), tell)
+        start, cpu_start = time.perf_counter(), cpu_seconds()
+        answer = _desk.perform(Job.from_dict(data), tell)
+        took = {"seconds": time.perf_counter() - start, "cpu_seconds": cpu_seconds() - cpu_start}
+        return {**answer, **took}
+
+
+def cpu_seconds() -> float:
+    """Return the CPU time of this process and of its children that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 class _Desk:
@@ -117,7 +140,6 @@ class _Desk:
     def perform(self, job: Job, tell: Listener) -> dict[str, Any]:
         if job.kind == "open":
             return {"cells": self._open(job, tell)}
-        start = time.perf_counter()
         cell = self._cell(job, 0)
         bench = self._workbench(cell, Reporter(listeners=[tell]), job.threads)
         try:
@@ -128,13 +150,15 @@ class _Desk:
                 done = run_stages(bench, count=job.count, watch=watch)
                 answer: dict[str, Any] = {"computed": list(done.computed), "news": sender.sent}
                 if job.kind == "finish":
-                    report, folder = bench.evaluate(done.last, done.results), Path(job.folders[0])
-                    given = (done.last, folder, done.computed, job.made_in, bench.reporter)
-                    answer["result"] = _plain(deliver(cell, report, *given))
+                    keep = job.final or not job.beside
+                    report = bench.evaluate(done.last, done.results, keep, job.beside)
+                    given = (Path(job.folders[0]), done.computed, job.made_in, bench.reporter)
+                    answer["result"] = _plain(deliver(cell, report, done.last, *given))
+                    answer["beside"] = list(job.beside)
         finally:
             if cell.original.files.size_bytes() > _KEPT_BYTES:
                 self._bench = None
-        return {**answer, "seconds": time.perf_counter() - start}
+        return answer
 
     def _open(self, job: Job, tell: Listener) -> list[dict[str, Any]]:
         """Return what is known of each cell of a card before anything is computed."""
@@ -186,7 +210,7 @@ class _Desk:
 
         from zoopress.pipeline.workbench import Workbench
 
-        self._most_threads = self._most_threads or torch.get_num_threads()
+        self._most_threads = self._most_threads or min(torch.get_num_threads(), usable_cores())
         torch.set_num_threads(min(threads or self._most_threads, self._most_threads))
         self._bench = Workbench(cell, reporter, like=self._bench)
         return self._bench

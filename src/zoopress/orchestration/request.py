@@ -11,6 +11,7 @@ from zoopress.cells.selection import Selection, select_cells
 from zoopress.estimates.budget import MemoryBudget
 from zoopress.observers.watch import NEWS, Observers
 from zoopress.orchestration.executors import LocalExecutor, share_cores
+from zoopress.orchestration.limits import read_limits
 from zoopress.orchestration.zoo_run import Submit, ZooOptions, ZooRun, write_leaderboard
 from zoopress.plugins import Plugins
 from zoopress.progress import Event, zoo_board
@@ -32,6 +33,8 @@ class ZooRequest:
         memory: what jobs on one machine share, as 24GB; 80 % of its memory by default.
         runner: what carries the jobs under Prefect.
         quiet: whether to print nothing.
+        cell_timeout: how long a cell may compute, as 2h; what the matrix' file says, or no limit.
+        retries: how often what may pass is tried again; see `Job.retries`.
     """
 
     cards: tuple[str, ...] = ()
@@ -43,6 +46,8 @@ class ZooRequest:
     memory: str | None = None
     runner: str | None = None
     quiet: bool = False
+    cell_timeout: str | None = None
+    retries: int | None = None
 
     def select(self, plugins: Plugins) -> Selection:
         """Find the cards and recipes.
@@ -86,14 +91,21 @@ def run_zoo(request: ZooRequest, plugins: Plugins, carrier: Carrier = _in_worker
     selection, budget = request.select(plugins), MemoryBudget(request.memory_bytes)
     total = len(selection.cards) * len(selection.recipes)
     workers, threads = share_cores(request.workers, total)
-    options = ZooOptions(Path(request.out), request.store, threads)
+    options = ZooOptions(
+        Path(request.out),
+        request.store,
+        threads,
+        # A cluster knows itself how many run at once.
+        at_once=workers if request.runner in (None, "threads") else None,
+        limits=read_limits(request.matrix, request.cell_timeout, request.retries),
+    )
     with zoo_board(total, quiet=request.quiet) as shown:
         started: list[ZooRun] = []
 
         def tell(event: Event) -> None:
             if event["event"] != NEWS:
                 shown.tell(event)
-            elif started:
+            if started:
                 started[0].hear(event)
 
         def warn(text: str) -> None:

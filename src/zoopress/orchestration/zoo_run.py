@@ -1,28 +1,36 @@
 """Run a whole zoo: every card with every recipe, side by side.
 
-    cards ─ open ─┬─ prefix ─┬─ stages ─┐
-                  │          └─ stages ─┼─ finish ─ finish ─ … ─▶ leaderboard
-                  └─ stages ────────────┘
+    cards ─ open ─┬─ prefix ─┬─ stages ─ finish
+                  │          └─ stages ─ finish ─▶ leaderboard
+                  └─ stages ──────────── finish
 
-Jobs go to an executor, which says how many run at once and where. A job that fails takes with it
-only the cells that need its result. Comparing with the original comes last and one at a time:
-latency is measured, and nothing else may run beside it.
+Jobs go to an executor. A job that fails takes with it only the cells that need its result.
+
+Comparing with the original measures latency, so nothing else should run beside it. It comes when
+nothing is left to compute; if that takes longer than a moment, no new work is begun until what is
+ready has been delivered, one cell after the other. Work that goes on all the same, perhaps for
+ever, does not hold them up: they are delivered beside it, and compared once more when it has ended.
 """
 
 from __future__ import annotations
 
 import json
 import queue
+import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from zoopress.cells.selection import Selection
 from zoopress.errors import StoreError, ZoopressError
-from zoopress.observers.watch import NOBODY, CellWatch, Observers, RunWatch, StageWatch, hear
+from zoopress.estimates.budget import PATIENCE_S
+from zoopress.observers.watch import NEWS, NOBODY, CellWatch, Observers, RunWatch, StageWatch, hear
+from zoopress.orchestration.cell_logs import CellLogs
 from zoopress.orchestration.jobs import Job, Kind
+from zoopress.orchestration.limits import Limits
 from zoopress.orchestration.prefixes import Shared, shared_prefixes
 from zoopress.progress import Listener
 from zoopress.provenance import git_state
@@ -58,11 +66,19 @@ class ZooOptions:
         out: results go to OUT/CARD/RECIPE.
         store: where stage results are kept; None for the user's own.
         threads: how many each job computes with, where several run at once.
+        at_once: how many jobs compute at once; None if that is for those to say who carry them.
+        limits: of time, and how often is tried again.
+        patience_s: how long a cell that is ready waits for the others.
+        logs: folder of the cells' logs.
     """
 
     out: Path = Path("out")
     store: str | None = None
     threads: int | None = None
+    at_once: int | None = None
+    limits: Limits = field(default_factory=Limits)
+    patience_s: float = PATIENCE_S
+    logs: Path | None = None
 
 
 @dataclass
@@ -77,6 +93,8 @@ class _CellState:
     memory_bytes: int = 0
     computed: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    ready_at: float = 0.0
     outcome: CellOutcome | None = None
     watch: CellWatch | None = None
 
@@ -112,8 +130,14 @@ class ZooRun:
         self.options, self.submit, self.tell = options, submit, tell
         self._done: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._under_way: dict[int, tuple[Submitted, Callable[[Any], None], list[_CellState]]] = {}
-        self._to_finish: list[_CellState] = []
+        self._waiting: deque[tuple[Job, list[_CellState], Callable[[Any], None]]] = deque()
+        self._ready: list[_CellState] = []
+        self._compare_again: list[_CellState] = []
+        self._finishing: int | None = None
+        self._delivering_since: float | None = None
+        self._wait_s = options.patience_s
         self._numbers = 0
+        self._logs = CellLogs(options.logs or options.out / "logs")
         self._store, self._in_use = Store(options.store), ExitStack()
         self._made_in = git_state(Path.cwd())
         self._cells_of: dict[int, list[_CellState]] = {}
@@ -135,7 +159,11 @@ class ZooRun:
         self._watch = RunWatch(observers, names, options.out)
 
     def hear(self, event: dict[str, Any]) -> None:
-        """Take in what a job has to tell of its stages; it may come from any thread, and twice."""
+        """Take in what a job has to tell; it may come from any thread, and news of stages twice."""
+        if event["event"] != NEWS:
+            for cell in self._cells_of.get(event.get("number", 0), []):
+                self._logs.write(cell.card, cell.recipe, event)
+            return
         cells = self._cells_of.get(event["job"], [])
         # A prefix is computed for its first cell; the others will find it in the store.
         if cells:
@@ -151,6 +179,9 @@ class ZooRun:
             self.options.out.mkdir(parents=True, exist_ok=True)
         with self._watch, self._in_use:  # in use also between two jobs of a cell
             self._run()
+        return self._board()
+
+    def _board(self) -> Leaderboard:
         return Leaderboard([cell.outcome for cell in self.cells if cell.outcome is not None])
 
     def _run(self) -> None:
@@ -159,10 +190,13 @@ class ZooRun:
                 self._fail([cell], problem)
             for reference, cells in self._cells.items():
                 self._open(reference, [cell for cell in cells if cell.outcome is None])
-            self._wait()
-            for cell in self._to_finish:
-                self._finish(cell)
-            self._wait()
+            while True:
+                self._deliver()
+                self._submit()
+                if not self._under_way:
+                    return
+                with suppress(queue.Empty):
+                    self._take(self._done.get(timeout=self._look_after_s()))
         except KeyboardInterrupt:
             for cell in self.cells:
                 if cell.outcome is None:
@@ -227,6 +261,7 @@ class ZooRun:
 
         def computed(answer: dict[str, Any]) -> None:
             members[0].seconds += answer["seconds"]
+            members[0].cpu_seconds += answer["cpu_seconds"]
             for cell in members:
                 cell.computed += answer["computed"]
             self._grow(shared, cells)
@@ -236,20 +271,60 @@ class ZooRun:
     def _stages(self, cell: _CellState) -> None:
         def computed(answer: dict[str, Any]) -> None:
             cell.seconds += answer["seconds"]
+            cell.cpu_seconds += answer["cpu_seconds"]
             cell.computed += answer["computed"]
-            self._to_finish.append(cell)
+            cell.ready_at = time.monotonic()
+            self._ready.append(cell)
 
         self._start(self._job("stages", [cell]), [cell], computed)
 
-    def _finish(self, cell: _CellState) -> None:
+    def _deliver(self) -> None:
+        """Deliver the next cell that is ready, if it is time to."""
+        if self._finishing is not None:
+            return
+        idle, now = not (self._under_way or self._waiting), time.monotonic()
+        if self._ready and (idle or now - self._ready[0].ready_at >= self._wait_s):
+            # Once it has begun all that are ready are delivered; meanwhile nothing new starts.
+            self._delivering_since = self._delivering_since or now
+        if self._delivering_since is None:
+            if idle and self._compare_again:
+                self._finish(self._compare_again.pop(0), final=True)
+        elif self._ready:
+            self._finish(self._ready.pop(0), final=idle)
+        else:
+            if self._under_way:
+                write_leaderboard(self._board(), self.options.out)  # what there is so far
+            # Waiting for quiet keeps cores idle, so it must not be all that is done.
+            self._wait_s = max(self.options.patience_s, 5 * (now - self._delivering_since))
+            self._delivering_since = None
+            self._deliver()
+
+    def _look_after_s(self) -> float | None:
+        """Return when something is to be done although no job has ended; None for never."""
+        if not self._ready or self._finishing is not None:
+            return None
+        return max(0.0, self._ready[0].ready_at + self._wait_s - time.monotonic())
+
+    def _finish(self, cell: _CellState, final: bool) -> None:
         def finished(answer: dict[str, Any]) -> None:
+            self._finishing = None
             cell.seconds += answer["seconds"]
+            cell.cpu_seconds += answer["cpu_seconds"]
+            if answer["beside"]:
+                others = ", ".join(answer["beside"])
+                again = "" if final else "; it is measured again when that has ended"
+                text = f"latency was measured while other work ran ({others}){again}"
+                self._tell(cell, {"event": "warning", "text": text})
+                if not final:
+                    self._compare_again.append(cell)
             self._conclude(cell, "done", result=answer["result"])
 
-        self._start(self._job("finish", [cell], memory_bytes=None), [cell], finished)
+        job = self._job("finish", [cell], quiet=True, final=final)
+        self._start(job, [cell], finished)
+        self._finishing = self._numbers
 
     def _job(self, kind: Kind, cells: list[_CellState], sharing: int = 1, **details: Any) -> Job:
-        first = cells[0]
+        first, limits = cells[0], self.options.limits
         title = first.title + (f" and {sharing - 1} more" if sharing > 1 else "")
         return Job(
             kind=kind,
@@ -261,39 +336,70 @@ class ZooRun:
             store=None if self.options.store is None else self._store.address,
             threads=None if kind == "finish" else self.options.threads,
             made_in=self._made_in,
+            timeout_s=limits.left(first.seconds),
+            retries=limits.retries,
             **{"memory_bytes": first.memory_bytes, **details},
         )
 
     def _start(
         self, job: Job, cells: list[_CellState], then: Callable[[dict[str, Any]], None]
     ) -> None:
-        """Submit a job; `then` gets its answer, and if it fails so do the cells."""
+        """Have a job submitted; `then` gets its answer, and if it fails so do the cells."""
         self._numbers += 1
-        number = self._numbers
-        self._cells_of[number] = cells  # before anything can be heard of it
-        submitted = self.submit(replace(job, number=number))
-        self._under_way[number] = (submitted, then, cells)
-        submitted.add_done_callback(lambda _: self._done.put(number))
+        job = replace(job, number=self._numbers)
+        self._cells_of[job.number] = cells  # before anything can be heard of it
+        if job.kind == "finish":
+            self._hand_over(job, cells, then)
+        else:
+            self._waiting.append((job, cells, then))
 
-    def _wait(self) -> None:
-        """Take answers until nothing is under way."""
-        while self._under_way:
-            submitted, then, cells = self._under_way.pop(self._done.get())
-            try:
-                answer = submitted.result()
-                for event in answer.get("news", ()):  # a cluster's machines tell no events
-                    self.hear(event)
-            except Exception as error:  # whatever went wrong, it is this job's alone
-                self._fail(cells, str(error) or type(error).__name__)
-                continue
+    def _submit(self) -> None:
+        """Submit what waits, as much as may run at once; nothing while results are delivered."""
+        most = self.options.at_once
+        while self._waiting and self._delivering_since is None:
+            if most is not None and len(self._under_way) >= most:
+                return
+            self._hand_over(*self._waiting.popleft())
+
+    def _hand_over(
+        self, job: Job, cells: list[_CellState], then: Callable[[dict[str, Any]], None]
+    ) -> None:
+        submitted = self.submit(job)
+        self._under_way[job.number] = (submitted, then, cells)
+        submitted.add_done_callback(lambda _: self._done.put(job.number))
+
+    def _take(self, number: int) -> None:
+        """Take the answer of a job."""
+        submitted, then, cells = self._under_way.pop(number)
+        try:
+            answer = submitted.result()
+            for event in answer.get("news", ()):  # a cluster's machines tell no events
+                self.hear(event)
+            if answer.get("said"):
+                self.hear({"event": "said", "number": number, "text": answer["said"]})
+        except Exception as error:  # whatever went wrong, it is this job's alone
+            for cell in cells:
+                cell.cpu_seconds += getattr(error, "cpu_seconds", 0.0) / len(cells)
+            self._fail(cells, str(error) or type(error).__name__)
+        else:
             try:
                 then(answer)
             except ZoopressError as error:  # such as a disk that is full
                 self._fail([cell for cell in cells if cell.outcome is None], str(error))
+        if number == self._finishing:
+            self._finishing = None
 
     def _fail(self, cells: list[_CellState], reason: str) -> None:
         for cell in cells:
-            self._conclude(cell, "failed", reason)
+            if cell.outcome is not None and cell.outcome.state == "done":
+                # Delivered, and only not compared once more.
+                self._tell(cell, {"event": "warning", "text": reason})
+            else:
+                self._conclude(cell, "failed", reason)
+
+    def _tell(self, cell: _CellState, event: dict[str, Any]) -> None:
+        self._logs.write(cell.card, cell.recipe, event)
+        self.tell({"cell": cell.title, **event})
 
     def _conclude(
         self,
@@ -303,6 +409,7 @@ class ZooRun:
         result: dict[str, Any] | None = None,
     ) -> None:
         report = Report.from_dict(result["report"]) if result else None
+        told = cell.outcome is not None
         cell.outcome = CellOutcome(
             card=cell.card,
             recipe=cell.recipe,
@@ -312,7 +419,11 @@ class ZooRun:
             report=report,
             computed=tuple(cell.computed),
             seconds=cell.seconds,
+            cpu_seconds=cell.cpu_seconds,
+            log=self._logs.path_if_any(cell.card, cell.recipe),
         )
+        if told:
+            return
         if cell.watch is None:  # not even opened
             named = ({"name": cell.card}, {"name": cell.recipe})
             cell.watch = self._watch.cell(*named, cell.folder)
@@ -322,7 +433,7 @@ class ZooRun:
             cosine = report.last.fidelity.cosine
             text = f"{times_smaller(report.compression_ratio)}, cosine {cosine:.4f}"
             text += "" if report.last_judged.like_original else f", {MEANING}"
-        self.tell({"event": state, "cell": cell.title, "text": text})
+        self._tell(cell, {"event": state, "text": text})
 
 
 def write_leaderboard(board: Leaderboard, out: Path) -> None:

@@ -188,8 +188,21 @@ class Workbench:
             check_sound(given, position)
             return claim.commit(result.as_dict())
 
-    def evaluate(self, last: Entry, results: Sequence[StageResult]) -> Report:
-        """Compare the final model with the original, and store the report."""
+    def evaluate(
+        self,
+        last: Entry,
+        results: Sequence[StageResult],
+        keep: bool = True,
+        beside: Sequence[str] = (),
+    ) -> Report:
+        """Compare the final model with the original, and store the report.
+
+        Args:
+            last: the result of the last stage.
+            results: what each stage gained and cost.
+            keep: False if it shall be measured again later, and so is not stored.
+            beside: what runs on this machine meanwhile; the report says so.
+        """
         with self.store.claim(self.cell.report_key) as claim:
             if claim.entry is not None:
                 return Report.from_dict(claim.entry.record)
@@ -242,13 +255,14 @@ class Workbench:
                     "by_library": architecture.library_opens(manifest),
                 },
                 artifact_sha256=file_digest(last.artifact / MANIFEST),
-                machine=describe_machine(),
+                machine={**describe_machine(), **({"beside": list(beside)} if beside else {})},
                 made_with={name: v for name in LIBRARIES if (v := installed_version(name))},
                 layers=layers,
                 evaluation=evaluation,
                 first_original=self.cell.original.first_original,
             )
-            claim.commit(report.as_dict())
+            if keep:
+                claim.commit(report.as_dict())
             return report
 
     @cached_property

@@ -229,7 +229,7 @@ def _notes(found: Sequence[Found]) -> list[str]:
     data = [(r.card.get("data"), r.card.get("task"), r.last.fidelity.samples) for r in reports]
     if differ(data):
         notes.append("Different test data: fidelity and task metrics are not comparable.")
-    if differ([r.machine for r in reports]):
+    if differ([{**r.machine, "beside": None} for r in reports]):
         notes.append("Measured on different machines or versions: compare speed-ups with care.")
     unknown = [item.place for item in found if item.report is None]
     if unknown:

@@ -18,7 +18,7 @@ from zoopress.reports.html import render
 from zoopress.reports.local_paths import without_local_paths
 from zoopress.reports.markdown import one_line, yaml_text
 from zoopress.reports.quality_words import unlike_words
-from zoopress.reports.report import comparison_rows
+from zoopress.reports.report import beside_words, comparison_rows
 from zoopress.reports.run_words import evaluation_data, settings_text, shown_recipe
 from zoopress.reports.words import TERMS
 from zoopress.results.figures import (
@@ -319,6 +319,8 @@ def _measured(report: Report) -> list[str]:
             f"({one_line(machine.get('capability', ''))}), PyTorch "
             f"{one_line(machine.get('torch', ''))}."
         )
+        if beside := beside_words(machine):
+            found.append(beside)
     if report.kernels:
         used = (f"{count} × {one_line(name)}" for name, count in sorted(report.kernels.items()))
         found.append(f"How packed weights compute: {', '.join(used)}.")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from zoopress.reports.coverage_words import (
     coverage_words,
@@ -127,6 +127,14 @@ def stage_line(
     return "  ".join(parts)
 
 
+def beside_words(machine: Mapping[str, Any]) -> str:
+    """Say that latency was not measured alone, if it was not."""
+    if not machine.get("beside"):
+        return ""
+    named = ", ".join(map(text, machine["beside"]))
+    return f"Other work ran on the machine meanwhile ({named}): take it with care."
+
+
 def markdown(report: Report) -> str:
     """Return the report as Markdown."""
     machine = report.machine
@@ -143,7 +151,8 @@ def markdown(report: Report) -> str:
             *_table(("", "original", "compressed", ""), comparison_rows(report)),
             "",
             f"Latency: in turns in one process, {machine['threads']} threads on "
-            f"{machine['processor']} ({machine['capability']}), torch {machine['torch']}.",
+            f"{machine['processor']} ({machine['capability']}), torch {machine['torch']}."
+            + (f" {said}" if (said := beside_words(machine)) else ""),
             *_kernel_line(report),
             "",
             *_reached_lines(report),

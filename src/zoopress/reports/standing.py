@@ -26,6 +26,9 @@ class CellOutcome:
         report: what was measured; every cell that is done has one.
         computed: names of the stages that were computed; the others were in the store.
         seconds: wall time of the cell.
+        cpu_seconds: CPU time of all threads and processes that worked on it; of attempts whose
+            worker died it is not known, and left out.
+        log: file with what happened, if there is one.
     """
 
     card: str
@@ -36,6 +39,8 @@ class CellOutcome:
     report: Report | None = None
     computed: tuple[str, ...] = ()
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    log: str | None = None
 
     def __post_init__(self) -> None:
         """Hold a cell that is done to what it measured.
@@ -131,6 +136,10 @@ class Standing:
     reason: str | None = None
     folder: str | None = None
     seconds: float = 0.0
+    cpu_seconds: float | None = None
+    """None where it is not known."""
+    log: str | None = None
+    """File with what happened to it."""
     figures: Figures | None = None
     """Of a cell that is done."""
     on_front: bool = False
@@ -179,6 +188,8 @@ def standing(outcome: CellOutcome) -> Standing:
         reason=outcome.reason,
         folder=outcome.folder,
         seconds=_known(outcome.seconds) or 0.0,
+        cpu_seconds=_known(outcome.cpu_seconds),
+        log=outcome.log,
         figures=figures_of(done, outcome.computed) if done is not None else None,
     )
 

@@ -22,10 +22,11 @@ from zoopress.coding.entropy_coder import FindCoder, NamedCoder, finder
 from zoopress.coding.zpz.bands import ITEMSIZES, Band, Cut, Plane
 from zoopress.coding.zpz.checksums import combine_crc32
 from zoopress.coding.zpz.index import CoderRecord, Entry, Index, read_index
-from zoopress.coding.zpz.parallel import map_in_order, usable_cores
+from zoopress.coding.zpz.parallel import map_in_order
 from zoopress.coding.zpz.repack import Bytes
 from zoopress.coding.zpz.writer import FOOT, HEAD, NAMING_HEAD
 from zoopress.errors import ArtifactError, PluginError, nearest
+from zoopress.resources import usable_cores
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -25,7 +25,7 @@ from zoopress.coding.zpz.index import (
     encoded_name,
     write_index,
 )
-from zoopress.coding.zpz.parallel import map_in_order, usable_cores
+from zoopress.coding.zpz.parallel import map_in_order
 from zoopress.coding.zpz.sources import (
     Coded,
     Source,
@@ -36,6 +36,7 @@ from zoopress.coding.zpz.sources import (
     raw_chunks,
     size_bytes,
 )
+from zoopress.resources import usable_cores
 
 HEAD = b"\x89ZPZ\x02"  # no text, as PNG's; the last byte is the version
 NAMING_HEAD = b"\x89ZPZ\x03"  # of a file that names coders; everything else reads version 2
