@@ -7,14 +7,14 @@ them, so whatever happens to a server, finished work stays finished.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import zoopress_flows.quiet  # noqa: F401  # isort: skip
 
-from prefect import flow, task
+from prefect import flow
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
 
 from zoopress.cards import load_card
 from zoopress.pipeline.compress import Result, compress, run_inline
@@ -23,7 +23,10 @@ from zoopress.progress import Reporter, terminal
 from zoopress.recipes import load_recipe
 from zoopress.reports.report import markdown
 from zoopress.store import Store
-from zoopress_flows.watching import ProgressArtifact, or_without_prefect
+from zoopress_flows.attempts import as_task, run_for_command, work
+from zoopress_flows.living import living
+from zoopress_flows.repositories import repository_name
+from zoopress_flows.watching import FlowLog, ProgressArtifact, artifact_key
 
 
 @flow(name="compress", flow_run_name="{card} × {recipe}")
@@ -46,17 +49,24 @@ def compress_flow(
     Returns:
         The metrics.
     """
-    reporter = terminal(quiet, [ProgressArtifact(f"{card} × {recipe}").tell])
-    result = _compress(card, recipe, out, store, reporter, as_task)
-    create_markdown_artifact(markdown(result.report), key="report", description="zoopress report")
+    repository, title = repository_name(Path.cwd()), f"{card} × {recipe}"
+    listeners = [ProgressArtifact(title, repository).tell, FlowLog().tell]
+    with living(), work() as attempt:
+        result = _compress(card, recipe, out, store, terminal(quiet, listeners), as_task)
+        attempt.result = result
+    with suppress(Exception):  # an artifact is to look at; the work is done
+        key = artifact_key("report", repository, result.report.name)
+        create_markdown_artifact(markdown(result.report), key=key, description="zoopress report")
     return result.report.metrics()
 
 
-def run_in_flow(card: str, recipe: str, out: str, store: str | None, quiet: bool) -> Result:
-    """Run the flow for the command line; if Prefect itself fails, finish without it.
+def run_in_flow(
+    card: str, recipe: str, out: str, store: str | None, quiet: bool, chosen: bool = False
+) -> Result:
+    """Run the flow for the command line; if Prefect itself fails on the way, finish without it.
 
     Raises:
-        ZoopressError: if the work fails.
+        ZoopressError: if the work fails, or if Prefect was `chosen` and cannot begin.
     """
 
     def flow() -> Result:
@@ -67,7 +77,7 @@ def run_in_flow(card: str, recipe: str, out: str, store: str | None, quiet: bool
     def without() -> Result:
         return _compress(card, recipe, out, store, terminal(quiet), run_inline)
 
-    return or_without_prefect(flow, without, quiet)
+    return run_for_command(flow, without, quiet, chosen)
 
 
 def _compress(
@@ -82,8 +92,3 @@ def _compress(
     the_card, the_recipe = load_card(card, plugins), load_recipe(recipe, plugins)
     folder = Path(out) if out else Path("out") / the_card.name / the_recipe.name
     return compress(the_card, the_recipe, folder, Store(store), plugins, reporter, execute)
-
-
-def as_task(name: str, work: Callable[[], Any]) -> Any:
-    """Run a step as a Prefect task."""
-    return task(name=name, cache_policy=NO_CACHE, persist_result=False)(lambda: work())()

@@ -19,6 +19,8 @@ from prefect.runner import Runner
 from prefect.schedules import Cron, Interval, Schedule
 
 from zoopress.errors import InputError, ZoopressError
+from zoopress_flows.living import end_the_dead
+from zoopress_flows.repositories import repository_name
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,10 @@ class Deployable:
     tags: tuple[str, ...] = ("zoopress",)
     scheduled: bool = False
     alone: bool = False
+
+    def served_as(self, repository: str) -> str:
+        """Return the name of its deployment for a repository, its own on a shared server."""
+        return f"{self.name}-{repository}" if repository else self.name
 
     def load(self) -> Any:
         """Import the flow."""
@@ -96,12 +102,13 @@ def next_run(when: Schedule) -> datetime:
     return date
 
 
-def deployments(when: Schedule, parameters: dict[str, Any]) -> list[Any]:
+def deployments(when: Schedule, parameters: dict[str, Any], repository: str = "") -> list[Any]:
     """Return deployments of all flows, to be served.
 
     Args:
         when: the schedule of those that are scheduled.
         parameters: of those that are scheduled.
+        repository: in their names, so that those of another repository are others.
     """
     from prefect.types.entrypoint import EntrypointType
 
@@ -112,10 +119,10 @@ def deployments(when: Schedule, parameters: dict[str, Any]) -> list[Any]:
         )
         made.append(
             item.load().to_deployment(
-                name=item.name,
+                name=item.served_as(repository),
                 schedule=when if item.scheduled else None,
                 parameters=parameters if item.scheduled else {},
-                tags=list(item.tags),
+                tags=[*item.tags, *([repository] if repository else [])],
                 concurrency_limit=alone if item.alone else None,
                 entrypoint_type=EntrypointType.MODULE_PATH,
             )
@@ -152,7 +159,9 @@ def serve(repository: Path, when: Schedule, parameters: dict[str, Any], limit: i
     """
     os.chdir(repository)
     runner = _Runner(limit=limit)
-    for deployment in deployments(when, parameters):
+    with suppress(Exception):  # it is asked again when the next run begins
+        end_the_dead()
+    for deployment in deployments(when, parameters, repository_name(repository)):
         runner.add_deployment(deployment)
     with suppress(asyncio.CancelledError):
         asyncio.run(runner.start())

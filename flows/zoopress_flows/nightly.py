@@ -18,7 +18,10 @@ from zoopress.orchestration.nightly_summary import nightly_markdown
 from zoopress.orchestration.request import ZooRequest
 from zoopress.plugins import load_plugins
 from zoopress.progress import terminal
-from zoopress_flows.compress import as_task
+from zoopress_flows.attempts import as_task
+from zoopress_flows.living import living
+from zoopress_flows.repositories import repository_name
+from zoopress_flows.watching import FlowLog
 from zoopress_flows.zoo import run_zoo_in_flow
 
 
@@ -32,6 +35,8 @@ def nightly_flow(
     push_git: bool = False,
     publish: bool = True,
     quiet: bool = False,
+    cell_timeout: str | None = None,
+    retries: int | None = None,
 ) -> Any:
     """Refresh a repository of models: follow what moved, recompress, version, publish.
 
@@ -44,33 +49,39 @@ def nightly_flow(
         push_git: whether to push commits to the branch's upstream.
         publish: whether to publish, where params.yaml says where to.
         quiet: whether to print nothing.
+        cell_timeout: how long a cell may compute, as 2h; what params.yaml says, or no limit.
+        retries: how often is tried again what may pass; by default once, if a worker died.
 
     Returns:
         What was done. The run's state is named SomeCellsFailed if only cells failed, and is Failed
-        if something is not versioned, pushed or published that should be.
+        if all did, or if something is not versioned, pushed or published that should be.
     """
 
     plugins = load_plugins()
+    name = repository_name(Path(repository))
 
     def run_zoo(cards: Sequence[str], matrix: str, out: str) -> dict[str, Any]:
-        how = (store, workers, memory, runner, quiet)
+        how = (store, workers, memory, runner, quiet, cell_timeout, retries)
         return run_zoo_in_flow(ZooRequest(tuple(cards), (), matrix, out, *how), plugins).as_dict()
 
-    summary = refresh(
-        Path(repository),
-        NightlyOptions(push_git, publish, store),
-        plugins,
-        run_zoo,
-        terminal(quiet),
-        _execute,
-    )
+    with living():
+        summary = refresh(
+            Path(repository),
+            NightlyOptions(push_git, publish, store),
+            plugins,
+            run_zoo,
+            terminal(quiet, [FlowLog().tell]),
+            _execute,
+        )
     with suppress(Exception):  # an artifact is to look at; the work is done
-        create_markdown_artifact(nightly_markdown(summary), key="nightly")
+        create_markdown_artifact(nightly_markdown(summary), key=f"nightly-{name}")
     if summary.problems:
         message = "\n".join(summary.problems)
         return Failed(message=message, data=summary.as_dict())
     if summary.failed:
         message = f"Failed: {', '.join(summary.failed)}."
+        if not summary.done:
+            return Failed(message=message, data=summary.as_dict())
         return Completed(name="SomeCellsFailed", message=message, data=summary.as_dict())
     return summary.as_dict()
 

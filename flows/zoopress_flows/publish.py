@@ -18,6 +18,9 @@ from zoopress.orchestration.publishing import Publication, publish_runs
 from zoopress.plugins import Plugins, load_plugins
 from zoopress.progress import terminal
 from zoopress.publishing.publish import PushOptions
+from zoopress_flows.living import living
+from zoopress_flows.repositories import repository_name
+from zoopress_flows.watching import FlowLog
 
 
 @flow(name="publish")
@@ -50,7 +53,7 @@ def publish_flow(
     Returns:
         How publishing each ended. The run's state is Failed if one was not published.
     """
-    plugins, reporter = load_plugins(), terminal(quiet)
+    plugins, reporter = load_plugins(), terminal(quiet, [FlowLog().tell])
     options = PushOptions(
         private=private,
         branch=branch,
@@ -60,16 +63,18 @@ def publish_flow(
     )
     runs = _runs(folders, matrix, Path(out), plugins)
     done: list[Publication] = []
-    for item in publish_runs(runs, repo, options, plugins, reporter):
-        done.append(item)
-        if item.state == "failed":
-            reporter.warn(f"{item.folder} was not published: {item.reason}")
-        else:
-            reporter.line(f"{item.state}: {item.url}")
+    with living():
+        for item in publish_runs(runs, repo, options, plugins, reporter):
+            done.append(item)
+            if item.state == "failed":
+                reporter.warn(f"{item.folder} was not published: {item.reason}")
+            else:
+                reporter.line(f"{item.state}: {item.url}")
     failed = [item for item in done if item.state == "failed"]
     summary = f"{len(done) - len(failed)} of {len(done)} are on the Hub"
+    key = f"published-{repository_name(Path(matrix).parent if matrix else Path.cwd())}"
     with suppress(Exception):  # an artifact is to look at; the work is done
-        create_table_artifact([_row(i) for i in done], key="published", description=summary)
+        create_table_artifact([_row(i) for i in done], key=key, description=summary)
     result = {"published": [item.as_dict() for item in done]}
     if failed:
         reasons = [f"{item.folder}: {item.reason}" for item in failed]

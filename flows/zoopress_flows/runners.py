@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from zoopress.errors import InputError, ZoopressError, nearest
 from zoopress.optional import import_failure
+from zoopress_flows.attempts import PrefectFailedError
 
 KINDS = ("threads", "dask", "ray")
 
@@ -33,10 +36,47 @@ def make_runner(wanted: str | None, workers: int) -> Any:
         raise ZoopressError(import_failure(error, f"prefect_{kind}", purpose, install)) from error
 
 
+@contextmanager
+def started_runner(wanted: str | None, workers: int) -> Iterator[Any]:
+    """Start a task runner, and end it; see `make_runner`.
+
+    Raises:
+        ZoopressError: if a cluster does not start, or does not answer. The work is never done
+            somewhere else than where the user chose.
+    """
+    kind, _, address = (wanted or "threads").partition("=")
+    runner = make_runner(wanted, workers)
+    try:
+        started = runner.__enter__()
+        if kind == "dask":
+            _ = started.client  # it connects when it is first asked for
+    except Exception as error:
+        if kind == "threads":
+            raise PrefectFailedError(f"{type(error).__name__}: {error}") from error
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        what = f"at {address} cannot be reached" if address else "could not be started"
+        scheme = {"dask": "tcp://HOST:8786", "ray": "ray://HOST:10001"}[kind]
+        raise ZoopressError(
+            f"The {kind.capitalize()} cluster {what} ({reason}); nothing was computed. See that it "
+            f"runs and that its address is right, as {kind}={scheme}; or choose another --runner."
+        ) from error
+    done = False
+    try:
+        yield started
+        done = True
+    finally:
+        try:
+            runner.__exit__(None, None, None)
+        except Exception as error:
+            if done:  # else what went wrong before is of more interest
+                raise PrefectFailedError(f"{type(error).__name__}: {error}") from error
+
+
 def _threads(address: str, workers: int) -> Any:
     from prefect.task_runners import ThreadPoolTaskRunner
 
-    return ThreadPoolTaskRunner(max_workers=workers)
+    # One more, so that what is done can be delivered while all others are busy, or hang.
+    return ThreadPoolTaskRunner(max_workers=workers + 1)
 
 
 def _dask(address: str, workers: int) -> Any:

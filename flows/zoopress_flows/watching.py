@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any
 
 import zoopress_flows.quiet  # noqa: F401  # isort: skip
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.logging import get_run_logger
 
-from zoopress.errors import ZoopressError
-from zoopress.progress import terminal
-
-T = TypeVar("T")
 _LONG_SECONDS = 10.0
+_LOGGED = {
+    "stage": "info",
+    "line": "info",
+    "said": "info",
+    "warning": "warning",
+    "retry": "warning",
+    "failed": "error",
+}
+"""Which events Prefect's log gets, and as what."""
 
 
 class ProgressArtifact:
@@ -24,10 +29,11 @@ class ProgressArtifact:
 
     Args:
         title: what it is about.
+        repository: the zoo's name among those of the server.
     """
 
-    def __init__(self, title: str) -> None:
-        self.title = title
+    def __init__(self, title: str, repository: str = "") -> None:
+        self.title, self.repository = title, repository
         self._artifact: Any = None
         self._due = time.monotonic() + _LONG_SECONDS
 
@@ -42,7 +48,7 @@ class ProgressArtifact:
         with suppress(Exception):
             about = f"{self.title}: {event.get('text', '')}"
             if self._artifact is None:
-                key = artifact_key("progress", self.title)
+                key = artifact_key("progress", self.repository, self.title)
                 self._artifact = create_progress_artifact(100 * fraction, key, about)
             else:
                 update_progress_artifact(self._artifact, 100 * fraction, about)
@@ -53,17 +59,18 @@ def artifact_key(*parts: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
 
 
-def or_without_prefect(flow: Callable[[], T], without: Callable[[], T], quiet: bool) -> T:
-    """Run a flow for the command line; if Prefect itself fails, finish without it.
+class FlowLog:
+    """Writes into Prefect's log of the run it is made in what is worth a line; a listener."""
 
-    Raises:
-        ZoopressError: if the work fails.
-    """
-    try:
-        return flow()
-    except ZoopressError:
-        raise
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        terminal(quiet).line(f"the Prefect flow failed ({reason}); going on without Prefect")
-        return without()
+    def __init__(self) -> None:
+        self._log: Any = None
+        with suppress(Exception):  # outside a run there is none
+            self._log = get_run_logger()
+
+    def tell(self, event: dict[str, Any]) -> None:
+        """Take an event."""
+        kind, text = event["event"], str(event.get("text") or "")
+        if self._log is None or kind not in _LOGGED or not text:
+            return
+        with suppress(Exception):
+            getattr(self._log, _LOGGED[kind])(text if kind == "line" else f"{kind}: {text}")

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import zoopress_flows.quiet  # noqa: F401  # isort: skip
@@ -22,8 +23,9 @@ from prefect.artifacts import (
     create_table_artifact,
 )
 from prefect.cache_policies import NO_CACHE
-from prefect.states import Completed
+from prefect.states import Completed, Failed
 
+from zoopress.errors import ZoopressError
 from zoopress.estimates.budget import MemoryBudget
 from zoopress.orchestration.executors import LocalExecutor, run_here
 from zoopress.orchestration.jobs import Job
@@ -35,8 +37,11 @@ from zoopress.reports.leaderboard_charts import pareto_svg
 from zoopress.reports.leaderboard_table import leaderboard_markdown
 from zoopress.reports.report import markdown
 from zoopress.results import Report
-from zoopress_flows.runners import make_runner
-from zoopress_flows.watching import ProgressArtifact, artifact_key, or_without_prefect
+from zoopress_flows.attempts import run_for_command, work
+from zoopress_flows.living import living
+from zoopress_flows.repositories import repository_name
+from zoopress_flows.runners import started_runner
+from zoopress_flows.watching import FlowLog, ProgressArtifact, artifact_key
 
 _executor: ContextVar[LocalExecutor | None] = ContextVar("executor", default=None)
 
@@ -52,6 +57,8 @@ def zoo_flow(
     memory: str | None = None,
     runner: str | None = None,
     quiet: bool = False,
+    cell_timeout: str | None = None,
+    retries: int | None = None,
 ) -> Any:
     """Run every card with every recipe, side by side, and rank the results.
 
@@ -65,36 +72,51 @@ def zoo_flow(
         memory: what jobs on one machine share, as 24GB; 80 % of its memory by default.
         runner: threads, dask, ray, dask=ADDRESS or ray=ADDRESS.
         quiet: whether to print nothing.
+        cell_timeout: how long a cell may compute, as 2h; what the matrix' file says, or no limit.
+        retries: how often is tried again what may pass; by default once, if a worker died.
 
     Returns:
-        The leaderboard. The run's state is named SomeCellsFailed if some did.
+        The leaderboard. The run's state is named SomeCellsFailed if some did, and is Failed if none
+        is done.
     """
     # Clusters get flow and task by value, with all that they name; the rest is imported over there.
-    given = (matrix, out, store, workers, memory, runner, quiet)
+    given = (matrix, out, store, workers, memory, runner, quiet, cell_timeout, retries)
     return _run(ZooRequest(tuple(cards or ()), tuple(recipes or ()), *given))
 
 
 def _run(request: ZooRequest) -> Any:
+    repository = repository_name(Path(request.matrix).parent if request.matrix else Path.cwd())
+
     @contextmanager
     def carried(executor: LocalExecutor, workers: int) -> Iterator[Submit]:
         on_threads = request.runner in (None, "threads")
         token = _executor.set(executor if on_threads else None)
         try:
-            with make_runner(request.runner, workers) as started:
+            with started_runner(request.runner, workers) as started:
 
                 def submit(job: Job) -> Any:
                     given = {"job": job.as_dict(), "memory_bytes": request.memory_bytes}
-                    return started.submit(do_job, given)
+                    return started.submit(do_job, {**given, "repository": repository})
 
                 yield submit
         finally:
             _executor.reset(token)
 
-    board = run_zoo(request, load_plugins(), carried)
-    _show(board)
-    if all(cell.state == "done" for cell in board.cells):
+    with living(), work() as attempt:
+        board = run_zoo(request, load_plugins(), carried)
+        attempt.result = board
+    _show(board, repository)
+    states = [cell.state for cell in board.cells]
+    if "done" not in states:
+        return Failed(message=f"{board.summary}\n{_reasons(board)}", data=board.as_dict())
+    if set(states) == {"done"}:
         return board.as_dict()
-    return Completed(name="SomeCellsFailed", message=board.summary, data=board.as_dict())
+    message = f"{board.summary}\n{_reasons(board)}"
+    return Completed(name="SomeCellsFailed", message=message, data=board.as_dict())
+
+
+def _reasons(board: Leaderboard) -> str:
+    return "\n".join(f"{cell.name}: {cell.reason_line}" for cell in board.unfinished[:20])
 
 
 @task(
@@ -103,36 +125,48 @@ def _run(request: ZooRequest) -> Any:
     cache_policy=NO_CACHE,
     persist_result=False,
 )
-def do_job(job: dict[str, Any], memory_bytes: int | None) -> dict[str, Any]:
+def do_job(job: dict[str, Any], memory_bytes: int | None, repository: str = "") -> dict[str, Any]:
     """Do one job of a zoo run, here or in a worker process."""
-    return _do_job(job, memory_bytes)
+    return _do_job(job, memory_bytes, repository)
 
 
-def _do_job(job: dict[str, Any], memory_bytes: int | None) -> dict[str, Any]:
+def _do_job(job: dict[str, Any], memory_bytes: int | None, repository: str) -> dict[str, Any]:
     the_job, executor = Job.from_dict(job), _executor.get()
-    progress = ProgressArtifact(the_job.title)
+    progress, log = ProgressArtifact(the_job.title, repository), FlowLog()
+
+    def tell(event: dict[str, Any]) -> None:
+        progress.tell(event)
+        log.tell(event)
+
     if executor is not None:
-        answer = executor.run(the_job, progress.tell)
+        answer = executor.run(the_job, tell)
     else:
-        answer = run_here(the_job, MemoryBudget(memory_bytes), progress.tell)
+        answer = run_here(the_job, MemoryBudget(memory_bytes), tell)
+    log.tell({"event": "said", "text": answer.get("said")})
     if "result" in answer:
         report = Report.from_dict(answer["result"]["report"])
         with suppress(Exception):  # an artifact is to look at; the work is done
-            create_markdown_artifact(markdown(report), key=artifact_key("report", the_job.title))
+            create_markdown_artifact(markdown(report), key=_key("report", repository, the_job))
     return answer
 
 
-def _show(board: Leaderboard) -> None:
+def _key(what: str, repository: str, job: Job) -> str:
+    return artifact_key(what, repository, job.title)
+
+
+def _show(board: Leaderboard, repository: str) -> None:
     """Keep the leaderboard in Prefect, to look at."""
     with suppress(Exception):
         rows = [
             {"card": cell.card, "recipe": cell.recipe, "state": cell.state, **_figures(cell)}
             for cell in board.cells
         ]
-        create_table_artifact(rows, key="leaderboard", description=board.summary)
-        create_markdown_artifact(leaderboard_markdown(board), key="leaderboard-page")
+        create_table_artifact(rows, key=f"leaderboard-{repository}", description=board.summary)
+        create_markdown_artifact(leaderboard_markdown(board), key=f"leaderboard-page-{repository}")
         picture = base64.b64encode(pareto_svg(board).encode()).decode()
-        create_image_artifact(f"data:image/svg+xml;base64,{picture}", key="pareto-front")
+        create_image_artifact(
+            f"data:image/svg+xml;base64,{picture}", key=f"pareto-front-{repository}"
+        )
 
 
 def _figures(cell: Any) -> dict[str, Any]:
@@ -140,14 +174,28 @@ def _figures(cell: Any) -> dict[str, Any]:
     return {name: value for name, value in figures.items() if isinstance(value, int | float)}
 
 
-def run_zoo_in_flow(request: ZooRequest, plugins: Plugins) -> Leaderboard:
-    """Run the flow for the command line; if Prefect itself fails, finish without it.
+def run_zoo_in_flow(request: ZooRequest, plugins: Plugins, chosen: bool = False) -> Leaderboard:
+    """Run the flow for the command line; if Prefect itself fails on the way, finish without it.
 
     Raises:
-        ZoopressError: if the request is wrong.
+        ZoopressError: if the request is wrong, a cluster that was named cannot be reached, or
+            Prefect was `chosen` and cannot begin.
     """
 
     def flow() -> Leaderboard:
-        return Leaderboard.from_dict(zoo_flow(**asdict(request)))
+        state: Any = zoo_flow(**asdict(request), return_state=True)
+        # Only what is a board ended by itself; a state of Prefect's own is its failure, or ours.
+        data = state.result(raise_on_failure=False)
+        if isinstance(data, BaseException):
+            raise data
+        return Leaderboard.from_dict(data)
 
-    return or_without_prefect(flow, lambda: run_zoo(request, plugins), request.quiet)
+    def without() -> Leaderboard:
+        if request.runner not in (None, "threads"):
+            raise ZoopressError(
+                f"Prefect failed, and without it nothing runs on {request.runner!r}, which was "
+                "asked for. Finished stages are in the store: run the same command again."
+            )
+        return run_zoo(request, plugins)
+
+    return run_for_command(flow, without, request.quiet, chosen)

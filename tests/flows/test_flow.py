@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from plugin_distributions import Install
+from prefect_server import PrefectServer
 from small_zoo import CHAIN, write_zoo
 from warm import WarmProcess
 
@@ -83,6 +86,76 @@ def test_a_mistake_in_a_flow_is_one_line_without_a_traceback(
     done = run(tmp_path, warm, environment, "--engine", "prefect", "--out", "out")
     assert done.returncode == 1
     assert "did not pass the gate 'fidelity_kept'" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+RAISES = """
+from pathlib import Path
+from zoopress.plugins import hookimpl
+from zoopress.techniques import Config, Effects, Outcome, Technique
+
+
+class Broken(Technique[Config]):
+    name = "broken"
+    family = "pruning"
+    config_type = Config
+
+    def effects(self):
+        return Effects()
+
+    def apply(self, model, context):
+        with Path("applied").open("a") as log:
+            log.write("once\\n")
+        raise ValueError("this technique has a bug")
+
+
+@hookimpl
+def zoopress_techniques():
+    return [Broken]
+"""
+
+
+def test_a_technique_that_raises_is_computed_once_and_told_as_inline(
+    tmp_path: Path, server: PrefectServer, install: Install
+) -> None:
+    install("broken-technique", "broken", RAISES)
+    write_zoo(tmp_path, recipe="stages: [{technique: broken}]\n")
+    environment = {**server.environment(), "PYTHONPATH": str(tmp_path / "site")}
+    said = {}
+    for engine in ("inline", "prefect"):
+        (tmp_path / "applied").unlink(missing_ok=True)
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "zoopress", "run", "card.yaml", "recipe.yaml"),
+                *("--store", "store", "--engine", engine),
+            ],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 1
+        assert (tmp_path / "applied").read_text() == "once\n", engine
+        said[engine] = done.stderr
+    assert "this technique has a bug" in said["prefect"]
+    assert "going on without" not in said["prefect"]
+    assert "site-packages/prefect" not in said["prefect"]
+    assert len(said["prefect"].splitlines()) <= 2 * len(said["inline"].splitlines())
+    run, *_ = server.runs("compress", "FAILED")
+    assert "this technique has a bug" in run["state"]["message"]
+
+
+def test_prefect_that_was_asked_for_and_cannot_begin_is_an_error(
+    tmp_path: Path, home: Path, warm: WarmProcess
+) -> None:
+    write_zoo(tmp_path)
+    environment = {**at_home(home), "PREFECT_CLIENT_MAX_RETRIES": "0"}
+    environment["PREFECT_API_URL"] = "http://127.0.0.1:9/api"
+    done = run(tmp_path, warm, environment, "--engine", "prefect", "--out", "out")
+    assert done.returncode == 1
+    assert "Prefect could not begin" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
 

@@ -112,7 +112,9 @@ def run(
     try:
         if use_prefect(engine):
             run_in_flow = flow_module("compress").run_in_flow
-            result: Result = run_in_flow(card, recipe, str(folder), store, silent)
+            result: Result = run_in_flow(
+                card, recipe, str(folder), store, silent, chosen=engine is not None
+            )
         else:
             result = compress(
                 the_card, the_recipe, folder, Store(store), plugins, terminal(quiet=silent)

@@ -69,10 +69,10 @@ def serve(
     parameters = {"repository": str(root), "push_git": push_git, "publish": publish}
     if store is not None:
         parameters["store"] = store if "://" in store else str(Path(store).absolute())
-    address = deployments.check_server()
+    address, name = deployments.check_server(), deployments.repository_name(root)
     print(f"Serving {root} with the Prefect server at {address}.")
     for item in deployments.DEPLOYABLES:
-        start = f"prefect deployment run {item.name}/{item.name}"
+        start = f"prefect deployment run {item.name}/{item.served_as(name)}"
         if item.scheduled:
             start = f"next at {deployments.next_run(when):%Y-%m-%d %H:%M:%S %Z}; or {start}"
         print(f"  {item.name:<10} {start}")

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zoopress.commands.arguments import (
+    CellTimeoutOption,
     JsonOption,
     MemoryOption,
     QuietOption,
+    RetriesOption,
     StoreOption,
     WorkersOption,
     loaded_plugins,
@@ -32,6 +34,8 @@ def nightly(
     store: StoreOption = None,
     workers: WorkersOption = None,
     memory: MemoryOption = None,
+    cell_timeout: CellTimeoutOption = None,
+    retries: RetriesOption = None,
     push_git: Annotated[
         bool, typer.Option("--push-git", help="Push the commits to the branch's upstream.")
     ] = False,
@@ -60,7 +64,7 @@ def nightly(
     silent, plugins = quiet or as_json, loaded_plugins()
 
     def run(cards: Sequence[str], matrix: str, out: str) -> dict[str, Any]:
-        how = (store, workers, memory, None, silent)
+        how = (store, workers, memory, None, silent, cell_timeout, retries)
         return run_zoo(ZooRequest(tuple(cards), (), matrix, out, *how), plugins).as_dict()
 
     try:

@@ -76,7 +76,9 @@ def run(
     given = (matrix, str(out), store, *how)
     request, plugins = ZooRequest(tuple(cards), tuple(recipes), *given), loaded_plugins()
     if use_prefect(engine, runner):
-        board: Leaderboard = flow_module("zoo").run_zoo_in_flow(request, plugins)
+        board: Leaderboard = flow_module("zoo").run_zoo_in_flow(
+            request, plugins, chosen=engine is not None or runner is not None
+        )
     else:
         board = run_zoo(request, plugins)
     if as_json:

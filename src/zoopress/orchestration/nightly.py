@@ -201,6 +201,7 @@ class _Night:
                 self.summary.failed[name] = str(cell["reason"])
                 continue
             self.done.append(stages[cell["card"], cell["recipe"]])
+            self.summary.done += 1
             if any(stage["computed"] for stage in cell["figures"]["stages"]):
                 self.summary.computed.append(name)
 

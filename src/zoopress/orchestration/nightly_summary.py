@@ -17,6 +17,7 @@ class NightlySummary:
         repository: its folder.
         cards: those that moved, were left out or could not be asked about.
         computed: cells of which stages were computed.
+        done: how many cells are.
         failed: cells that failed, with their reasons.
         commit: the commit with the results, None if nothing had changed.
         record: the commit that says where they were published, None if nothing had changed.
@@ -28,6 +29,7 @@ class NightlySummary:
     repository: str
     cards: list[CardState] = field(default_factory=list)
     computed: list[str] = field(default_factory=list)
+    done: int = 0
     failed: dict[str, str] = field(default_factory=dict)
     commit: str | None = None
     record: str | None = None
