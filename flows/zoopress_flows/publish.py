@@ -34,6 +34,7 @@ def publish_flow(
     branch: str = "main",
     permission: str | None = None,
     allow_low_quality: bool = False,
+    allow_worse: bool = False,
     quiet: bool = False,
 ) -> Any:
     """Publish every run that passed its gates and is like its original.
@@ -48,6 +49,7 @@ def publish_flow(
         branch: to commit to.
         permission: where the owner allows what the original's licence does not; for every run.
         allow_low_quality: whether to publish models that are unlike their original, too.
+        allow_worse: whether to replace published models that are better.
         quiet: whether to print nothing.
 
     Returns:
@@ -60,6 +62,7 @@ def publish_flow(
         tag=tag,
         permission=permission,
         allow_low_quality=allow_low_quality,
+        allow_worse=allow_worse,
     )
     runs = _runs(folders, matrix, Path(out), plugins)
     done: list[Publication] = []

@@ -18,6 +18,7 @@ from zoopress.commands import (
     nightly,
     plan,
     reports,
+    rollback,
     schema,
     techniques,
     zoo_run,
@@ -132,6 +133,7 @@ app.command()(plan.plan)
 app.command()(init.init)
 app.command()(hub.push)
 app.command()(hub.pull)
+app.command()(rollback.rollback)
 app.command()(hub.lineage)
 app.command()(coding.encode)
 app.command()(coding.decode)

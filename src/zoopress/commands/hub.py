@@ -57,6 +57,14 @@ def push(
             show_default=False,
         ),
     ] = None,
+    allow_worse: Annotated[
+        bool,
+        typer.Option(
+            "--allow-worse",
+            help="Replace a model that is better than this one, or bring back one that was rolled "
+            "back.",
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be sent; send nothing.")
     ] = False,
@@ -65,8 +73,9 @@ def push(
     """Publish a compressed model on the Hub: one commit, verified; nothing if nothing changed.
 
     It needs a token with write access: `hf auth login`, or HF_TOKEN. What did not pass its gates,
-    is unlike its original, or may not be passed on by the original's licence, is refused; so is a
-    repository that holds another model. The owner of a private model may publish it with --private.
+    is unlike its original, is worse than the model that it would replace, or may not be passed on
+    by the original's licence, is refused; so is a repository that holds another model. The owner of
+    a private model may publish it with --private.
 
     Examples:
 
@@ -88,6 +97,7 @@ def push(
         allow_low_quality=allow_low_quality,
         replace=replace,
         install=install,
+        allow_worse=allow_worse,
     )
     release = open_release(folder, loaded_plugins())
     hub = Hub()

@@ -288,6 +288,8 @@ class _Night:
             private=self.section.private,
             allow_low_quality=self.section.allow_low_quality,
             install=self.section.install,
+            allow_worse=self.section.allow_worse,
+            worse_margin=self.section.worse_margin,
         )
         for item in publish_runs(runs, self.section.repo, options, self.plugins, self.reporter):
             self.summary.published.append(item)

@@ -14,6 +14,7 @@ from zoopress.errors import InputError, ZoopressError
 from zoopress.hub.client import Hub
 from zoopress.plugins import Plugins
 from zoopress.progress import Reporter
+from zoopress.publishing.against_published import MARGIN
 from zoopress.publishing.publish import PushOptions, push
 from zoopress.publishing.release import Release, open_release
 from zoopress.yaml_source import read_yaml, validate
@@ -54,6 +55,15 @@ class PublishSection(BaseModel):
         default=None,
         description="what pip takes to install zoopress, for the pages: zoopress if it is on the "
         "index, or git+https://…; where it came from on this machine by default",
+    )
+    allow_worse: bool = Field(
+        default=False, description="whether a better model that is published is replaced"
+    )
+    worse_margin: float = Field(
+        default=MARGIN,
+        ge=0,
+        description="how much worse than the published one's a figure may be, as a share of the "
+        "original's",
     )
 
     _check_repo = field_validator("repo")(check_pattern)

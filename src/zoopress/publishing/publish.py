@@ -18,6 +18,7 @@ from zoopress.errors import HubError, InputError
 from zoopress.hub.address import parse_address
 from zoopress.hub.client import Hub, RemoteModel, log, status_of
 from zoopress.provenance import COMMIT_KEYS, versioned_state
+from zoopress.publishing.against_published import MARGIN, refuse_worse
 from zoopress.publishing.base_on_hub import (
     base_info,
     check_recorded_license,
@@ -47,6 +48,8 @@ class PushOptions:
         allow_low_quality: whether to publish a model that is unlike its original.
         replace: whether to replace another model that the repository holds.
         install: what pip takes to install zoopress, for the page; None for where it came from here.
+        allow_worse: whether to replace a better model, or bring back one that was rolled back.
+        worse_margin: how much worse it may be all the same, as a share of the original's figure.
     """
 
     private: bool | None = None
@@ -58,6 +61,8 @@ class PushOptions:
     allow_low_quality: bool = False
     replace: bool = False
     install: str | None = None
+    allow_worse: bool = False
+    worse_margin: float = MARGIN
 
 
 @dataclass(frozen=True)
@@ -112,7 +117,8 @@ def plan_push(hub: Hub, release: Release, repo_id: str, options: PushOptions) ->
     """Find out what a push would do; changes nothing.
 
     Raises:
-        GateError: if the model is unlike its original, and the options do not allow it.
+        GateError: if the model is unlike its original, or worse than the one that it would
+            replace, and the options do not allow it.
         HubError: if it must not be done, or the Hub cannot be asked.
     """
     if hub.offline:
@@ -138,7 +144,10 @@ def plan_push(hub: Hub, release: Release, repo_id: str, options: PushOptions) ->
         install=options.install,
     )
     wanted = {**_contents(release, readme), **legal}
-    return _compare(hub, repo_id, wanted, options, release.manifest.base)
+    plan = _compare(hub, repo_id, wanted, options, release.manifest.base)
+    if plan.exists and not plan.nothing and not options.allow_worse:
+        refuse_worse(hub, report, repo_id, options.branch, options.worse_margin)
+    return plan
 
 
 def push(hub: Hub, release: Release, repo_id: str, options: PushOptions) -> Published:
