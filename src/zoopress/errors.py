@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shutil
 from collections.abc import Iterable
 
 _PICKLE = re.compile(r"weights_only|allow_pickle|unpickl|pickled|\bpickle", re.IGNORECASE)
@@ -113,6 +114,15 @@ def cautious(reason: str) -> str:
             "safetensors: `safetensors.torch.save_file(model.state_dict(), …)` where it is trusted"
         )
     return reason
+
+
+def os_words(error: OSError) -> str:
+    """Say what the file system refused; of many refusals at once, as copying a folder has, one."""
+    if isinstance(error, shutil.Error) and error.args and isinstance(error.args[0], list):
+        reasons = dict.fromkeys(str(item[-1]) for item in error.args[0])
+        first = re.sub(r"^\[Errno -?\d+\] ", "", next(iter(reasons), "nothing was copied"))
+        return first.partition(": ")[0]
+    return error.strerror or str(error)
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

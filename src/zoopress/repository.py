@@ -225,6 +225,7 @@ class Repository:
         for stage, definition in (pipeline.get("stages") or {}).items():
             axes = definition.get("matrix") if isinstance(definition, dict) else None
             if isinstance(axes, dict) and axes.keys() == names.keys():
+                self._refuse_dots(names["recipe"], definition.get("params") or [])
                 made = {
                     (card, recipe): CellStage.of(stage, definition, card, recipe)
                     for card in names["card"]
@@ -247,6 +248,16 @@ class Repository:
         """Return the files and folders that cells depend on, as dvc.yaml has them."""
         paths = dict.fromkeys(path for cell in self.cells.values() for path in cell.dependencies)
         return [self.root / path for path in paths]
+
+    def _refuse_dots(self, recipes: Iterable[object], params: Iterable[object]) -> None:
+        dotted = [str(name) for name in recipes if "." in str(name)]
+        if dotted and any("recipes.${item.recipe}" in str(one) for one in params):
+            raise RepositoryError(
+                f"{self.root / PIPELINE}: DVC takes the dot in the name of the recipe "
+                f"{dotted[0]!r} for a step into it, and does not find its parameters. Call it "
+                f"{dotted[0].replace('.', '-')!r}, or let the stage depend on all recipes: in "
+                f"{PIPELINE}, put 'params: [recipes]' in the place of 'recipes.${{item.recipe}}'."
+            )
 
     def outputs(self, stages: Collection[str] | None = None) -> list[Path]:
         """Return what the lock says that stages wrote; of all stages by default."""

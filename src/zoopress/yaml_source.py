@@ -38,15 +38,24 @@ class YamlSource:
         return f"{self.path}:{self.lines.get(full, 1)}"
 
     def section(self, dotted: str, error: type[InputError]) -> YamlSource:
-        """Return the part of the file under a dotted path such as "recipes.hybrid"."""
-        data, prefix = self.data, self.prefix
-        for part in dotted.split("."):
-            if not isinstance(data, dict) or part not in data:
-                keys = [str(key) for key in data] if isinstance(data, dict) else []
+        """Return the part of the file under a dotted path such as "recipes.hybrid".
+
+        A key may have dots itself, as "recipes.v1.0": the longest that is there is meant.
+        """
+        data, prefix, parts = self.data, self.prefix, dotted.split(".")
+        while parts:
+            names = {str(key): key for key in data} if isinstance(data, dict) else {}
+            for count in range(len(parts), 0, -1):
+                name = ".".join(parts[:count])
+                if name in names:
+                    key = names[name]
+                    data, prefix, parts = data[key], (*prefix, key), parts[count:]
+                    break
+            else:
+                name = parts[0] if len(parts) == len(dotted.split(".")) else ".".join(parts)
                 raise error(
-                    f"{self.where(prefix)}: there is no {part!r} here.{nearest(part, keys)}"
+                    f"{self.where(prefix)}: there is no {name!r} here.{nearest(name, names)}"
                 )
-            data, prefix = data[part], (*prefix, part)
         return YamlSource(self.path, data, self.lines, prefix)
 
 

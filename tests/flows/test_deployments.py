@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +30,7 @@ from prefect_server import TOOLS, PrefectServer
 from small_zoo import write_zoo
 from zoopress.commands.cli import app
 from zoopress.plugins import load_plugins
+from zoopress_flows.repositories import repository_name
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -137,7 +140,9 @@ def test_a_served_schedule_refreshes_the_repository_and_ends_with_ctrl_c(
     ]
     page = hub.files("zoo/net-coded")["README.md"].decode()
     assert git(repository, "rev-parse", "HEAD~1") in page
-    [artifact, *_] = server.ask("artifacts/filter", artifacts={"key": {"any_": ["nightly"]}})
+    [artifact, *_] = server.ask(
+        "artifacts/filter", artifacts={"key": {"any_": [f"nightly-{repository_name(repository)}"]}}
+    )
     assert f"`{moved}`" in artifact["data"]
     assert "net × coded" in artifact["data"]
 
@@ -146,8 +151,10 @@ def test_a_served_schedule_refreshes_the_repository_and_ends_with_ctrl_c(
 def test_serving_ends_with_sigterm_and_pauses_its_deployments(
     repository: Path, hub: HubFixture, server: PrefectServer, tmp_path: Path
 ) -> None:
+    name = f"nightly-{repository_name(repository)}"
+
     def deployment(key: str) -> Any:
-        found = server.ask("deployments/filter", deployments={"name": {"any_": ["nightly"]}})
+        found = server.ask("deployments/filter", deployments={"name": {"any_": [name]}})
         return found[0][key] if found else None
 
     before = deployment("last_polled")
@@ -166,6 +173,57 @@ def test_serving_ends_with_sigterm_and_pauses_its_deployments(
     assert "No longer serving" in printed
     assert "Warning" not in printed
     assert deployment("paused") is True
+
+
+def test_repositories_have_names_of_their_own_on_a_server(made: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "a" / "Zoo of Mine", tmp_path / "b" / "Zoo of Mine"
+    for folder in (one, two):
+        folder.mkdir(parents=True)
+        git(folder, "init", "--quiet")
+    names = {repository_name(one), repository_name(two), repository_name(made)}
+    assert len(names) == 3
+    for name in names:
+        assert re.fullmatch(r"[a-z0-9-]+-[0-9a-f]{8}", name)
+    before = repository_name(one)
+    git(one, "remote", "add", "origin", "https://example.com/zoo.git")
+    assert repository_name(one) != before
+
+
+@pytest.mark.slow
+def test_two_repositories_on_one_server_do_not_take_over_each_others_schedules(
+    repository: Path, hub: HubFixture, server: PrefectServer, tmp_path: Path
+) -> None:
+    other = tmp_path / "elsewhere" / "repository"
+    shutil.copytree(repository, other)
+    names = [f"nightly-{repository_name(folder)}" for folder in (repository, other)]
+
+    def states() -> list[bool]:
+        found = server.ask("deployments/filter", deployments={"name": {"any_": names}})
+        by_name = {one["name"]: one for one in found if one["last_polled"]}
+        return [by_name[name]["paused"] for name in names if name in by_name]
+
+    serving = []
+    try:
+        for folder in (repository, other):
+            words = ("-m", "zoopress", "flows", "serve", "--repository", str(folder))
+            serving.append(
+                subprocess.Popen(
+                    [sys.executable, *words],
+                    cwd=tmp_path,
+                    env=server.environment(environment(hub, tmp_path / "store")),
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
+            )
+        server.wait_for(lambda: states() == [False, False], 200)
+        serving[0].terminate()
+        assert serving[0].wait(60) == 0
+        assert states() == [True, False]
+    finally:
+        for process in serving:
+            process.terminate()
+            process.wait(60)
+    assert states() == [True, True]
 
 
 @pytest.mark.slow

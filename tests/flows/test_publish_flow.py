@@ -23,6 +23,7 @@ from zoopress.plugins import Plugins
 from zoopress.publishing.publish import PushOptions
 from zoopress.recipes import load_recipe
 from zoopress.store import Store
+from zoopress_flows.repositories import repository_name
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +159,9 @@ def test_the_flow_publishes_a_matrix_and_fails_if_one_was_refused(
     assert done.stdout.strip() == "Failed", done.stderr
     [run] = server.runs("publish")
     assert "1 of 2 are on the Hub" in run["state"]["message"]
-    [artifact] = server.ask("artifacts/filter", artifacts={"key": {"any_": ["published"]}})
+    [artifact] = server.ask(
+        "artifacts/filter", artifacts={"key": {"any_": [f"published-{repository_name(runs)}"]}}
+    )
     rows = json.loads(artifact["data"])
     page = f"[zoo/perceptron-hard]({hub.endpoint}/zoo/perceptron-hard)"
     assert [(row["state"], row["repository"]) for row in rows] == [

@@ -151,7 +151,7 @@ def _selected(
         item = load(reference, plugins)
     except ZoopressError as error:
         file, _, section = reference.partition("#")
-        name = section.rpartition(".")[2] or Path(file).stem
+        name = section.partition(".")[2] or section or Path(file).stem  # it may have dots itself
         return Selected(reference, name, None, str(error))
     return Selected(reference, item.name, item)
 

@@ -21,7 +21,7 @@ from zoopress.commands.arguments import (
     loaded_plugins,
     print_json,
 )
-from zoopress.errors import InputError, StoreError
+from zoopress.errors import InputError, StoreError, os_words
 
 if TYPE_CHECKING:
     from zoopress.cards import Card
@@ -270,7 +270,7 @@ def _write(path: Path, content: str) -> None:
         write_atomic(path, content)
     except OSError as error:
         raise StoreError(
-            f"Cannot write {path}: {error.strerror or error}. Choose another --out."
+            f"Cannot write {path}: {os_words(error)}. Choose another --out."
         ) from error
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from zoopress.cells.selection import Selection
-from zoopress.errors import StoreError, ZoopressError
+from zoopress.errors import StoreError, ZoopressError, os_words
 from zoopress.estimates.budget import PATIENCE_S
 from zoopress.observers.watch import NEWS, NOBODY, CellWatch, Observers, RunWatch, StageWatch, hear
 from zoopress.orchestration.cell_logs import CellLogs
@@ -454,6 +454,6 @@ def _writing(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StoreError(
-            f"Cannot write to {out}: {error.strerror or error}. Choose another --out; what was "
+            f"Cannot write to {out}: {os_words(error)}. Choose another --out; what was "
             "computed is in the store."
         ) from error

@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from zoopress.artifacts.manifest import MANIFEST
 from zoopress.cells.cell import Original
-from zoopress.errors import InputError, StoreError
+from zoopress.errors import InputError, StoreError, os_words
 from zoopress.plugins import Plugins
 from zoopress.provenance import COMMIT_KEYS
 from zoopress.publishing.model_card import render_model_card
@@ -55,7 +55,7 @@ def write_results(
             lock.unlink(missing_ok=True)
     except OSError as error:
         raise StoreError(
-            f"Cannot write to {folder}: {error.strerror or error}. All stages are safe in the "
+            f"Cannot write to {folder}: {os_words(error)}. All stages are safe in the "
             "store; run again with another --out."
         ) from error
 

@@ -173,10 +173,11 @@ def load_recipe(reference: str, plugins: Plugins) -> Recipe:
             f"There is no recipe {reference!r}, neither a file nor a recipe of a plugin."
             f"{nearest(reference, plugins.recipes)}"
         )
-    source = read_yaml(path, RecipeError)
+    source, name = read_yaml(path, RecipeError), path.stem
     if section:
         source = source.section(section, RecipeError)
-    return parse_recipe(source, plugins, default_name=section.rpartition(".")[2] or path.stem)
+        name = str(source.prefix[-1])
+    return parse_recipe(source, plugins, default_name=name)
 
 
 def parse_recipe(source: YamlSource, plugins: Plugins, default_name: str) -> Recipe:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from zoopress.errors import InputError, StoreError
+from zoopress.errors import InputError, StoreError, os_words
 from zoopress.results import Report, read_report
 from zoopress.store import write_atomic
 
@@ -71,7 +71,7 @@ def collect_plots(folder: Path, out: Path) -> int:
             write_atomic(out / name, text)
     except OSError as error:
         raise StoreError(
-            f"Cannot write to {out}: {error.strerror or error}. Choose another --out."
+            f"Cannot write to {out}: {os_words(error)}. Choose another --out."
         ) from error
     return len(reports)
 

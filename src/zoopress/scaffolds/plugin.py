@@ -16,7 +16,7 @@ import re
 import sys
 from pathlib import Path
 
-from zoopress.errors import InputError, nearest
+from zoopress.errors import InputError, nearest, os_words
 from zoopress.interface import HOOK_INTERFACE, spelled
 from zoopress.techniques import Family
 
@@ -65,7 +65,7 @@ def write_plugin(name: str, folder: Path, family: str = "pruning") -> Path:
             (folder / file).write_text(text, encoding="utf-8")
     except OSError as error:
         raise InputError(
-            f"{folder} cannot be written: {error.strerror or error}. Choose another with --folder."
+            f"{folder} cannot be written: {os_words(error)}. Choose another with --folder."
         ) from error
     return folder
 

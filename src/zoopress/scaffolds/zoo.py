@@ -25,7 +25,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from zoopress.errors import InputError, ZoopressError
+from zoopress.errors import InputError, ZoopressError, os_words
 from zoopress.scaffolds.zoo_files import FirstCard, first_card, zoo_files
 from zoopress.store import write_atomic
 
@@ -121,7 +121,7 @@ def init_zoo(
         _write(done, wanted, "params.yaml")
     except OSError as error:
         raise InputError(
-            f"{folder} cannot be written: {error.strerror or error}. Choose another folder."
+            f"{folder} cannot be written: {os_words(error)}. Choose another folder."
         ) from error
     if commit:
         _commit(done)

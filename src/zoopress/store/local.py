@@ -28,7 +28,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from zoopress.errors import StoreError
+from zoopress.errors import StoreError, os_words
 from zoopress.store.entry import RECORD, Entry, is_damaged, seal, unseal
 from zoopress.store.files import digest, file_digest, sync, write_atomic
 
@@ -213,7 +213,7 @@ class LocalTier:
                 "command again; or choose another folder with --store."
             )
         return StoreError(
-            f"Cannot {action} the store at {self.name}: {error.strerror or error}"
+            f"Cannot {action} the store at {self.name}: {os_words(error)}"
             + (f" ({error.filename})" if error.filename else "")
             + f". Finished stages are safe. {remedy}"
         )
