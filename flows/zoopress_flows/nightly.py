@@ -37,6 +37,7 @@ def nightly_flow(
     quiet: bool = False,
     cell_timeout: str | None = None,
     retries: int | None = None,
+    on_failure: str | None = None,
 ) -> Any:
     """Refresh a repository of models: follow what moved, recompress, version, publish.
 
@@ -51,6 +52,7 @@ def nightly_flow(
         quiet: whether to print nothing.
         cell_timeout: how long a cell may compute, as 2h; what params.yaml says, or no limit.
         retries: how often is tried again what may pass; by default once, if a worker died.
+        on_failure: command that is run if not all is done; what params.yaml says by default.
 
     Returns:
         What was done. The run's state is named SomeCellsFailed if only cells failed, and is Failed
@@ -61,13 +63,13 @@ def nightly_flow(
     name = repository_name(Path(repository))
 
     def run_zoo(cards: Sequence[str], matrix: str, out: str) -> dict[str, Any]:
-        how = (store, workers, memory, runner, quiet, cell_timeout, retries)
+        how = (store, workers, memory, runner, quiet, cell_timeout, retries, "")
         return run_zoo_in_flow(ZooRequest(tuple(cards), (), matrix, out, *how), plugins).as_dict()
 
     with living():
         summary = refresh(
             Path(repository),
-            NightlyOptions(push_git, publish, store),
+            NightlyOptions(push_git, publish, store, on_failure),
             plugins,
             run_zoo,
             terminal(quiet, [FlowLog().tell]),

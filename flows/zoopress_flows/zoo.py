@@ -59,6 +59,7 @@ def zoo_flow(
     quiet: bool = False,
     cell_timeout: str | None = None,
     retries: int | None = None,
+    on_failure: str | None = None,
 ) -> Any:
     """Run every card with every recipe, side by side, and rank the results.
 
@@ -74,13 +75,15 @@ def zoo_flow(
         quiet: whether to print nothing.
         cell_timeout: how long a cell may compute, as 2h; what the matrix' file says, or no limit.
         retries: how often is tried again what may pass; by default once, if a worker died.
+        on_failure: command that is run if not every cell is done; what the matrix' file says by
+            default.
 
     Returns:
         The leaderboard. The run's state is named SomeCellsFailed if some did, and is Failed if none
         is done.
     """
     # Clusters get flow and task by value, with all that they name; the rest is imported over there.
-    given = (matrix, out, store, workers, memory, runner, quiet, cell_timeout, retries)
+    given = (matrix, out, store, workers, memory, runner, quiet, cell_timeout, retries, on_failure)
     return _run(ZooRequest(tuple(cards or ()), tuple(recipes or ()), *given))
 
 

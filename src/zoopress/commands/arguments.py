@@ -195,6 +195,15 @@ RetriesOption = Annotated[
         show_default=False,
     ),
 ]
+OnFailureOption = Annotated[
+    str | None,
+    typer.Option(
+        "--on-failure",
+        help="Command that is run if not all is done; it gets the JSON on standard input. By "
+        "default what 'notify' of the matrix' file says.",
+        show_default=False,
+    ),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 
 

@@ -12,6 +12,7 @@ from zoopress.commands.arguments import (
     CellTimeoutOption,
     JsonOption,
     MemoryOption,
+    OnFailureOption,
     QuietOption,
     RetriesOption,
     StoreOption,
@@ -36,6 +37,7 @@ def nightly(
     memory: MemoryOption = None,
     cell_timeout: CellTimeoutOption = None,
     retries: RetriesOption = None,
+    on_failure: OnFailureOption = None,
     push_git: Annotated[
         bool, typer.Option("--push-git", help="Push the commits to the branch's upstream.")
     ] = False,
@@ -64,13 +66,13 @@ def nightly(
     silent, plugins = quiet or as_json, loaded_plugins()
 
     def run(cards: Sequence[str], matrix: str, out: str) -> dict[str, Any]:
-        how = (store, workers, memory, None, silent, cell_timeout, retries)
+        how = (store, workers, memory, None, silent, cell_timeout, retries, "")
         return run_zoo(ZooRequest(tuple(cards), (), matrix, out, *how), plugins).as_dict()
 
     try:
         summary = refresh(
             repository,
-            NightlyOptions(push_git, publish, store),
+            NightlyOptions(push_git, publish, store, on_failure),
             plugins,
             run,
             terminal(silent),
@@ -94,5 +96,6 @@ def _lines(summary: NightlySummary) -> list[str]:
     lines += [f"problem    {text}" for text in summary.problems]
     lines += [f"committed  {commit}" for commit in (summary.commit, summary.record) if commit]
     lines += [f"pushed     {place}" for place in summary.pushed]
+    lines += [f"removed    {summary.removed} results from the store"] if summary.removed else []
     lines += [f"{p.state:<10} {p.url}" for p in summary.published if p.state != "failed"]
     return lines or ["Nothing to do: every model is up to date."]

@@ -14,6 +14,7 @@ from zoopress.commands.arguments import (
     JsonOption,
     MatrixOption,
     MemoryOption,
+    OnFailureOption,
     QuietOption,
     RecipesOption,
     RetriesOption,
@@ -42,6 +43,7 @@ def run(
     memory: MemoryOption = None,
     cell_timeout: CellTimeoutOption = None,
     retries: RetriesOption = None,
+    on_failure: OnFailureOption = None,
     engine: EngineOption = None,
     runner: Annotated[
         str | None,
@@ -72,7 +74,7 @@ def run(
     """
     from zoopress.orchestration.request import ZooRequest, run_zoo
 
-    how = (workers, memory, runner, quiet or as_json, cell_timeout, retries)
+    how = (workers, memory, runner, quiet or as_json, cell_timeout, retries, on_failure)
     given = (matrix, str(out), store, *how)
     request, plugins = ZooRequest(tuple(cards), tuple(recipes), *given), loaded_plugins()
     if use_prefect(engine, runner):

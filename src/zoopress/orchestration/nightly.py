@@ -1,6 +1,6 @@
 """The nightly refresh: follow the models that moved, recompress what changed, version, publish.
 
-    cards ─▶ zoo ─▶ repro ─▶ commit ─▶ push ─▶ publish ─▶ record
+    cards ─▶ zoo ─▶ repro ─▶ commit ─▶ push ─▶ publish ─▶ record ─▶ prune
 
 Each step looks at what is on disk, in git, in DVC and on the Hub, and does what is missing there.
 Nothing else is kept, so a refresh that was killed anywhere is continued by the next one. A step
@@ -23,8 +23,10 @@ from zoopress.cards import find_card
 from zoopress.cells.selection import Selection, select_cells
 from zoopress.errors import RepositoryError, ZoopressError
 from zoopress.orchestration.nightly_summary import NightlySummary
+from zoopress.orchestration.notices import read_on_failure, tell_of_failure
 from zoopress.orchestration.pins import follow, look_at_card
 from zoopress.orchestration.publishing import publish_runs, read_publish_section
+from zoopress.orchestration.retention import prune, read_retention
 from zoopress.pipeline.compress import run_inline
 from zoopress.plugins import Plugins
 from zoopress.progress import Reporter
@@ -45,6 +47,8 @@ STEPS = {
     "publish": "publishing what passed its gates",
     "record": "committing where it was published",
 }
+PRUNE = {"prune": "removing what nothing needs from the store"}
+"""The last step, if params.yaml says what may go."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +59,13 @@ class NightlyOptions:
         push_git: whether to push commits to the branch's upstream.
         publish: whether to publish, where params.yaml says where to.
         store: where stage results are kept; None for the user's own.
+        on_failure: command that is run if not all is done; what params.yaml says by default.
     """
 
     push_git: bool = False
     publish: bool = True
     store: str | None = None
+    on_failure: str | None = None
 
 
 def refresh(
@@ -86,11 +92,13 @@ def refresh(
         InputError: if params.yaml is wrong.
     """
     repository = Repository.open(folder, _environment(options.store))
-    with _alone(repository):
+    with _alone(repository), _telling(repository, options, reporter or Reporter()):
         night = _Night(repository, options, plugins, run_zoo, reporter or Reporter())
-        for number, (name, title) in enumerate(STEPS.items(), start=1):
-            night.reporter.line(f"nightly {number}/{len(STEPS)}  {name}: {title}")
+        steps = {**STEPS, **(PRUNE if night.retention else {})}
+        for number, (name, title) in enumerate(steps.items(), start=1):
+            night.reporter.line(f"nightly {number}/{len(steps)}  {name}: {title}")
             execute(name, getattr(night, name))
+        night.tell_of_failure()
         return night.summary
 
 
@@ -119,6 +127,19 @@ def _alone(repository: Repository) -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def _telling(repository: Repository, options: NightlyOptions, reporter: Reporter) -> Iterator[None]:
+    """Run the user's command if a refresh cannot go on."""
+    try:
+        yield
+    except ZoopressError as error:
+        command = read_on_failure(str(repository.root / PARAMS), options.on_failure)
+        if command is not None:
+            summary = f"zoopress nightly in {repository.root} stopped"
+            tell_of_failure(command, summary, {"problems": [str(error)]}, reporter.warn)
+        raise
+
+
 class _Night:
     """One refresh: a method a step."""
 
@@ -135,6 +156,8 @@ class _Night:
         self.root = repository.root
         self.summary = NightlySummary(str(self.root))
         self.section = read_publish_section(self.root / PARAMS)
+        self.retention = read_retention(self.root / PARAMS)
+        self.on_failure = read_on_failure(str(self.root / PARAMS), options.on_failure)
         self.selection: Selection = select_cells([], [], str(self.root / PARAMS), plugins)
         self.cells = repository.cells
         self._refuse_edits()
@@ -189,6 +212,7 @@ class _Night:
         try:
             board = self.run_zoo(references, str(self.root / PARAMS), str(scratch))
         finally:
+            self._keep_logs(scratch / "logs")
             shutil.rmtree(scratch, ignore_errors=True)
         if any(cell["state"] == "stopped" for cell in board["cells"]):
             raise KeyboardInterrupt
@@ -198,12 +222,24 @@ class _Night:
         for cell in board["cells"]:
             name = f"{cell['card']} × {cell['recipe']}"
             if cell["state"] != "done":
-                self.summary.failed[name] = str(cell["reason"])
+                log = self.logs / cell["card"] / f"{cell['recipe']}.log"
+                where = f"\nIts log: {log}" if log.is_file() else ""
+                self.summary.failed[name] = f"{cell['reason']}{where}"
                 continue
             self.done.append(stages[cell["card"], cell["recipe"]])
             self.summary.done += 1
             if any(stage["computed"] for stage in cell["figures"]["stages"]):
                 self.summary.computed.append(name)
+
+    @property
+    def logs(self) -> Path:
+        """The logs of the last refresh's cells; no part of the working tree."""
+        return self.repository.git_folder / "zoopress" / "logs"
+
+    def _keep_logs(self, made: Path) -> None:
+        with suppress(OSError):  # logs are to look at
+            shutil.rmtree(self.logs, ignore_errors=True)
+            made.rename(self.logs)
 
     def repro(self) -> None:
         """Let DVC run what is not in its lock; the store has all of it."""
@@ -315,6 +351,20 @@ class _Night:
         )
         if self.summary.record:
             self._push_git()
+
+    def prune(self) -> None:
+        """Remove from the store what params.yaml says may go, and nothing refers to."""
+        if self.retention is not None:
+            section = self.retention
+            self.summary.removed = self._try(
+                lambda: len(prune(self.options.store, section, self.root).removed)
+            )
+
+    def tell_of_failure(self) -> None:
+        """Run the user's command if not all is done."""
+        if self.on_failure is not None and not self.summary.complete:
+            data = self.summary.as_dict()
+            tell_of_failure(self.on_failure, self.summary.line, data, self.reporter.warn)
 
     def _runs(self, stages: Collection[str] | None = None) -> list[Path]:
         """Return the folders of runs: where the lock has an artifact."""

@@ -24,6 +24,7 @@ class NightlySummary:
         pushed: what was pushed to: DVC's remote and git's upstream.
         published: how publishing each cell ended.
         problems: what went wrong besides, each with its remedy.
+        removed: how many results were removed from the store; None if none should be.
     """
 
     repository: str
@@ -36,11 +37,18 @@ class NightlySummary:
     pushed: list[str] = field(default_factory=list)
     published: list[Publication] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    removed: int | None = None
 
     @property
     def complete(self) -> bool:
         """Whether every cell is up to date, versioned and, if it shall be, published."""
         return not (self.failed or self.problems)
+
+    @property
+    def line(self) -> str:
+        """What went wrong, in a line."""
+        parts = [f"{len(self.failed)} failed", f"{len(self.problems)} problems"]
+        return f"zoopress nightly in {self.repository}: {', '.join(parts)}"
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain data."""
@@ -55,6 +63,7 @@ class NightlySummary:
             "pushed": self.pushed,
             "published": [item.as_dict() for item in self.published],
             "problems": self.problems,
+            **({} if self.removed is None else {"removed": self.removed}),
         }
 
 

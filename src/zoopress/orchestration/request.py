@@ -12,6 +12,7 @@ from zoopress.estimates.budget import MemoryBudget
 from zoopress.observers.watch import NEWS, Observers
 from zoopress.orchestration.executors import LocalExecutor, share_cores
 from zoopress.orchestration.limits import read_limits
+from zoopress.orchestration.notices import read_on_failure, tell_of_failure
 from zoopress.orchestration.zoo_run import Submit, ZooOptions, ZooRun, write_leaderboard
 from zoopress.plugins import Plugins
 from zoopress.progress import Event, zoo_board
@@ -35,6 +36,8 @@ class ZooRequest:
         quiet: whether to print nothing.
         cell_timeout: how long a cell may compute, as 2h; what the matrix' file says, or no limit.
         retries: how often what may pass is tried again; see `Job.retries`.
+        on_failure: command that is run if not every cell is done; what the matrix' file says by
+            default, "" for none.
     """
 
     cards: tuple[str, ...] = ()
@@ -48,6 +51,7 @@ class ZooRequest:
     quiet: bool = False
     cell_timeout: str | None = None
     retries: int | None = None
+    on_failure: str | None = None
 
     def select(self, plugins: Plugins) -> Selection:
         """Find the cards and recipes.
@@ -89,6 +93,7 @@ def run_zoo(request: ZooRequest, plugins: Plugins, carrier: Carrier = _in_worker
         StoreError: if nothing can be written to the output folder.
     """
     selection, budget = request.select(plugins), MemoryBudget(request.memory_bytes)
+    on_failure = read_on_failure(request.matrix, request.on_failure)
     total = len(selection.cards) * len(selection.recipes)
     workers, threads = share_cores(request.workers, total)
     options = ZooOptions(
@@ -120,4 +125,7 @@ def run_zoo(request: ZooRequest, plugins: Plugins, carrier: Carrier = _in_worker
             board = started[0].run()
             executor.close()  # before the carrier waits for what was interrupted
         write_leaderboard(board, options.out)
+        if on_failure is not None and board.unfinished:
+            summary = f"zoopress zoo run into {options.out.absolute()}: {board.summary}"
+            tell_of_failure(on_failure, summary, board.as_dict(), warn)
     return board

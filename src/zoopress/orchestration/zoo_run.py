@@ -14,34 +14,31 @@ ever, does not hold them up: they are delivered beside it, and compared once mor
 
 from __future__ import annotations
 
-import json
 import queue
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from zoopress.cells.selection import Selection
-from zoopress.errors import StoreError, ZoopressError, os_words
-from zoopress.estimates.budget import PATIENCE_S
-from zoopress.observers.watch import NEWS, NOBODY, CellWatch, Observers, RunWatch, StageWatch, hear
+from zoopress.errors import ZoopressError
+from zoopress.observers.watch import NEWS, Observers, RunWatch, hear
+from zoopress.orchestration.board_files import write_leaderboard as write_leaderboard, writing
 from zoopress.orchestration.cell_logs import CellLogs
 from zoopress.orchestration.jobs import Job, Kind
-from zoopress.orchestration.limits import Limits
 from zoopress.orchestration.prefixes import Shared, shared_prefixes
+from zoopress.orchestration.zoo_state import CellState, ZooOptions as ZooOptions
 from zoopress.progress import Listener
 from zoopress.provenance import git_state
 from zoopress.reports.headline import times_smaller
 from zoopress.reports.leaderboard import CellOutcome, Leaderboard
-from zoopress.reports.leaderboard_page import leaderboard_page
-from zoopress.reports.leaderboard_table import leaderboard_markdown
 from zoopress.reports.quality_words import MEANING
 from zoopress.reports.standing import State
 from zoopress.results import Report
-from zoopress.store import Store, write_atomic
+from zoopress.store import Store
 
 _OPENING_BYTES = 300_000_000
 """What finding a card's files takes of the memory budget."""
@@ -56,56 +53,6 @@ class Submitted(Protocol):
 
 
 Submit = Callable[[Job], Submitted]
-
-
-@dataclass(frozen=True)
-class ZooOptions:
-    """How to run a zoo.
-
-    Attributes:
-        out: results go to OUT/CARD/RECIPE.
-        store: where stage results are kept; None for the user's own.
-        threads: how many each job computes with, where several run at once.
-        at_once: how many jobs compute at once; None if that is for those to say who carry them.
-        limits: of time, and how often is tried again.
-        patience_s: how long a cell that is ready waits for the others.
-        logs: folder of the cells' logs.
-    """
-
-    out: Path = Path("out")
-    store: str | None = None
-    threads: int | None = None
-    at_once: int | None = None
-    limits: Limits = field(default_factory=Limits)
-    patience_s: float = PATIENCE_S
-    logs: Path | None = None
-
-
-@dataclass
-class _CellState:
-    """What is known of one cell so far."""
-
-    card: str
-    recipe: str
-    card_reference: str
-    recipe_reference: str
-    folder: Path
-    memory_bytes: int = 0
-    computed: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-    cpu_seconds: float = 0.0
-    ready_at: float = 0.0
-    outcome: CellOutcome | None = None
-    watch: CellWatch | None = None
-
-    @property
-    def title(self) -> str:
-        return f"{self.card} × {self.recipe}"
-
-    @property
-    def hears(self) -> StageWatch:
-        """What tells observers of its stages; nobody before it is open."""
-        return self.watch or NOBODY
 
 
 class ZooRun:
@@ -129,10 +76,10 @@ class ZooRun:
     ) -> None:
         self.options, self.submit, self.tell = options, submit, tell
         self._done: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self._under_way: dict[int, tuple[Submitted, Callable[[Any], None], list[_CellState]]] = {}
-        self._waiting: deque[tuple[Job, list[_CellState], Callable[[Any], None]]] = deque()
-        self._ready: list[_CellState] = []
-        self._compare_again: list[_CellState] = []
+        self._under_way: dict[int, tuple[Submitted, Callable[[Any], None], list[CellState]]] = {}
+        self._waiting: deque[tuple[Job, list[CellState], Callable[[Any], None]]] = deque()
+        self._ready: list[CellState] = []
+        self._compare_again: list[CellState] = []
         self._finishing: int | None = None
         self._delivering_since: float | None = None
         self._wait_s = options.patience_s
@@ -140,11 +87,11 @@ class ZooRun:
         self._logs = CellLogs(options.logs or options.out / "logs")
         self._store, self._in_use = Store(options.store), ExitStack()
         self._made_in = git_state(Path.cwd())
-        self._cells_of: dict[int, list[_CellState]] = {}
-        self._cells: dict[str, list[_CellState]] = {}
-        self._problems: list[tuple[_CellState, str]] = []
+        self._cells_of: dict[int, list[CellState]] = {}
+        self._cells: dict[str, list[CellState]] = {}
+        self._problems: list[tuple[CellState, str]] = []
         for card, recipe in selection.cells():
-            cell = _CellState(
+            cell = CellState(
                 card.name,
                 recipe.name,
                 card.reference,
@@ -175,7 +122,7 @@ class ZooRun:
         Raises:
             StoreError: if nothing can be written to the output folder.
         """
-        with _writing(self.options.out):  # before hours of work
+        with writing(self.options.out):  # before hours of work
             self.options.out.mkdir(parents=True, exist_ok=True)
         with self._watch, self._in_use:  # in use also between two jobs of a cell
             self._run()
@@ -203,11 +150,11 @@ class ZooRun:
                     self._conclude(cell, "stopped", "interrupted; what is finished is in the store")
 
     @property
-    def cells(self) -> list[_CellState]:
+    def cells(self) -> list[CellState]:
         """Every cell, in the order of the selection."""
         return [cell for cells in self._cells.values() for cell in cells]
 
-    def _open(self, reference: str, cells: list[_CellState]) -> None:
+    def _open(self, reference: str, cells: list[CellState]) -> None:
         if not cells:
             return
         job = self._job("open", cells, memory_bytes=_OPENING_BYTES)
@@ -245,7 +192,7 @@ class ZooRun:
 
         self._start(job, cells, opened)
 
-    def _grow(self, shared: Shared[int], cells: list[_CellState]) -> None:
+    def _grow(self, shared: Shared[int], cells: list[CellState]) -> None:
         """Go on with all that needs nothing but stages which are in the store now."""
         for i in shared.cells:
             self._stages(cells[i])
@@ -255,7 +202,7 @@ class ZooRun:
             else:
                 self._grow(part, cells)
 
-    def _prefix(self, shared: Shared[int], cells: list[_CellState]) -> None:
+    def _prefix(self, shared: Shared[int], cells: list[CellState]) -> None:
         members = [cells[i] for i in shared.all_cells()]
         job = self._job("prefix", members[:1], len(members), count=shared.count)
 
@@ -268,7 +215,7 @@ class ZooRun:
 
         self._start(job, members, computed)
 
-    def _stages(self, cell: _CellState) -> None:
+    def _stages(self, cell: CellState) -> None:
         def computed(answer: dict[str, Any]) -> None:
             cell.seconds += answer["seconds"]
             cell.cpu_seconds += answer["cpu_seconds"]
@@ -305,7 +252,7 @@ class ZooRun:
             return None
         return max(0.0, self._ready[0].ready_at + self._wait_s - time.monotonic())
 
-    def _finish(self, cell: _CellState, final: bool) -> None:
+    def _finish(self, cell: CellState, final: bool) -> None:
         def finished(answer: dict[str, Any]) -> None:
             self._finishing = None
             cell.seconds += answer["seconds"]
@@ -323,7 +270,7 @@ class ZooRun:
         self._start(job, [cell], finished)
         self._finishing = self._numbers
 
-    def _job(self, kind: Kind, cells: list[_CellState], sharing: int = 1, **details: Any) -> Job:
+    def _job(self, kind: Kind, cells: list[CellState], sharing: int = 1, **details: Any) -> Job:
         first, limits = cells[0], self.options.limits
         title = first.title + (f" and {sharing - 1} more" if sharing > 1 else "")
         return Job(
@@ -342,7 +289,7 @@ class ZooRun:
         )
 
     def _start(
-        self, job: Job, cells: list[_CellState], then: Callable[[dict[str, Any]], None]
+        self, job: Job, cells: list[CellState], then: Callable[[dict[str, Any]], None]
     ) -> None:
         """Have a job submitted; `then` gets its answer, and if it fails so do the cells."""
         self._numbers += 1
@@ -362,7 +309,7 @@ class ZooRun:
             self._hand_over(*self._waiting.popleft())
 
     def _hand_over(
-        self, job: Job, cells: list[_CellState], then: Callable[[dict[str, Any]], None]
+        self, job: Job, cells: list[CellState], then: Callable[[dict[str, Any]], None]
     ) -> None:
         submitted = self.submit(job)
         self._under_way[job.number] = (submitted, then, cells)
@@ -389,7 +336,7 @@ class ZooRun:
         if number == self._finishing:
             self._finishing = None
 
-    def _fail(self, cells: list[_CellState], reason: str) -> None:
+    def _fail(self, cells: list[CellState], reason: str) -> None:
         for cell in cells:
             if cell.outcome is not None and cell.outcome.state == "done":
                 # Delivered, and only not compared once more.
@@ -397,13 +344,13 @@ class ZooRun:
             else:
                 self._conclude(cell, "failed", reason)
 
-    def _tell(self, cell: _CellState, event: dict[str, Any]) -> None:
+    def _tell(self, cell: CellState, event: dict[str, Any]) -> None:
         self._logs.write(cell.card, cell.recipe, event)
         self.tell({"cell": cell.title, **event})
 
     def _conclude(
         self,
-        cell: _CellState,
+        cell: CellState,
         state: State,
         reason: str | None = None,
         result: dict[str, Any] | None = None,
@@ -434,26 +381,3 @@ class ZooRun:
             text = f"{times_smaller(report.compression_ratio)}, cosine {cosine:.4f}"
             text += "" if report.last_judged.like_original else f", {MEANING}"
         self._tell(cell, {"event": state, "text": text})
-
-
-def write_leaderboard(board: Leaderboard, out: Path) -> None:
-    """Write OUT/leaderboard.json, .md and .html, each in one step.
-
-    Raises:
-        StoreError: if they cannot be written.
-    """
-    with _writing(out):
-        write_atomic(out / "leaderboard.json", json.dumps(board.as_dict(), indent=2) + "\n")
-        write_atomic(out / "leaderboard.md", leaderboard_markdown(board))
-        write_atomic(out / "leaderboard.html", leaderboard_page(board, out))
-
-
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StoreError(
-            f"Cannot write to {out}: {os_words(error)}. Choose another --out; what was "
-            "computed is in the store."
-        ) from error
