@@ -136,16 +136,16 @@ class Standing:
     reason: str | None = None
     folder: str | None = None
     seconds: float = 0.0
-    cpu_seconds: float | None = None
-    """None where it is not known."""
-    log: str | None = None
-    """File with what happened to it."""
     figures: Figures | None = None
     """Of a cell that is done."""
     on_front: bool = False
     """Whether it is on the Pareto front of the whole zoo."""
     on_card_front: bool = False
     """Whether it is on the Pareto front of its card."""
+    cpu_seconds: float | None = None
+    """None where it is not known."""
+    log: str | None = None
+    """File with what happened to it."""
 
     @property
     def name(self) -> str:
