@@ -138,8 +138,9 @@ def test_finished_cells_are_delivered_while_another_hangs_and_compared_again_aft
 def test_a_time_limit_ends_a_hung_cell_in_words_and_the_log_says_where_it_was(
     zoo: Path, plugins: Plugins
 ) -> None:
-    running = Running(zoo, plugins, Limits(cell_timeout_s=3.0, retries=1))
-    assert running.end() == {"quick": "done", "hung": "failed"}
+    limits = Limits(cell_timeout_s=3.0, retries=1)
+    running = Running(zoo, plugins, limits, cards=("hung/card.yaml",))
+    assert running.end() == {"hung": "failed"}
     assert running.board is not None
     (cell,) = running.board.unfinished
     assert "cell's time limit" in str(cell.reason)
