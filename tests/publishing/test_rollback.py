@@ -127,7 +127,7 @@ def test_the_command_says_what_it_did(
     made: Path,
     plugins: Plugins,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     publish(made, 8, plugins)
     publish(made, 3, plugins, allow_worse=True)
@@ -135,5 +135,5 @@ def test_the_command_says_what_it_did(
     with pytest.raises(SystemExit) as end:
         main()
     assert not end.value.code
-    said = json.loads(capsys.readouterr().out)
+    said = json.loads(capfd.readouterr().out)
     assert "zoopress.json" in said["changed"]
