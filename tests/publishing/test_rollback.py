@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from hub_server import UploadRules
 from hub_server.fixtures import HubFixture
 from small_zoo import write_zoo
 from zoopress.cards import load_card
-from zoopress.commands.cli import main
+from zoopress.commands.cli import app
 from zoopress.errors import GateError, HubError
 from zoopress.hub import client
 from zoopress.hub.client import Hub
@@ -123,17 +124,9 @@ def test_there_must_be_something_to_roll_back_to(
         roll_back(Hub(), REPO, to="no-such-tag")
 
 
-def test_the_command_says_what_it_did(
-    made: Path,
-    plugins: Plugins,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
+def test_the_command_says_what_it_did(made: Path, plugins: Plugins) -> None:
     publish(made, 8, plugins)
     publish(made, 3, plugins, allow_worse=True)
-    monkeypatch.setattr("sys.argv", ["zoopress", "rollback", REPO, "--json"])
-    with pytest.raises(SystemExit) as end:
-        main()
-    assert not end.value.code
-    said = json.loads(capfd.readouterr().out)
-    assert "zoopress.json" in said["changed"]
+    done = CliRunner().invoke(app, ["rollback", REPO, "--json"])
+    assert done.exit_code == 0, done.output
+    assert "zoopress.json" in json.loads(done.stdout)["changed"]
