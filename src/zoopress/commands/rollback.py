@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
-from zoopress.commands.arguments import JsonOption
+from zoopress.commands.arguments import JsonOption, print_json
 
 
 def rollback(
@@ -42,7 +41,7 @@ def rollback(
 
     done = roll_back(Hub(), repo, to, branch, dry_run)
     if as_json:
-        print(json.dumps({**asdict(done), "dry_run": dry_run}))
+        print_json({**asdict(done), "dry_run": dry_run})
         return
     if not done.changed:
         print(f"{done.repo_id}: nothing to do; it holds the files of {done.to} already")
