@@ -122,6 +122,7 @@ def test_a_recurrent_layer_takes_its_weights_once_a_step(
     assert macs(layer, torch.randn(1, 5, 4)) == 5 * gates * directions * (first + second)
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 def test_a_recurrent_projection_counts() -> None:
     # Gates of the input and the projected state, then 2 outputs of 3.
     assert macs(nn.LSTM(4, 3, proj_size=2), torch.randn(5, 1, 4)) == 5 * (12 * 4 + 12 * 2 + 2 * 3)

@@ -195,8 +195,9 @@ class TestFile:
                 return (Path(tmp_path / "exploded").touch, ())
 
         np.savez(tmp_path / "data.npz", a=np.array([Bomb(), Bomb()], object))
-        with pytest.raises(CardError, match="allow_pickle"):
+        with pytest.raises(CardError, match="opening it could run code") as raised:
             open_at(tmp_path, "file:data.npz").parts()
+        assert "allow_pickle" not in str(raised.value)
         assert not (tmp_path / "exploded").exists()
 
     @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -39,17 +39,21 @@ def results_apart() -> Iterator[None]:
     Techniques and the libraries that they call print what they like, and would spoil JSON by it.
     """
     global _results
-    printed, output = sys.stdout, sys.stdout.fileno()
+    printed = sys.stdout
     printed.flush()
-    with os.fdopen(os.dup(output), "w", encoding="utf-8") as _results:
-        os.dup2(sys.stderr.fileno(), output)  # also what is not Python, and child processes
-        sys.stdout = sys.stderr
+    with ExitStack() as restored:
+        restored.callback(setattr, sys, "stdout", printed)
         try:
-            yield
-        finally:
-            _results.flush()
-            os.dup2(_results.fileno(), output)
-            sys.stdout = printed
+            output = printed.fileno()
+        except OSError:  # captured, by a notebook say
+            _results = printed
+        else:
+            _results = restored.enter_context(os.fdopen(os.dup(output), "w", encoding="utf-8"))
+            restored.callback(os.dup2, _results.fileno(), output)
+            restored.callback(_results.flush)
+            os.dup2(sys.stderr.fileno(), output)  # also what is not Python, and child processes
+        sys.stdout = sys.stderr
+        yield
     _results = None
 
 

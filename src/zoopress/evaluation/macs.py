@@ -27,6 +27,7 @@ from torch.utils.flop_counter import flop_registry
 
 from zoopress.models.dispatch import flop_counter_mode
 from zoopress.models.edits import submodule
+from zoopress.models.packed_call import multiplied_densely
 from zoopress.models.packing import PackedWeight, packed_weights
 from zoopress.models.weights import from_matrix, kind_of, row_count
 from zoopress.tasks import Task
@@ -268,12 +269,5 @@ def _dense_products(root: nn.Module, masked: Iterable[_Kept]) -> Iterator[None]:
             kept.place(made)
         return made
 
-    try:
-        for weight in packed:
-            weight.__dict__["dense"] = partial(dense, weight)
-            weight.__dict__["linear"] = partial(PackedWeight.linear, weight)
+    with multiplied_densely(packed, dense):
         yield
-    finally:
-        for weight in packed:
-            for name in ("dense", "linear"):
-                weight.__dict__.pop(name, None)

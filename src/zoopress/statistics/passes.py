@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +25,7 @@ from zoopress.statistics.targets import Target
 from zoopress.statistics.watch import Watch
 from zoopress.tasks import Task
 from zoopress.tasks.failures import failing
+from zoopress.tasks.gradients import takes_gradients
 
 _NO_GRADIENTS = "Choose what needs no gradients, such as another criterion."
 
@@ -46,9 +47,12 @@ def watch_values(
 ) -> None:
     """Run a model on all batches, without gradients, and let accounts take inputs and outputs."""
     watch = Watch(module, _watched(targets), lambda use: accounts[use.weight.name].take(use))
+    # Below autograd a linear layer is one operation, its bias included, whatever its input is like.
+    whole = nullcontext if takes_gradients(module) else torch._C._AutoDispatchBelowAutograd
     with watch.watching():
         for done, batch in enumerate(batches, start=1):
-            call(module, batch)
+            with whole():
+                call(module, batch)
             watch.end_pass()
             told(done / len(batches))
     _note_readers(watch, accounts)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from zoopress.models.packed_call import multiplied_densely
 from zoopress.models.packing import PackedWeight, packed_weights
 from zoopress.statistics.layout import Layouts, Watched
 from zoopress.statistics.products import PRODUCTS, Use, uses
@@ -191,17 +191,8 @@ class Watch(TorchDispatchMode):
             self._layouts.add(made, watched)
             return made
 
-        try:
-            for weight in packed:
-                weight.__dict__["dense"] = partial(dense, weight)
-                weight.__dict__["_makes_rows"] = bool  # False: no blocks, which are other tensors
-                weight.__dict__["linear"] = partial(PackedWeight.linear, weight)
-                weight.__dict__["embedding"] = partial(PackedWeight.embedding, weight)
+        with multiplied_densely(packed, dense):
             yield
-        finally:
-            for weight in packed:
-                for name in ("dense", "_makes_rows", "linear", "embedding"):
-                    weight.__dict__.pop(name, None)
 
 
 _COPIES = frozenset(

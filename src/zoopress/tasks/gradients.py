@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 _ASKED = "does not require grad"
-_differentiate: WeakSet[nn.Module] = WeakSet()
-"""Modules whose forward pass takes gradients, such as one that gives forces of an energy."""
+_differentiate: WeakSet[type[nn.Module]] = WeakSet()
+"""Classes of modules whose forward pass takes gradients, such as one that gives forces of an
+energy; the original has been run before anything of its class."""
 
 
 def without_gradients(module: nn.Module, run: Callable[[], Any]) -> Any:
@@ -25,7 +26,7 @@ def without_gradients(module: nn.Module, run: Callable[[], Any]) -> Any:
         module: what is run.
         run: runs it; called a second time if the first fails for want of gradients.
     """
-    if module not in _differentiate:
+    if not takes_gradients(module):
         try:
             with torch.no_grad():
                 return run()
@@ -34,8 +35,13 @@ def without_gradients(module: nn.Module, run: Callable[[], Any]) -> Any:
                 raise
     with torch.enable_grad():
         output = run()
-    _differentiate.add(module)
+    _differentiate.add(type(module))
     return _detached(output)
+
+
+def takes_gradients(module: nn.Module) -> bool:
+    """Tell whether the forward pass of a module's class is known to take gradients."""
+    return type(module) in _differentiate
 
 
 def _detached(output: Any) -> Any:
