@@ -72,6 +72,7 @@ class FloatPrecision(Technique[FloatPrecisionConfig]):
     family = "quantization"
     config_type = FloatPrecisionConfig
     needs = frozenset({"calibration"})
+    folds = False  # what weights are computed from can be stored as well
 
     def effects(self) -> Effects:
         """Require float weights of every kind: a packed one goes on to compute in float32.

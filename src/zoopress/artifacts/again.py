@@ -19,7 +19,17 @@ from torch import nn
 from zoopress.artifacts.artifact import load_artifact, load_into, replay_edits, save_artifact
 from zoopress.artifacts.manifest import MANIFEST, Manifest
 from zoopress.errors import ArtifactError, StageError
-from zoopress.models.edits import AnyEdit, Pack, Replace, Resize, apply_edit, place_now, submodule
+from zoopress.models.edits import (
+    AnyEdit,
+    Fold,
+    Pack,
+    Replace,
+    Resize,
+    apply_edit,
+    place_now,
+    submodule,
+)
+from zoopress.models.folding import computed_names
 from zoopress.models.model import Model
 from zoopress.models.packing import packed_weights, unpack_one
 from zoopress.models.stand_in import former
@@ -195,6 +205,8 @@ def _holds(edit: AnyEdit, later: list[AnyEdit], module: nn.Module, plugins: Plug
         return False
     if isinstance(edit, Pack):
         return edit.attribute in getattr(type(part), "_packed_names", ())
+    if isinstance(edit, Fold):
+        return not computed_names(part)
     if isinstance(edit, Replace):
         was = former(part)
         return was is not None or getattr(plugins.layers[edit.layer], "keeps_module", False)

@@ -18,7 +18,7 @@ from zoopress.models.model import Model
 from zoopress.models.weights import WEIGHT_KINDS, Weight
 from zoopress.plugins import Plugins
 from zoopress.recipes import Recipe
-from zoopress.techniques import Technique, float_weights
+from zoopress.techniques import Technique, float_weights, folding
 
 
 @dataclass
@@ -56,9 +56,10 @@ def check_feasible(module: nn.Module, recipe: Recipe, plugins: Plugins) -> None:
     for position, stage in enumerate(recipe.stages, start=1):
         for technique in stage.techniques:
             here = f"stage {position} ({technique.name})"
-            if refusal := _refusal(technique, outline):
-                raise StageError(f"{here.capitalize()}: {refusal}{_taken(outline, technique)}")
-            _take(outline, technique, here)
+            with folding(technique, outline):
+                if refusal := _refusal(technique, outline):
+                    raise StageError(f"{here.capitalize()}: {refusal}{_taken(outline, technique)}")
+                _take(outline, technique, here)
             if technique.effects().restructures:
                 return  # names are others from here on
 

@@ -69,7 +69,14 @@ class Convert(_Edit):
     )
 
 
-AnyEdit = Resize | Replace | Pack | Keep | Convert
+class Fold(_Edit):
+    """What a module computed from others, such as a weight under weight norm, became ordinary."""
+
+    edit: Literal["fold"] = "fold"
+    attributes: list[str] = Field(description="all that the module computed, sorted")
+
+
+AnyEdit = Resize | Replace | Pack | Keep | Convert | Fold
 Edit = Annotated[AnyEdit, Field(discriminator="edit")]
 
 

@@ -3,9 +3,9 @@
 The same function, `apply_edit`, changes a live model while a technique works and rebuilds the
 architecture on the meta device while an artifact is loaded. An edit can only shrink a module or a
 list of them, put a registered layer in its place, put a registered packed weight in a parameter's
-place, or convert the float types that enter and leave a module; it never names code, and all sizes
-follow from the module it changes. So a hostile list of edits can neither run anything nor ask for
-more memory than the base architecture.
+place, make a weight that the module computes an ordinary one, or convert the float types that enter
+and leave a module; it never names code, and all sizes follow from the module it changes. So a
+hostile list of edits can neither run anything nor ask for more memory than the base architecture.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from zoopress.models.edit_records import (
     Argument as Argument,
     Convert as Convert,
     Edit as Edit,
+    Fold as Fold,
     Keep as Keep,
     Pack as Pack,
     Replace as Replace,
     Resize as Resize,
     layers_of as layers_of,
 )
+from zoopress.models.folding import fold
 from zoopress.models.packing import PackedWeight, hold_packed
 from zoopress.models.precision import convert_at_borders
 from zoopress.models.stacks import keep_blocks
@@ -108,6 +110,8 @@ def apply_edit(root: nn.Module, edit: AnyEdit, layers: Mapping[str, type]) -> No
     module = submodule(root, edit.module)
     if isinstance(edit, Resize):
         _resize(module, edit)
+    elif isinstance(edit, Fold):
+        fold(module, edit.attributes)
     elif isinstance(edit, Keep):
         parts = edit.module.split(".") if edit.module else []
         owners = [submodule(root, ".".join(parts[:depth])) for depth in range(len(parts))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -14,6 +15,7 @@ from zoopress.models.edits import (
     AnyEdit,
     Argument,
     Convert,
+    Fold,
     Keep,
     Pack,
     Replace,
@@ -23,6 +25,7 @@ from zoopress.models.edits import (
     submodule,
     tensor_of,
 )
+from zoopress.models.folding import Folded, computed_alone
 from zoopress.models.packing import AnyLayout, Codes, nonzero_codes, packed_weights
 from zoopress.models.precision import accept_float32
 from zoopress.models.stand_in import obstacle
@@ -173,6 +176,26 @@ class Model:
             for name, tensor in masked.items()
             if id(tensor) in names
         }
+
+    @contextmanager
+    def folded(self) -> Iterator[None]:
+        """Let modules have ordinary weights in the place of computed ones, see `folding.py`.
+
+        Those that are what they were when the context ends are computed again from then on.
+        """
+        alone = computed_alone(self.module)
+        made = [Folded(submodule(self.module, p), p, names) for p, names in alone.items()]
+        edits: list[AnyEdit] = [Fold(module=each.path, attributes=each.names) for each in made]
+        start = len(self.edits)
+        self.edits += edits
+        self.version += bool(made)
+        yield
+        since = self.edits[start + len(edits) :]
+        for each, edit in zip(made, edits, strict=True):
+            if each.untouched(since, self.masks):
+                each.restore()
+                self.edits = [other for other in self.edits if other is not edit]
+                self.version += 1
 
     def obstacle(self, path: str) -> str | None:
         """Say why no layer can take the place of the module of a path, whatever it is, or None."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from zoopress.techniques.answers import applied as applied, effects_of as effects_of
+from zoopress.techniques.answers import (
+    applied as applied,
+    effects_of as effects_of,
+    folding as folding,
+)
 from zoopress.techniques.block import Block as Block, BlockChoice as BlockChoice, Cost as Cost
 from zoopress.techniques.criterion import (
     Criterion as Criterion,

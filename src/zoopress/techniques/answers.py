@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -13,8 +14,10 @@ from zoopress.techniques.technique import (
     Claim,
     Context,
     Effects,
+    Kind,
     Outcome,
     Technique,
+    float_weights,
 )
 
 if TYPE_CHECKING:
@@ -52,7 +55,8 @@ def applied(technique: Technique[Any], model: Model, context: Context) -> Outcom
         PluginError: if it returns something else than an `Outcome` that can be stored.
     """
     before = set(model.updated)
-    outcome = technique.apply(model, context)
+    with folding(technique, model):
+        outcome = technique.apply(model, context)
     if not isinstance(outcome, Outcome):
         raise _wrong(technique, "apply()", "zoopress.Outcome", shown(outcome))
     touched = outcome.touched
@@ -71,6 +75,12 @@ def applied(technique: Technique[Any], model: Model, context: Context) -> Outcom
     said = set(touched)
     unsaid = [name for name in model.updated if name not in before and name not in said]
     return replace(outcome, touched=[*touched, *unsaid]) if unsaid else outcome
+
+
+def folding(technique: Technique[Any], model: Model) -> AbstractContextManager[None]:
+    """Return within what a model has ordinary weights, if a technique works on those."""
+    wanted = technique.effects().requires & set(map(float_weights, get_args(Kind)))
+    return model.folded() if technique.folds and wanted else nullcontext()
 
 
 def _several(answer: object) -> bool:

@@ -243,6 +243,9 @@ class Technique(ABC, Generic[ConfigT]):
         recovers: whether it trains what is there, so that it can be another stage's `recovery`.
         timed: whether `zoopress plan` can time `apply` on small models. False if that tells
             nothing: its time is that of training and of running the model.
+        folds: whether weights that a module computes from others, as weight norm does, are ordinary
+            ones while it works; those that it leaves alone are computed again afterwards. Asked of
+            techniques that require float weights.
     """
 
     name: ClassVar[str]
@@ -251,6 +254,7 @@ class Technique(ABC, Generic[ConfigT]):
     needs: ClassVar[frozenset[Need]] = frozenset()
     recovers: ClassVar[bool] = False
     timed: ClassVar[bool] = True
+    folds: ClassVar[bool] = True
 
     def __init__(self, config: ConfigT) -> None:
         self.config = config
