@@ -179,7 +179,7 @@ ARCHITECTURES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], in
     "inverted residual": (inverted_residual, image, 3),
     "dense": (Dense, image, 3),
     "unet": (UNet, image, 4),
-    "audio": (audio, lambda: torch.randn(2, 1, 64), 3),
+    "audio": (audio, lambda: torch.randn(2, 1, 64), 4),
     "gated": (Gated, vectors, 2),
     "transformer encoder": (encoder, vectors, 2),
     "lstm, last step": (recurrent(nn.LSTM, 1, False, "last step"), tokens, 2),
@@ -319,18 +319,7 @@ class GivenState(nn.Module):
         self.rnn, self.head = nn.GRU(8, 6), nn.Linear(6, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.rnn(x, torch.zeros(1, x.shape[1], 6))[0])
-
-
-class Packed(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.rnn, self.head = nn.LSTM(8, 6), nn.Linear(6, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        lengths = torch.tensor([4, 2, 3, 1, 2])
-        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
-        return self.head(nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0])[0])
+        return self.head(self.rnn(x, x[:1, :, :6].contiguous())[0])
 
 
 class Attention(nn.Module):
@@ -357,7 +346,6 @@ class Sorted(nn.Module):
     [
         (Tied(), "tied"),
         (GivenState(), "initial states"),
-        (Packed(), ""),
         (Attention(), "product of two activations"),
         (Sorted(), "_fft"),
         (nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 2)), "layer normalization"),

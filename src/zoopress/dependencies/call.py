@@ -112,6 +112,7 @@ def follow(call: Call) -> None:
         call.trace.fix(call.inputs, "it reaches an empty tensor")
     else:
         try:
+            call.trace.splits.meet(call)
             function(call)
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
             # The model itself has run: it is not to blame, and goes on without these neurons.

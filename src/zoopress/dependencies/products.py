@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from zoopress.dependencies.call import (
@@ -37,16 +38,17 @@ def _matmul(call: Call) -> None:
     first, second = call.inputs[-2:]
     row, column = first.ndim - 2, first.ndim - 1
     outer: list[Tensor] = []
-    inner: list[Tensor | None] = [None, None]
+    inner: list[list[Tensor]] = [[], []]
     for side, (tensor, summed) in enumerate([(first, column), (second, row)]):
         for ids in call.ids(tensor).all:
             if varying(ids) == (summed,):
-                inner[side] = ids.flatten()
+                inner[side].append(ids.flatten())
             elif varying(ids) in ((row,), (column,)):
                 outer.append(ids)
             else:
                 call.fix(ids, SPLIT)
-    _contract(call, (first, inner[0]), (second, inner[1]))
+    for one, other in _pairs(call, *inner):
+        _contract(call, (first, one), (second, other))
     # The output stands in for the factors, which have other shapes.
     shape = call.outputs[0].shape
     operands = [(call.outputs[0], outer)]
@@ -90,6 +92,43 @@ def _grouped_matmul(call: Call) -> None:
                 call.fix(ids, "it counts tokens or experts")
     produced = only(call, second, 2)
     call.give(*([] if produced is None else [produced.reshape(1, -1)]))
+
+
+def _pairs(
+    call: Call, first: list[Tensor], second: list[Tensor]
+) -> list[tuple[Tensor | None, Tensor | None]]:
+    """Pair the ids of an axis that two operands are summed over.
+
+    There are several where axes were merged, such as neurons with the places of a grid: those go
+    together whose ids repeat alike.
+    """
+    if len(first) <= 1 and len(second) <= 1:
+        return [(first[0] if first else None, second[0] if second else None)]
+    pairs: list[tuple[Tensor | None, Tensor | None]] = []
+    left = list(second)
+    for ids in first:
+        match = next((i for i, other in enumerate(left) if _alike(ids, other)), None)
+        if match is None:
+            call.fix(ids, SPLIT)
+        else:
+            pairs.append((ids, left.pop(match)))
+    for ids in left:
+        call.fix(ids, SPLIT)
+    return pairs
+
+
+def _alike(first: Tensor, second: Tensor) -> bool:
+    """Return whether ids [size] repeat at the same places."""
+    inverses = [_order(ids) for ids in (first, second)]
+    return torch.equal(*inverses)
+
+
+def _order(ids: Tensor) -> Tensor:
+    """Return of each element where it occurs first."""
+    kinds, inverse = ids.unique(return_inverse=True)
+    places = torch.arange(len(ids))
+    first = torch.full((len(kinds),), len(ids)).scatter_reduce(0, inverse, places, "amin")
+    return first[inverse]
 
 
 def _contract(

@@ -138,6 +138,12 @@ def following_attributes(layer: nn.Module, tensor: str, axis: int, size: int) ->
             return {"out_channels": size, "in_channels": inputs, "groups": inputs}
         else:
             return {"in_channels": size * layer.groups} if axis else {"out_channels": size}
+    elif isinstance(layer, nn.GroupNorm):
+        groups = layer.num_groups * size // layer.num_channels
+        return {"num_channels": size, "num_groups": groups}
+    elif isinstance(layer, nn.Bilinear):
+        sizes = ("out_features", "in1_features", "in2_features")
+        names = {("weight", axis): name for axis, name in enumerate(sizes)}
     elif isinstance(layer, nn.Linear):
         names = {("weight", 0): "out_features", ("weight", 1): "in_features"}
     elif isinstance(layer, nn.RNNBase):
@@ -146,7 +152,7 @@ def following_attributes(layer: nn.Module, tensor: str, axis: int, size: int) ->
         names = {("weight_hh", 1): "hidden_size", ("weight_ih", 1): "input_size"}
     elif isinstance(layer, nn.modules.batchnorm._NormBase):
         names = {("weight", 0): "num_features", ("running_mean", 0): "num_features"}
-    elif isinstance(layer, nn.Embedding):
+    elif isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
         names = {("weight", 1): "embedding_dim"}
     elif isinstance(layer, nn.PReLU):
         names = {("weight", 0): "num_parameters"}

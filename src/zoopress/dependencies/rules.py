@@ -52,8 +52,10 @@ def _move(call: Call) -> None:
     moved = []
     for ids in call.ids(source).all:
         result = _applied(call, ids.expand(source.shape))
-        if len(varying(result)) > len(varying(ids)) and _width(result) != _width(ids):
-            call.fix(ids, SPLIT)
+        if call.trace.splits.holds(ids):
+            call.trace.splits.moved(call, ids, result)
+        elif len(varying(result)) > len(varying(ids)) and _width(result) != _width(ids):
+            call.trace.splits.add(call, ids, result)
         if call.name == "constant_pad_nd" and min(call.argument("pad"), default=0) < 0:
             call.fix(ids, PICKED)
         moved.append(result)
@@ -234,17 +236,15 @@ def _along(call: Call) -> None:
     call.give(*call.ids(call.inputs[0]).all)
 
 
-@rule("native_layer_norm", "_fused_rms_norm", "native_group_norm")
+@rule("native_layer_norm", "_fused_rms_norm")
 def _normalize(call: Call) -> None:
     source = call.inputs[0]
-    shape = call.argument("normalized_shape")
-    axes = set(range(source.ndim - len(shape), source.ndim)) if shape else set(range(source.ndim))
-    reason = "layer normalization" if shape else "group normalization"
+    axes = set(range(source.ndim - len(call.argument("normalized_shape")), source.ndim))
     for tensor in call.inputs[1:]:
-        call.trace.fix(tensor, f"it goes through {reason}")
+        call.trace.fix(tensor, "it goes through layer normalization")
     for ids in call.ids(source).all:
         if axes & set(varying(ids)):
-            call.fix(ids, f"it goes through {reason}")
+            call.fix(ids, "it goes through layer normalization")
     call.give(*call.ids(source).all)
 
 

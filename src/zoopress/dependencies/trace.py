@@ -12,6 +12,7 @@ list of layers, and a custom module's bare parameters are followed as well as a 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,12 +27,16 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from zoopress.dependencies import (
     products as _products,  # noqa: F401  (registers its rules)
+    rearranging as _rearranging,  # noqa: F401
     rules as _rules,  # noqa: F401
 )
 from zoopress.dependencies.call import UNKNOWN_OPERAND, Call, follow, has_rule, varying
 from zoopress.dependencies.nodes import NONE, Nodes
+from zoopress.dependencies.splits import Splits
 from zoopress.models.dispatch import without_compiler
 from zoopress.models.packing import PackedWeight
+
+_FACTORIES = ("zeros", "ones", "full", "empty", "empty_strided", "scalar_tensor")
 
 
 @dataclass(frozen=True)
@@ -57,10 +62,12 @@ class Trace(TorchDispatchMode):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.nodes = Nodes()
+        self.splits = Splits()
         self.units: dict[str, Tensor] = {}
         """Of each recurrent module that ran, its hidden units: [layers * directions, units]."""
         self._known = WeakTensorKeyDictionary()
         self._unread = WeakTensorKeyDictionary()
+        self._made: dict[int, weakref.ref[Tensor]] = {}
         self._module = module
         self._paused = False
         self._in_cell = False
@@ -75,6 +82,11 @@ class Trace(TorchDispatchMode):
     def set(self, tensor: Tensor, *ids: Tensor, is_weight: bool = False) -> None:
         """Record a tensor's ids."""
         self._known[tensor] = Ids(ids, is_weight)
+
+    def set_adapting(self, tensor: Tensor) -> None:
+        """Record that a tensor is of a size that may follow from those of others."""
+        self._known[tensor] = Ids(adapts=True)
+        self._made[tensor.untyped_storage().data_ptr()] = weakref.ref(tensor)
 
     def unread(self) -> frozenset[tuple[str, str]]:
         """Return path and name of each parameter and buffer that no operation was given yet."""
@@ -136,12 +148,46 @@ class Trace(TorchDispatchMode):
             self._unread.pop(tensor, None)
         if not any(self.ids(tensor).all for tensor in call.inputs):
             is_weight = bool(call.inputs) and all(self.ids(t).is_weight for t in call.inputs)
-            adapts = self._in_cell and all(self.ids(tensor).adapts for tensor in call.inputs)
+            # Whether a made tensor follows in size is not seen here; the check of a removal tells.
+            made = call.name in _FACTORIES or self._in_cell
+            adapts = all(self.ids(t).adapts for t in call.inputs) and (made or bool(call.inputs))
             known = Ids((), is_weight, adapts)
             for tensor in call.outputs:
-                self._known[tensor] = known
+                if adapts and not call.inputs:
+                    self.set_adapting(tensor)
+                else:
+                    self._known[tensor] = known
             return
         follow(call)
+        first = call.func._schema.arguments[0].alias_info
+        if first is not None and first.is_write:
+            self._write_through(call.inputs[0])
+
+    def _write_through(self, view: Tensor) -> None:
+        """Give a made tensor the ids that were written into a view of it."""
+        reference = self._made.get(view.untyped_storage().data_ptr())
+        made = reference() if reference is not None else None
+        if made is None or made is view:
+            return
+        known = list(self.ids(made).all)
+        for ids in self.ids(view).all:
+            axes = varying(ids)
+            alike = [
+                axis
+                for axis in range(made.ndim)
+                if len(axes) == 1
+                and made.shape[axis] == view.shape[axes[0]]
+                and made.stride(axis) == view.stride(axes[0])
+            ]
+            if len(alike) != 1:
+                self.nodes.fix(ids, "it is written into a part of a tensor")
+                continue
+            ids = ids.reshape([-1 if axis == alike[0] else 1 for axis in range(made.ndim)])
+            before = [other for other in known if varying(other) == varying(ids)]
+            for other in before:
+                self.nodes.join(other, ids)
+            known += [] if before else [ids]
+        self._known[made] = Ids(tuple(known), adapts=True)
 
     def _add_parameters(self) -> None:
         for path, owner in self._module.named_modules():
@@ -226,7 +272,7 @@ class Trace(TorchDispatchMode):
         # Fixed or free as a whole: all layers and directions share one hidden_size.
         stacked = torch.stack(units)
         self.units[path] = stacked
-        if state:
+        if not all(self.ids(tensor).adapts for tensor in tensors_in(state)):
             self.nodes.fix(stacked, "its recurrent module is given initial states")
             self.fix(state, "it is the initial state of a recurrent module")
         self.set(result, torch.cat(outputs).reshape([1] * (result.ndim - 1) + [-1]))

@@ -42,9 +42,9 @@ def computed_alone(root: nn.Module) -> dict[str, list[str]]:
             holders[id(tensor)] = holders.get(id(tensor), 0) + (tensor is not None)
     for path, module in root.named_modules():
         names = computed_names(module)
-        if names and all(holders[id(tensor)] == 1 for tensor in _sources(module)):
-            if _fixed(module, names):
-                found[path] = names
+        alone = all(holders[id(tensor)] == 1 for tensor in _sources(module))
+        if names and alone and _fixed(module, names):
+            found[path] = names
     return found
 
 
@@ -210,7 +210,7 @@ def _bare(module: nn.Module) -> nn.Module:
                     if isinstance(tensor, nn.Parameter)
                     else torch.empty_like(tensor, device="meta")
                 )
-        for name, value in vars(part).items():
+        for value in vars(part).values():
             if isinstance(value, Tensor):
                 memo[id(value)] = None
     return copy.deepcopy(module, memo)
