@@ -1,4 +1,4 @@
-"""Operators that deal channels out anew, scatter rows or make states: what is beside them shrinks."""
+"""Operators that deal channels out anew, scatter rows or make states: neurons beside them go."""
 
 from collections.abc import Callable
 

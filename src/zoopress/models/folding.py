@@ -33,7 +33,8 @@ def computed_alone(root: nn.Module) -> dict[str, list[str]]:
     """Return by path the computed names of modules that can be given ordinary ones.
 
     Left out are those whose parameters other modules have, too, and those whose computation gives
-    another result each time or cannot be told from shapes alone.
+    another result each time, or one of another shape than what it computes from: a rebuilt model
+    is told by shapes alone.
     """
     found = {}
     holders: dict[int, int] = {}
@@ -62,7 +63,11 @@ def fold(module: nn.Module, names: list[str]) -> None:
     if names != there:
         raise ValueError(f"it computes {there or 'none of its parameters'}, not {names}")
     trained = any(tensor.requires_grad for tensor in _sources(module))
-    values = _values(module, names)
+    shapes = _shapes(module, names)
+    if shapes.keys() != set(names):
+        raise ValueError(f"it has no parameters of its own to compute {names} from")
+    bare = any(tensor.is_meta for tensor in shapes.values())  # being rebuilt: values come later
+    values = {n: torch.empty_like(t) for n, t in shapes.items()} if bare else _values(module, names)
     if getattr(module, "parametrizations", None) is not None:
         del module._modules["parametrizations"]
         module.__class__ = type(module).__bases__[0]
@@ -165,6 +170,22 @@ def _sources(module: nn.Module) -> list[nn.Parameter]:
     return sources
 
 
+def _shapes(module: nn.Module, names: list[str]) -> dict[str, Tensor]:
+    """Return for each computed name the source whose shape and type it has, where it has one's."""
+    found: dict[str, Tensor] = {}
+    parametrizations: Any = getattr(module, "parametrizations", {})
+    for name in names:
+        if name in parametrizations:
+            own = [p for p in parametrizations[name]._parameters.values() if p is not None]
+        else:
+            own = [
+                p for e in ("_v", "_orig") if (p := module._parameters.get(name + e)) is not None
+            ]
+        if own:
+            found[name] = max(own, key=Tensor.numel)
+    return found
+
+
 def _values(module: nn.Module, names: list[str]) -> dict[str, Tensor]:
     """Return what a module computes, in evaluation mode."""
     found: dict[str, Tensor] = {}
@@ -184,33 +205,19 @@ def _values(module: nn.Module, names: list[str]) -> dict[str, Tensor]:
 
 
 def _fixed(module: nn.Module, names: list[str]) -> bool:
-    """Return whether a module computes the same each time, and the same shapes without values."""
-    try:
-        once, twice = _values(module, names), _values(module, names)
-        with torch.device("meta"):
-            shapes = {n: value.shape for n, value in _values(_bare(module), names).items()}
-    except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError):
-        return False
-    same = all(_equal(once[name], twice[name]) for name in names)
-    return same and all(once[name].shape == shapes[name] for name in names)
+    """Return whether a module computes the same each time, of the shape of a source."""
+    shapes = _shapes(module, names)
+    if any(tensor.is_meta for tensor in shapes.values()):
+        return shapes.keys() == set(names)  # without values no more is known
+    once, twice = _values(module, names), _values(module, names)
+    return all(
+        name in shapes
+        and once[name].shape == shapes[name].shape
+        and once[name].dtype == shapes[name].dtype
+        and torch.equal(once[name], twice[name])
+        for name in names
+    )
 
 
 def _equal(first: Tensor, second: Tensor) -> bool:
     return first.is_meta or torch.equal(first, second)
-
-
-def _bare(module: nn.Module) -> nn.Module:
-    """Return a copy of a module on the meta device, without hooks that hold values."""
-    memo: dict[int, Any] = {}
-    for part in module.modules():
-        for tensor in (*part._parameters.values(), *part._buffers.values()):
-            if tensor is not None:
-                memo[id(tensor)] = (
-                    nn.Parameter(torch.empty_like(tensor, device="meta"), requires_grad=False)
-                    if isinstance(tensor, nn.Parameter)
-                    else torch.empty_like(tensor, device="meta")
-                )
-        for value in vars(part).values():
-            if isinstance(value, Tensor):
-                memo[id(value)] = None
-    return copy.deepcopy(module, memo)
