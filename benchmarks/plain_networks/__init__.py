@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from plain_networks import images, others, sequences
+from plain_networks import images, others, sequences, structures
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,18 @@ _BUILDERS = {
         """,
         "visits": "factorization_machine two_towers attending_recommender",
         "slices": "volume",
+    },
+    structures: {
+        "pictures": """
+            detector capsules windows octave deforming conditional blurred modulated
+            quantization_aware shuffled_upscaler
+        """,
+        "films": "convolved_state",
+        "sounds": "latents conformer recalled",
+        "words": "time_mixing quasi_recurrent",
+        "records": "dense_table integrated adapted hyperbolic",
+        "triplets": "siamese",
+        "fields": "complex_convolutions fourier_operator",
     },
 }
 NETWORKS: dict[str, Network] = {
