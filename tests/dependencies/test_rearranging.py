@@ -81,6 +81,45 @@ class States(nn.Module):
         return self.rnn(x[:, None], (state, state.clone()))[0][:, -1]
 
 
+class ComputedStates(nn.Module):
+    """A recurrent module whose initial states are neurons of another layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start, self.rnn = nn.Linear(8, 12), nn.GRU(8, 12, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = self.start(x).tanh().expand(2, -1, -1).contiguous()
+        return self.rnn(x[:, None], state)[0][:, -1]
+
+
+class Passed(nn.Module):
+    """A decoder that starts where an encoder ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.LSTM(8, 10, batch_first=True)
+        self.decoder = nn.LSTM(8, 10, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder(x[:, None], self.encoder(x[:, None])[1])[0][:, -1]
+
+
+class Waves(nn.Module):
+    """Waves multiplied by complex weights that are stored as pairs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, 6, 4, 3, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = torch.fft.rfft2(x)[..., :4, :3]
+        low = torch.einsum("nixy,ioxy->noxy", low, torch.view_as_complex(self.weight))
+        out = torch.zeros(len(x), low.shape[1], 6, 4, dtype=low.dtype)
+        out[..., :4, :3] = low
+        return torch.fft.irfft2(out, s=x.shape[-2:])
+
+
 class Packed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -137,6 +176,10 @@ NETWORKS: dict[str, tuple[nn.Module, tuple[int, ...], int]] = {
     "fourier": (Around(conv(3, 8), Does(waves), conv(8, 4)), IMAGE, 8),
     "grid sample": (Around(conv(3, 8), Does(sampled), conv(8, 4)), IMAGE, 8),
     "given states": (Around(nn.Linear(3, 8), States(), nn.Linear(12, 4)), ROWS, 20),
+    "computed states": (Around(nn.Linear(3, 8), ComputedStates(), nn.Linear(12, 4)), ROWS, 20),
+    "states passed on": (Around(nn.Linear(3, 8), Passed(), nn.Linear(10, 4)), ROWS, 18),
+    "complex weights": (Around(conv(3, 8), Waves(), conv(6, 4)), IMAGE, 14),
+    "one input": (Around(nn.Conv2d(3, 1, 1), conv(1, 8), conv(8, 4)), IMAGE, 8),
     "packed sequences": (Around(nn.Linear(3, 8), Packed(), nn.Linear(12, 4)), ROWS, 20),
     "grid": (Around(nn.Linear(3, 8), Grid(), nn.Linear(6, 4)), ROWS, 19),
     "bilinear": (Around(nn.Linear(3, 8), Pairs(), nn.Linear(6, 4)), ROWS, 14),

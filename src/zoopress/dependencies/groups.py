@@ -182,7 +182,8 @@ def _role(nodes: Nodes, owner: int, contracted: Tensor, table: Tensor) -> Role:
     on_axis = (table >= axis.start) & (table < axis.start + axis.size)
     if bool(contracted[table[on_axis]].any()):
         return "consumer"
-    return "producer" if any(a.path == axis.path and a.axis > 0 for a in nodes.axes) else "norm"
+    makes = any(a.path == axis.path and (a.axis > 0 or a.of_layer) for a in nodes.axes)
+    return "producer" if makes else "norm"
 
 
 def _clusters(found: list[tuple[Member, ...]], trace: Trace) -> tuple[list[int], list[Tensor]]:
@@ -224,7 +225,9 @@ def _fixed(module: nn.Module, nodes: Nodes, groups: list[NeuronGroup]) -> dict[s
         if weight.path in shrinking:
             continue
         reason = "it is used in a way that cannot be followed"
-        if axis is not None:
+        if weight.parameter.shape[weight.output_axis] == 1:
+            reason = "it has a single neuron"
+        elif axis is not None:
             mine = reasons[axis.start : axis.start + axis.size]
             if bool((mine != 0).any()):
                 reason = nodes.reasons[int(mine[mine != 0].mode().values)]

@@ -13,13 +13,17 @@ NONE = -1
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of one parameter or buffer; its indices are the nodes `start` … `start + size`."""
+    """One axis of one parameter or buffer; its indices are the nodes `start` … `start + size`.
+
+    `of_layer` tells that it is a linear layer's or a convolution's weight, even with one input.
+    """
 
     path: str
     tensor: str
     axis: int
     start: int
     size: int
+    of_layer: bool = False
 
 
 class Nodes:
@@ -34,9 +38,9 @@ class Nodes:
         self._contracted: list[Tensor] = []
         self._steps: list[tuple[Tensor, int]] = []
 
-    def add(self, path: str, tensor: str, axis: int, size: int) -> Tensor:
+    def add(self, path: str, tensor: str, axis: int, size: int, of_layer: bool = False) -> Tensor:
         """Add an axis and return its node ids, [size]."""
-        self.axes.append(Axis(path, tensor, axis, self.count, size))
+        self.axes.append(Axis(path, tensor, axis, self.count, size, of_layer))
         self.count += size
         return torch.arange(self.count - size, self.count)
 

@@ -34,7 +34,8 @@ from zoopress.dependencies.nodes import NONE
     *("_to_copy", "alias", "detach", "clone", "contiguous", "lift_fresh", "copy", "native_dropout"),
     *("hardswish", "_prelu_kernel", "log_sigmoid_forward", "softplus", "rrelu_with_noise"),
     *("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "fill"),
-    *("zero", "bernoulli", "masked_fill", "where", "_conj", "hardsigmoid", "hardtanh", "elu"),
+    *("fake_quantize_per_tensor_affine_cachemask", "complex", "polar", "_conj", "masked_fill"),
+    *("zero", "bernoulli", "where", "hardsigmoid", "hardtanh", "elu"),
 )
 def _pointwise(call: Call) -> None:
     """Join operands: an element goes only if it goes from all of them."""

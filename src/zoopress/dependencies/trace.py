@@ -35,6 +35,7 @@ from zoopress.dependencies.nodes import NONE, Nodes
 from zoopress.dependencies.splits import Splits
 from zoopress.models.dispatch import without_compiler
 from zoopress.models.packing import PackedWeight
+from zoopress.models.weights import kind_of
 
 _FACTORIES = ("zeros", "ones", "full", "empty", "empty_strided", "scalar_tensor")
 
@@ -217,10 +218,11 @@ class Trace(TorchDispatchMode):
         if name in owner._buffers and name in owner._non_persistent_buffers_set:
             return []
         made = []
+        of_layer = kind_of(owner, name, tensor.ndim)[0] in ("linear", "conv")
         for axis, size in enumerate(tensor.shape):
             if size > 1:
                 shape = [size if i == axis else 1 for i in range(tensor.ndim)]
-                made.append(self.nodes.add(path, name, axis, size).reshape(shape))
+                made.append(self.nodes.add(path, name, axis, size, of_layer).reshape(shape))
         return made
 
     def _finish(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -272,13 +274,24 @@ class Trace(TorchDispatchMode):
         # Fixed or free as a whole: all layers and directions share one hidden_size.
         stacked = torch.stack(units)
         self.units[path] = stacked
-        if not all(self.ids(tensor).adapts for tensor in tensors_in(state)):
-            self.nodes.fix(stacked, "its recurrent module is given initial states")
-            self.fix(state, "it is the initial state of a recurrent module")
+        for tensor in tensors_in(state):
+            self._give_state(tensor, stacked)
         self.set(result, torch.cat(outputs).reshape([1] * (result.ndim - 1) + [-1]))
         for final in tensors_in(output[1]):
             shape = [len(units), *[1] * (final.ndim - 2), module.hidden_size]
             self.set(final, stacked.reshape(shape))
+
+    def _give_state(self, state: Tensor, units: Tensor) -> None:
+        """Join an initial state [layers * directions, …, units] with the units of each."""
+        known = self.ids(state)
+        for ids in known.all:
+            rows = ids.movedim(0, -2).reshape(-1, *ids.shape[:1], ids.shape[-1])
+            if set(varying(ids)) <= {0, ids.ndim - 1} and ids.shape[-1] > 1 and len(rows) == 1:
+                self.nodes.join(rows[0], units)
+            else:
+                self.nodes.fix(ids, "it is the initial state of a recurrent module")
+        if not (known.adapts or known.all):
+            self.nodes.fix(units, "its recurrent module is given initial states")
 
     def _gates(self, module: nn.RNNBase, suffix: str, gates: int, below: Tensor | None) -> Tensor:
         """Join one layer's tensors, one direction; return its units' ids, [hidden_size]."""
