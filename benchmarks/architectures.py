@@ -8,6 +8,8 @@ A refusal counts as such if it is an error of zoopress; every other error is a c
 appended to a file as they come, so that a run that was stopped goes on where it was:
 
     python benchmarks/architectures.py --only bert,llama --technique neuron_pruning
+
+With `--plain` the networks of `plain_networks/` are walked instead, each from a factory.
 """
 
 from __future__ import annotations
@@ -44,6 +46,14 @@ RECIPES: dict[str, list[dict[str, Any]]] = {
     "rate_distortion": [{"technique": "rate_distortion_quantization", "target": {"ratio": 4}}],
     "float16": [{"technique": "float_precision", "dtype": "float16"}],
 }
+PLAIN_RECIPES = {
+    **RECIPES,
+    # A quarter of a few kilobytes leaves no room for names and headers.
+    "rate_distortion": [
+        {"technique": "rate_distortion_quantization", "target": {"bits_per_weight": 6}}
+    ],
+    "float16": [{"technique": "float_precision"}],
+}
 SECONDS = 120
 
 
@@ -58,16 +68,15 @@ def main() -> None:
     parser.add_argument("--log", type=Path, default=Path("architectures.jsonl"))
     parser.add_argument("--again", default="", help="do again what ended so: crash,refused,ok")
     parser.add_argument("--page", action="store_true", help="write results/architectures.md")
+    parser.add_argument("--plain", action="store_true", help="walk plain networks instead")
     given = parser.parse_args()
-    from tiny_transformers import families
-
-    chosen = [n for n in families() if _matches(n, given.only)][:: given.every]
+    chosen = [n for n in _names(given.plain) if _matches(n, given.only)][:: given.every]
     recipes = [name for name in RECIPES if _matches(name, given.technique)]
     done = read(given.log, set(filter(None, given.again.split(","))))
     todo = [
         f for f in chosen if any((f, r) not in done and (f, "build") not in done for r in recipes)
     ]
-    work = partial(walk, recipes=recipes, done=frozenset(done))
+    work = partial(walk_plain if given.plain else walk, recipes=recipes, done=frozenset(done))
     with given.log.open("a", encoding="utf-8") as log:
         if given.processes == 1:
             results: Iterator[Any] = map(work, todo)
@@ -88,7 +97,20 @@ def main() -> None:
         "command": " ".join(["python benchmarks/architectures.py", *sys.argv[1:]]),
         "rows": sorted(read(given.log, set()).values(), key=lambda r: (r["family"], r["recipe"])),
     }
-    write("architectures", "Families of transformers", lines, figures)
+    if given.plain:
+        write("plain_networks", "Plain networks", lines, figures)
+    else:
+        write("architectures", "Families of transformers", lines, figures)
+
+
+def _names(plain: bool) -> list[str]:
+    if plain:
+        from plain_networks import NETWORKS
+
+        return list(NETWORKS)
+    from tiny_transformers import families
+
+    return families()
 
 
 def _matches(name: str, patterns: str) -> bool:
@@ -175,9 +197,44 @@ def walk(family: str, recipes: list[str], done: frozenset[tuple[str, str]]) -> l
         for recipe in recipes:
             if (family, recipe) not in done:
                 start = time.perf_counter()
-                end, text = attempt(folder, type(original).__name__, recipe, RECIPES[recipe])
+                card = {
+                    "source": "path:checkpoint",
+                    "model_class": type(original).__name__,
+                    "data": {"file": "inputs.npz"},
+                }
+                end, text = attempt(folder, card, recipe, RECIPES[recipe])
                 rows.append(_row(family, recipe, end, text, start))
         return rows
+
+
+def walk_plain(
+    name: str, recipes: list[str], done: frozenset[tuple[str, str]]
+) -> list[dict[str, Any]]:
+    """Return a row for each recipe of a plain network."""
+    import torch
+    from plain_networks import NETWORKS
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    network = NETWORKS[name]
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="zoopress-architecture-") as place:
+        folder = Path(place)
+        torch.manual_seed(0)
+        torch.save(network.module().eval().state_dict(), folder / "weights.pt")
+        file = folder / f"network_{name}.py"
+        file.write_text(Path(str(network.file.__file__)).read_text(encoding="utf-8"))
+        card = {
+            "source": "path:weights.pt",
+            "factory": f"{file.name}:{network.build}",
+            "data": {"inputs": f"{file.name}:{network.inputs}"},
+        }
+        for recipe in recipes:
+            if (name, recipe) not in done:
+                start = time.perf_counter()
+                end, text = attempt(folder, card, recipe, PLAIN_RECIPES[recipe], network.module)
+                rows.append(_row(name, recipe, end, text, start))
+    return rows
 
 
 def _row(family: str, recipe: str, end: str, text: str, start: float) -> dict[str, Any]:
@@ -222,9 +279,13 @@ def _save_inputs(folder: Path, inputs: dict[str, Any]) -> None:
 
 
 def attempt(
-    folder: Path, class_name: str, name: str, stages: list[dict[str, Any]]
+    folder: Path,
+    card: dict[str, Any],
+    name: str,
+    stages: list[dict[str, Any]],
+    factory: Any = None,
 ) -> tuple[str, str]:
-    """Run a recipe on the checkpoint in a folder; return how it ended and what was said."""
+    """Run a recipe on the card's model in a folder; return how it ended and what was said."""
     import yaml
 
     from zoopress.cards import load_card
@@ -236,12 +297,7 @@ def attempt(
     from zoopress.store import Store
 
     samples = {"calibration_samples": 4, "evaluation_samples": 8, "batch_size": 4}
-    card = {
-        "name": "tiny",
-        "source": "path:checkpoint",
-        "model_class": class_name,
-        "data": {"file": "inputs.npz", **samples},
-    }
+    card = {"name": "tiny", **card, "data": {**card["data"], **samples}}
     (folder / "card.yaml").write_text(yaml.safe_dump(card))
     (folder / f"{name}.yaml").write_text(yaml.safe_dump({"name": name, "stages": stages}))
     plugins = load_plugins()
@@ -254,7 +310,7 @@ def attempt(
                 Store(folder / "store"),
                 plugins,
             )
-            load(result.artifact)
+            load(result.artifact, factory=factory)
         notes = json.loads((folder / f"out-{name}" / "report.json").read_text())
         return "ok", _said(notes)
     except ZoopressError as error:
@@ -269,7 +325,9 @@ def _said(report: dict[str, Any]) -> str:
     notes = report["stages"][0].get("notes") or {}
     if "neurons_before" not in notes:
         return ""
-    text = f"{notes['neurons_before']} neurons; native {report['loads_as'].get('native')}"
+    before, after = report["original_parameters"], report["stages"][-1]["parameters"]
+    text = f"{notes['neurons_before']} neurons; {100 * (1 - after / before):.0f} % of parameters"
+    text += f"; native {report['loads_as'].get('native')}"
     if notes.get("skipped"):
         text += f"; skipped {len(notes['skipped'])}: {next(iter(notes['skipped'].values()))}"
     if notes.get("fixed"):
