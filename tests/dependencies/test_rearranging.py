@@ -144,6 +144,17 @@ class Grid(nn.Module):
         return F.linear(basis.flatten(-2), self.coefficients.flatten(1))
 
 
+class Gained(nn.Module):
+    """A parameter without an axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gain * x.relu()
+
+
 class Pairs(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -179,6 +190,7 @@ NETWORKS: dict[str, tuple[nn.Module, tuple[int, ...], int]] = {
     "computed states": (Around(nn.Linear(3, 8), ComputedStates(), nn.Linear(12, 4)), ROWS, 20),
     "states passed on": (Around(nn.Linear(3, 8), Passed(), nn.Linear(10, 4)), ROWS, 18),
     "complex weights": (Around(conv(3, 8), Waves(), conv(6, 4)), IMAGE, 14),
+    "gain": (Around(nn.Linear(3, 8), Gained(), nn.Linear(8, 4)), ROWS, 8),
     "one input": (Around(nn.Conv2d(3, 1, 1), conv(1, 8), conv(8, 4)), IMAGE, 8),
     "packed sequences": (Around(nn.Linear(3, 8), Packed(), nn.Linear(12, 4)), ROWS, 20),
     "grid": (Around(nn.Linear(3, 8), Grid(), nn.Linear(6, 4)), ROWS, 19),

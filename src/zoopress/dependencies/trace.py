@@ -218,7 +218,7 @@ class Trace(TorchDispatchMode):
         if name in owner._buffers and name in owner._non_persistent_buffers_set:
             return []
         made = []
-        of_layer = kind_of(owner, name, tensor.ndim)[0] in ("linear", "conv")
+        of_layer = tensor.ndim > 1 and kind_of(owner, name, tensor.ndim)[0] in ("linear", "conv")
         for axis, size in enumerate(tensor.shape):
             if size > 1:
                 shape = [size if i == axis else 1 for i in range(tensor.ndim)]

@@ -277,7 +277,9 @@ def _try_on_meta(
         with bounded_build(most_parts, keep_parameters=what == "all"), device:
             module = architecture.build()
     except (NotImplementedError, RuntimeError) as error:
-        if "meta" not in f"{type(error).__name__}: {error}".lower():  # or SparseMeta
+        said = f"{type(error).__name__}: {error}".lower()
+        # Or SparseMeta; the other is what `parameter.data = values` says.
+        if "meta" not in said and "incompatible tensor type" not in said:
             raise
         return None
     return None if _has_stray_meta_tensor(module) else module
