@@ -32,7 +32,8 @@ REFUSED = {
     ("tied_language_model", "neuron_pruning"): "weight is tied to another",
     ("graph_attention", "neuron_pruning"): "axis is split into two",
     ("convolved_state", "neuron_pruning"): "a tensor whose size does not follow",
-    ("tied_language_model", "truncated_svd"): "float weights of the kinds",
+    ("tied_language_model", "truncated_svd"): "kinds ['embedding', 'recurrent']",
+    ("kolmogorov_arnold", "truncated_svd"): "kinds ['parameter']",
 }
 """The true causes: weights computed from sums over inputs, sizes that the code spells out, tied
 weights, and no layer of the kinds that are factored by default."""
