@@ -46,9 +46,11 @@ def test_artifact_gives_the_outputs_that_it_gave(state: str) -> None:
     model = zoopress.load(MADE / "artifacts" / state, factory=factory_of(name), unpacking="none")
     with torch.inference_mode():
         output = model(INPUTS[name])
-    # Machines add up in different orders.
+    # Machines add up in different orders. The layers of 8 bits had a kernel that rounded inputs to
+    # bfloat16 when these outputs were written (decision 42).
+    rounded = torch.finfo(torch.bfloat16).eps / 2 if state == "cnn-grid" else 1e-4
     torch.testing.assert_close(
-        getattr(output, "logits", output), OUTPUTS[state], rtol=1e-4, atol=1e-5
+        getattr(output, "logits", output), OUTPUTS[state], rtol=rounded, atol=1e-5
     )
 
 

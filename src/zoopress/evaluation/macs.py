@@ -25,9 +25,8 @@ from torch.nn.modules.module import (
 )
 from torch.utils.flop_counter import flop_registry
 
-from zoopress.models.dispatch import flop_counter_mode
+from zoopress.models.dispatch import flop_counter_mode, multiplied_densely
 from zoopress.models.edits import submodule
-from zoopress.models.packed_call import multiplied_densely
 from zoopress.models.packing import PackedWeight, packed_weights
 from zoopress.models.weights import from_matrix, kind_of, row_count
 from zoopress.tasks import Task

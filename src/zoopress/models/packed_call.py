@@ -7,9 +7,8 @@ shape, layout and kind, is multiplied by the dense weight. So a kernel need not 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, nullcontext
-from functools import partial
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,34 +25,6 @@ if TYPE_CHECKING:
 _BLOCK_WEIGHTS = {"cpu": 1 << 18}
 _BLOCK_WEIGHTS_ELSEWHERE = 1 << 24
 _ALIGNMENT = 64
-
-
-@contextmanager
-def multiplied_densely(
-    weights: Collection[PackedWeight], dense: Callable[[PackedWeight], Tensor]
-) -> Iterator[None]:
-    """Let packed weights be multiplied as whole dense ones, so that others can watch the products.
-
-    Args:
-        weights: which.
-        dense: makes the dense form of one, as `PackedWeight.dense` does.
-    """
-    from zoopress.models.packing import PackedWeight
-
-    own: dict[str, Callable[[PackedWeight], Any]] = {
-        "dense": lambda weight: partial(dense, weight),
-        "_makes_rows": lambda weight: bool,  # False: no blocks
-        "linear": lambda weight: partial(PackedWeight.linear, weight),
-        "embedding": lambda weight: partial(PackedWeight.embedding, weight),
-    }
-    try:
-        for weight in weights:
-            vars(weight).update({name: make(weight) for name, make in own.items()})
-        yield
-    finally:
-        for weight in weights:
-            for name in own:
-                vars(weight).pop(name, None)
 
 
 def packed_linear(packed: PackedWeight, input: Tensor, bias: Tensor | None) -> Tensor:

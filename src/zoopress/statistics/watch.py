@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from zoopress.models.packed_call import multiplied_densely
+from zoopress.models.dispatch import multiplied_densely
 from zoopress.models.packing import PackedWeight, packed_weights
 from zoopress.statistics.layout import Layouts, Watched
 from zoopress.statistics.products import PRODUCTS, Use, uses

@@ -40,6 +40,15 @@ class Alone:
     def generator(self) -> torch.Generator:
         return torch.Generator().manual_seed(0)
 
+    def batches(self) -> list[torch.Tensor]:
+        return [torch.randn(4, 32, generator=self.generator())]
+
+    def call(self, module: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        dtype = next(module.parameters()).dtype
+        with torch.no_grad():
+            output: torch.Tensor = module(batch.to(dtype))
+        return output.float()
+
 
 @st.composite
 def matrices(draw: st.DrawFn) -> Tensor:

@@ -23,7 +23,6 @@ from zoopress.tasks import (
     row_digest,
     samples_first,
 )
-from zoopress.tasks.batches import batch_length
 from zoopress.tasks.outputs import WHOLE
 from zoopress_zoo.positions import within_positions
 
@@ -227,6 +226,8 @@ class FidelityTask(Task):
                     "as the arguments are, or by position: '0', '1', …"
                 ) from error
             raise
+        from zoopress.tasks.batches import batch_length
+
         return self._main(output, batch_length(inputs))
 
     def _main(self, output: Any, samples: int) -> Tensor:
