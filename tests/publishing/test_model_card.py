@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import replace
 from functools import lru_cache
-from importlib.metadata import PathDistribution
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
@@ -268,7 +268,9 @@ def test_a_page_installs_zoopress_from_where_it_came_from(
 ) -> None:
     """A name that no index has may be taken by a stranger's package."""
     recorded = {"direct_url.json": origin and json.dumps(origin), "INSTALLER": installer}
-    monkeypatch.setattr(PathDistribution, "read_text", lambda self, name: recorded.get(name))
+    # Of whatever class: importlib_metadata, once imported, finds distributions of its own.
+    kind = type(distribution("zoopress"))
+    monkeypatch.setattr(kind, "read_text", lambda self, name: recorded.get(name))
     page = render_model_card(encoder(report), REPO)
     assert "secret" not in page
     assert "/home/me" not in page

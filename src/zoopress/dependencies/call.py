@@ -106,7 +106,7 @@ def follow(call: Call) -> None:
     """
     fallback = POINTWISE if torch.Tag.pointwise in call.func.tags else ""
     function = _RULES.get(call.name) or _RULES.get(fallback)
-    if function is None:
+    if function is None or not call.outputs:
         call.trace.fix(call.inputs, f"it reaches the operation {call.name!r}")
     elif call.outputs[0].numel() == 0:
         call.trace.fix(call.inputs, "it reaches an empty tensor")

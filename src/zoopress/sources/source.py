@@ -291,8 +291,9 @@ def _has_stray_meta_tensor(module: nn.Module) -> bool:
 
     from zoopress.models.plain import held_by
 
+    known = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
     return any(
-        isinstance(held, Tensor) and held.is_meta
+        isinstance(held, Tensor) and held.is_meta and id(held) not in known
         for child in module.modules()
         for _, held in held_by(child)
     )
