@@ -11,8 +11,6 @@ no data, no network and nothing but what zoopress needs itself.
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import subprocess
 import sys
@@ -41,8 +39,10 @@ from zoopress.techniques import (
     applied,
     float_weights as float_weights_of,
 )
+from zoopress.testing.elsewhere import check_hash_seed as check_hash_seed
 from zoopress.testing.packed import wrong_codes, wrong_products
 from zoopress.testing.replaced import wrong_stand_ins
+from zoopress.testing.rules import ConformanceError as ConformanceError, require as require
 from zoopress.testing.tiny import (
     IMAGES,
     TINY_MODELS,
@@ -50,18 +50,16 @@ from zoopress.testing.tiny import (
     artifact_bytes,
     built,
     context_for,
+    learns_from_labels,
     reload_artifact,
     run_chain,
     tiny_card,
+    workable,
     write_card,
 )
 from zoopress.training.loss import INPUT
 
 SNAKE_CASE = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
-
-
-class ConformanceError(AssertionError):
-    """A technique breaks a rule; the message says which and what to change."""
 
 
 def check_technique(technique: Technique[Any], plugins: Plugins | None = None) -> None:
@@ -184,7 +182,7 @@ def check_on_models(technique: Technique[Any], folder: Path, plugins: Plugins) -
     One that learns from labels is checked on images alone, which have some.
     """
     refused = {}
-    names = ["cnn"] if _learns_from_labels(technique) else list(TINY_MODELS)
+    names = ["cnn"] if learns_from_labels(technique) else list(TINY_MODELS)
     for name in names:
         try:
             check_on_model(technique, name, folder / name, plugins)
@@ -204,7 +202,7 @@ def check_on_model(technique: Technique[Any], name: str, folder: Path, plugins: 
         StageError: if the technique finds nothing to do there, which is no fault of its.
         ConformanceError: if it breaks a rule.
     """
-    card = tiny_card(name, folder, labelled=_learns_from_labels(technique))
+    card = tiny_card(name, folder, labelled=learns_from_labels(technique))
     check_on_card(technique, card, folder, plugins)
 
 
@@ -272,58 +270,10 @@ def _check_needs(technique: Technique[Any], card: Card, folder: Path, plugins: P
     )
 
 
-def check_hash_seed(technique: Technique[Any], plugins: Plugins | None = None) -> None:
-    """Check that what a technique makes does not follow from the order of a set of names.
-
-    That order changes from process to process: another one, of another hash seed, must make the
-    same files of the same model.
-
-    Args:
-        technique: of an installed plugin.
-        plugins: what is registered; everything installed by default.
-
-    Raises:
-        ConformanceError: if the files differ.
-    """
-    plugins = plugins or load_plugins()
-    labelled = _learns_from_labels(technique)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        card = tiny_card(_workable(technique, folder, plugins), folder / "card", labelled=labelled)
-        made = artifact_bytes(run_chain([technique], card, folder / "here", plugins).artifact)
-        order = {
-            "card": card.as_dict(),
-            "technique": technique.name,
-            "folder": str(folder / "there"),
-        }
-        order["config"] = technique.config.model_dump(mode="json")
-        here = os.environ.get("PYTHONHASHSEED", "")
-        done = subprocess.run(
-            [sys.executable, "-m", "zoopress.testing.elsewhere", json.dumps(order)],
-            env={
-                **os.environ,
-                "PYTHONHASHSEED": "2" if here == "1" else "1",
-                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-            },
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        require(done.returncode == 0, f"in a process of its own it fails: {done.stderr[-2000:]}")
-        there = artifact_bytes(Path(done.stdout.splitlines()[-1]))
-    names = (made.keys() | there.keys()) - {"README.md"}  # it tells of times
-    different = sorted(n for n in names if made.get(n) != there.get(n))
-    require(
-        not different,
-        f"in another process, with another PYTHONHASHSEED, it makes other files: {different}. "
-        "Iterate over lists, dicts or sorted(...), never over a set of names",
-    )
-
-
 def check_refusals(technique: Technique[Any], folder: Path, plugins: Plugins) -> None:
     """Check that what cannot be compressed is refused in words, not with a traceback."""
-    labelled = _learns_from_labels(technique)
-    card = tiny_card(_workable(technique, folder, plugins), folder / "nan", _poison, labelled)
+    labelled = learns_from_labels(technique)
+    card = tiny_card(workable(technique, folder, plugins), folder / "nan", _poison, labelled)
     _expect(
         SourceError,
         lambda: run_chain([technique], card, folder / "nan" / "out", plugins),
@@ -341,20 +291,6 @@ def check_refusals(technique: Technique[Any], folder: Path, plugins: Plugins) ->
             "on a model without any matrix it does nothing in silence. Raise StageError, as "
             "WeightSelection.select does",
         )
-
-
-def _workable(technique: Technique[Any], folder: Path, plugins: Plugins) -> str:
-    """Return the name of a tiny model that a technique does not refuse."""
-    names = ["cnn"] if _learns_from_labels(technique) else list(TINY_MODELS)
-    for name in names:
-        module = built(tiny_card(name, folder / "refusing" / name), plugins)
-        if technique.refusal(Model(module.to("meta"), plugins.layers)) is None:
-            return name
-    raise ConformanceError(f"its `refusal` refuses all tiny models: {', '.join(names)}")
-
-
-def _learns_from_labels(technique: Technique[Any]) -> bool:
-    return "training" in technique.needs and "teacher" not in technique.needs
 
 
 def _check_touched(touched: Sequence[str], original: Model, model: Model) -> None:
@@ -454,9 +390,3 @@ def _expect(error: type[Exception], run: Callable[[], object], what: str) -> Non
     except error:
         return
     raise ConformanceError(f"{what} is not refused with {error.__name__}")
-
-
-def require(condition: bool, rule: str) -> None:
-    """Raise ConformanceError with a rule that is broken."""
-    if not condition:
-        raise ConformanceError(rule if rule.endswith(".") else f"{rule}.")

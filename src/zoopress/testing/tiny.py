@@ -25,6 +25,7 @@ from zoopress.store import Store
 from zoopress.tasks import open_task, without_test
 from zoopress.techniques import Context, Technique
 from zoopress.testing import models as testing_models
+from zoopress.testing.rules import ConformanceError
 
 IMAGES: dict[str, Any] = {"0": {"shape": [3, 16, 16]}}
 TOKENS: dict[str, Any] = {
@@ -183,3 +184,18 @@ def architecture_of(card: Card, plugins: Plugins) -> Architecture:
 def built(card: Card, plugins: Plugins) -> nn.Module:
     """Return the model of a card, in evaluation mode."""
     return find_model(card, pull(card, plugins), plugins).load()
+
+
+def workable(technique: Technique[Any], folder: Path, plugins: Plugins) -> str:
+    """Return the name of a tiny model that a technique does not refuse."""
+    names = ["cnn"] if learns_from_labels(technique) else list(TINY_MODELS)
+    for name in names:
+        module = built(tiny_card(name, folder / "refusing" / name), plugins)
+        if technique.refusal(Model(module.to("meta"), plugins.layers)) is None:
+            return name
+    raise ConformanceError(f"its `refusal` refuses all tiny models: {', '.join(names)}")
+
+
+def learns_from_labels(technique: Technique[Any]) -> bool:
+    """Tell whether a technique needs labels, which only images have here."""
+    return "training" in technique.needs and "teacher" not in technique.needs
