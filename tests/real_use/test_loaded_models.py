@@ -364,7 +364,7 @@ def build():
 def inputs():
     return torch.randn(64, 32, generator=g())
 """)
-    model = it.load(it.compress(RECIPES["8 bits"]))
+    model = it.load(it.compress(RECIPES["8 bits"]), unpacking="none")
     (stand_in,) = model.parameters()
     assert (stand_in.dtype, stand_in.device.type, stand_in.numel()) == (torch.float32, "cpu", 0)
     assert not stand_in.requires_grad

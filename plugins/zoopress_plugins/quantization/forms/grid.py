@@ -12,7 +12,7 @@ from zoopress.models.export_form import ExportForm
 from zoopress.models.packed_call import linear_in_blocks
 from zoopress.models.packing import CodeLayout, PackedWeight, Product
 from zoopress_plugins.quantization.forms.packed_rows import (
-    IN_BLOCKS,
+    blocks_serve,
     dense_from_rows,
     scales_outputs,
 )
@@ -114,7 +114,7 @@ class GridWeight(PackedWeight):
         """Name what computes a product here without the dense weight."""
         if product == "embedding":
             return "only the rows looked up are dequantized"
-        return IN_BLOCKS if scales_outputs(self) else None
+        return blocks_serve(self.shape) if scales_outputs(self) else None
 
     def linear(self, input: Tensor, bias: Tensor | None) -> Tensor:
         """Compute input [rows, in] times the weight [out, in] transposed, plus bias [out]."""

@@ -12,6 +12,15 @@ from zoopress.models.weights import from_matrix
 IN_BLOCKS = "dequantized block by block"
 """What `PackedWeight.kernel` says where making rows takes no longer than the product with them."""
 
+_LARGE = 1 << 22
+"""Fewer weights lie in the cache, and are multiplied up to four times as fast if they are dense."""
+
+
+def blocks_serve(shape: torch.Size) -> str | None:
+    """Return `IN_BLOCKS` for a weight so large that reading it takes the time, None for others."""
+    return IN_BLOCKS if shape.numel() >= _LARGE else None
+
+
 # Made at once: what is made on the way for a whole tensor would take many times its size.
 _BLOCK_WEIGHTS = 1 << 18
 

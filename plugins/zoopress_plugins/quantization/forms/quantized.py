@@ -12,6 +12,7 @@ from zoopress.models.packing import CodeLayout, PackedWeight, Product
 from zoopress.models.weights import as_matrix
 from zoopress_plugins.quantization.forms.packed_rows import (
     IN_BLOCKS,
+    blocks_serve,
     dense_from_rows,
     scales_outputs,
 )
@@ -129,7 +130,7 @@ class QuantizedWeight(PackedWeight):
         if self._has_int4_kernel():
             return f"torch int4 kernel up to {INT4_KERNEL_ROWS} rows, {IN_BLOCKS} for more"
         # Elsewhere, making the weight takes several times as long as the product.
-        return IN_BLOCKS if self._scales_outputs() else None
+        return blocks_serve(self.shape) if self._scales_outputs() else None
 
     def linear(self, input: Tensor, bias: Tensor | None) -> Tensor:
         """Compute input [rows, in] times the weight [out, in] transposed, plus bias [out]."""
