@@ -132,7 +132,9 @@ def test_what_is_left_is_named_with_the_reason(case: MakeCase) -> None:
     told = {"spectrum": "no technique takes numbers of this type"}
     assert kinds["complex parameters"].left == told
     assert kinds["integer parameters"].reached == 0
-    assert kinds["parametrized weights"].named == ["a.parametrizations.weight.original1"]
+    assert kinds["parametrized weights"].named == [  # made an ordinary weight, of both
+        f"a.parametrizations.weight.original{number}" for number in (1, 0)
+    ]
     assert kinds["other parameters"].named == ["mix"]
     assert "embedding" in kinds["embeddings"].left["position"]
     parameters = sum(each.parameters for each in kinds.values())

@@ -167,7 +167,9 @@ NORMED = {
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("norm", NORMED)
-def test_layers_that_compute_their_weight_are_left_alone(case: MakeCase, norm: str) -> None:
+def test_layers_that_compute_their_weight_are_made_ordinary_and_factored(
+    case: MakeCase, norm: str
+) -> None:
     it = case(f"""
 class Double(nn.Module):
     def forward(self, x):
@@ -196,11 +198,17 @@ def build():
 def inputs():
     return torch.randn(64, 32, generator=g())
 """)
-    _, loaded = compressed(it, {"technique": "truncated_svd", "parameters": 0.5})
-    assert "Factored" not in kinds(loaded)["a"]
-    assert kinds(loaded)["b"] == "FactoredLinear"
-    with pytest.raises(StageError, match=r"None of the|No float weight"):
-        it.compress({"technique": "truncated_svd", "parameters": 0.5, "include": ["a.*"]})
+    half = {"technique": "truncated_svd", "parameters": 0.5, "include": ["a.*"]}
+    _, loaded = compressed(it, half)
+    assert kinds(loaded) == {**kinds(loaded), "a": "FactoredLinear", "b": "Linear"}
+    found = loaded.a.weight.detach()
+    call(it.model, it.module.inputs())  # the old spectral norm computes it then
+    left, values, right = torch.linalg.svd(it.model.a.weight.detach(), full_matrices=False)
+    rank = int(torch.linalg.matrix_rank(found, rtol=1e-4))
+    assert 0 < rank < 32
+    best = (left[:, :rank] * values[:rank]) @ right[:rank]
+    torch.testing.assert_close(found, best, rtol=1e-4, atol=1e-5)
+    assert not [name for name in loaded.state_dict() if "parametrizations" in name]
 
 
 SUBCLASSES = """

@@ -43,6 +43,7 @@ def results_apart() -> Iterator[None]:
     printed.flush()
     with ExitStack() as restored:
         restored.callback(setattr, sys, "stdout", printed)
+        restored.callback(globals().update, _results=None)
         try:
             output = printed.fileno()
         except OSError:  # captured, by a notebook say
@@ -54,7 +55,6 @@ def results_apart() -> Iterator[None]:
             os.dup2(sys.stderr.fileno(), output)  # also what is not Python, and child processes
         sys.stdout = sys.stderr
         yield
-    _results = None
 
 
 def print_json(value: Any, **options: Any) -> None:

@@ -83,12 +83,12 @@ def linear_in_blocks(
     given, rows = input.to(kind), rows or packed.dense_rows
     added = None if bias is None else bias.to(kind)
     size = _BLOCK_WEIGHTS.get(input.device.type, _BLOCK_WEIGHTS_ELSEWHERE)
-    parts = []
+    # Before the blocks: what is kept between them would hold the heap open behind each.
+    result = given.new_empty(*given.shape[:-1], out)
     for first in range(0, out, step := max(1, size // columns)):
         some = slice(first, first + step)
         part = None if added is None or scale is not None else added[some]
-        parts.append(F.linear(given, rows(some).to(kind), part))
-    result = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        result[..., some] = F.linear(given, rows(some).to(kind), part)
     if scale is not None:
         factor = scale.to(kind)
         result = result * factor if added is None else torch.addcmul(added, result, factor)

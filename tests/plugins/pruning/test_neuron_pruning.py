@@ -118,7 +118,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], dict[str, Tensor], int]] = {
     "wav2vec2": (
         lambda: tf.Wav2Vec2Model(tf.Wav2Vec2Config(**SPEECH)),
         {"input_values": WAVE},
-        1,
+        2,  # the position convolution, whose weight norm is folded, too
     ),
     "whisper": (
         lambda: tf.WhisperModel(tf.WhisperConfig(**WHISPER)),
