@@ -14,7 +14,7 @@ from torch.nn.utils import prune
 
 import zoopress
 from real_use_case import Case, MakeCase, call, error
-from zoopress.errors import ComputedWeightError, StageError
+from zoopress.errors import ComputedWeightError
 from zoopress.pipeline.compress import Result
 
 # The weights of b, of c and of d are products of rank 6, so that rank 8 loses nothing.
