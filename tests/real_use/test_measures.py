@@ -166,7 +166,7 @@ def inputs():
         it.compress({**HARSH, "kinds": ["recurrent"], "targets": CLOSE})
 
 
-def test_infinity_in_any_output_is_told_with_its_name(case: MakeCase) -> None:
+def test_what_would_become_infinite_is_told_by_the_name_of_its_weight(case: MakeCase) -> None:
     it = net(
         case,
         "return {'codes': y.argmax(1), 'audio': y.float() * self.h.weight.abs().max().float()}",
@@ -175,7 +175,7 @@ def test_infinity_in_any_output_is_told_with_its_name(case: MakeCase) -> None:
         it.model.h.weight.mul_(1e7)
         it.model.b.weight.mul_(1e-7)
     torch.save(it.model.state_dict(), it.folder / "weights.pt")
-    with pytest.raises(ZoopressError) as raised:
+    with pytest.raises(ZoopressError, match=r"h\.weight: .*too large") as raised:
         it.compress({"technique": "float_precision", "dtype": "float16"})
     assert "bug" not in str(raised.value)
 
@@ -285,6 +285,8 @@ def test_lengths_that_follow_from_values_may_differ(case: MakeCase) -> None:
     result = it.compress({"technique": "weight_quantization", "bits": 4, "group_size": 32})
     second = result.report.last.fidelity.outputs[1]
     assert second.problem is None
-    assert error(
-        call(it.model, it.module.inputs())[0], call(it.load(result), it.module.inputs())[0]
+    assert (
+        0
+        < error(call(it.model, it.module.inputs())[0], call(it.load(result), it.module.inputs())[0])
+        < 0.3
     )
