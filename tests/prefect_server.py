@@ -79,8 +79,10 @@ class PrefectServer:
         return answer.json()
 
     def runs(self, flow: str, state: str | None = None) -> list[dict[str, Any]]:
-        """Return the runs of a flow, of one type of state if that is given."""
-        found: list[dict[str, Any]] = self.ask("flow_runs/filter", flows={"name": {"any_": [flow]}})
+        """Return the runs of a flow, of one type of state if that is given, the newest first."""
+        found: list[dict[str, Any]] = self.ask(
+            "flow_runs/filter", flows={"name": {"any_": [flow]}}, sort="EXPECTED_START_TIME_DESC"
+        )
         return [run for run in found if state in (None, run["state_type"])]
 
     def wait_for(self, condition: Callable[[], Any], seconds: float) -> Any:
