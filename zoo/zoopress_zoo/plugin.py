@@ -41,6 +41,14 @@ def zoopress_architectures() -> dict[str, str]:
 
 
 @hookimpl
+def zoopress_exporters() -> dict[str, str]:
+    """Register what writes models in the forms that language models are shared in."""
+    return {
+        "compressed_tensors": "zoopress_zoo.exporters.compressed_tensors:CompressedTensors",
+    }
+
+
+@hookimpl
 def zoopress_tasks() -> dict[str, str]:
     """Register how models are run and compared."""
     return {

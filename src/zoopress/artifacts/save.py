@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -175,13 +175,7 @@ def _write_native(
     weights = write_tensors(folder, "safetensors", kept, max_shard_bytes)
     files.pop(INDEX, None)
     if len(weights) > 1:
-        where = {}
-        for file in weights:
-            with open_tensors(folder, "safetensors", [file]) as readers:
-                where.update(dict.fromkeys(readers, file))
-        total = sum(item.tensor.numel() * item.tensor.itemsize for item in kept.values())
-        index = {"metadata": {"total_size": total}, "weight_map": where}
-        files[INDEX] = (json.dumps(index, indent=2) + "\n").encode()
+        files[INDEX] = shard_index(folder, weights)
     rest = {architecture.stored_name(n): item for n, item in stored.items() if n in made}
     if rest:
         beside = folder / ".buffers"
@@ -191,6 +185,18 @@ def _write_native(
         beside.rmdir()
         weights.append("buffers.safetensors")
     return weights
+
+
+def shard_index(folder: Path, weights: Sequence[str]) -> bytes:
+    """Return the index of a checkpoint's shards, as the Hub's libraries read it."""
+    where: dict[str, str] = {}
+    total = 0
+    for file in weights:
+        with open_tensors(folder, "safetensors", [file]) as readers:
+            where.update(dict.fromkeys(readers, file))
+            total += sum(reader.stored_bytes(name) for name, reader in readers.items())
+    index = {"metadata": {"total_size": total}, "weight_map": where}
+    return (json.dumps(index, indent=2) + "\n").encode()
 
 
 def _rename(folder: Path, name: str, old: str, new: str) -> str:

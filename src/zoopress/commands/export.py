@@ -25,7 +25,8 @@ def export(
         str,
         typer.Option(
             "--to",
-            help="Exporter: safetensors, torch_export, or one that a plugin brings.",
+            help="Exporter: safetensors, torch_export, compressed_tensors, or one that a plugin "
+            "brings.",
             autocompletion=completion_of("exporters"),
         ),
     ],
@@ -49,6 +50,8 @@ def export(
         zoopress export out/minilm/hybrid/artifact --to safetensors --out plain
 
         zoopress export my-org/minilm-small --to torch_export --out program --card minilm
+
+        zoopress export out/smollm/int4/artifact --to compressed_tensors --out packed
     """
     from zoopress.cards import load_card
     from zoopress.hub.artifacts import find_artifact
@@ -65,6 +68,8 @@ def export(
         return
     print(f"{out}: {', '.join(path.relative_to(out).as_posix() for path in done.files)}")
     print(f"{show_bytes(done.size_bytes)}")
+    for sentence in done.notes:
+        note(sentence)
     if done.difference is None:
         note("The outputs were not compared with the artifact's; name a card with --card for that.")
     else:

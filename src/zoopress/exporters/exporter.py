@@ -66,6 +66,10 @@ class Exporter(ABC):
             folder: what `write` wrote.
         """
 
+    def notes(self, artifact: Opened) -> list[str]:
+        """Say in sentences what a user should know of how a model is written."""
+        return []
+
     def bound(self, artifact: Opened) -> float:
         """Return how far outputs may be from the artifact's, relative to the largest of them."""
         return artifact.bound(artifact.dense)
@@ -81,12 +85,14 @@ class Exported:
         difference: the largest of the outputs of what was written from those of the artifact with
             its weights made dense, relative to the largest of these; None without an example.
         bound: how large that may be.
+        notes: what a user should know of it.
     """
 
     files: list[Path]
     size_bytes: int
     difference: float | None
     bound: float
+    notes: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain data."""
@@ -136,7 +142,7 @@ def export(name: str, artifact: Opened, folder: Path, plugins: Plugins) -> Expor
     finally:
         shutil.rmtree(part, ignore_errors=True)
     files = [folder / path.relative_to(part) for path in written]
-    return Exported(files, size, difference, bound)
+    return Exported(files, size, difference, bound, tuple(exporter.notes(artifact)))
 
 
 def _difference(

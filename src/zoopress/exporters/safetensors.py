@@ -31,7 +31,7 @@ class Safetensors(Exporter):
 
     def refusal(self, artifact: Opened) -> str | None:
         """Refuse what the architecture's own library cannot build: other layers, other sizes."""
-        model, others = _dense(artifact), _others(artifact)
+        model, others = plain_model(artifact), other_files(artifact)
         beside = artifact.architecture.companions(model, others)
         if beside.native or _is_plain(beside, others):
             return None
@@ -50,7 +50,7 @@ class Safetensors(Exporter):
 
     def write(self, artifact: Opened, folder: Path) -> None:
         """Write as the library does, if it can open the model; else a state dict."""
-        model, others = _dense(artifact), _others(artifact)
+        model, others = plain_model(artifact), other_files(artifact)
         if artifact.architecture.companions(model, others).native:
             save_artifact(folder, model, artifact.architecture, artifact.manifest.base, others)
             (folder / MANIFEST).unlink()
@@ -82,13 +82,14 @@ def _holds_tensors(name: str) -> bool:
     return name.endswith((".safetensors", ".safetensors.index.json"))
 
 
-def _dense(artifact: Opened) -> Model:
+def plain_model(artifact: Opened) -> Model:
     """Return the model with dense weights, as if it had never been packed."""
     edits: list[AnyEdit] = [e for e in artifact.manifest.edits if not isinstance(e, Pack)]
     return Model(artifact.dense, artifact.model.layers, edits)
 
 
-def _others(artifact: Opened) -> dict[str, Path]:
+def other_files(artifact: Opened) -> dict[str, Path]:
+    """Return the artifact's files besides its tensors, by name."""
     names = artifact.manifest.files.keys() - set(artifact.manifest.weights)
     return {name: artifact.folder / name for name in sorted(names) if not _holds_tensors(name)}
 

@@ -1,0 +1,1 @@
+"""What writes models of transformers in the forms that language models are shared in."""
