@@ -165,8 +165,14 @@ def _check_fits(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
 
 
 def _kept_in_float32(module: nn.Module) -> set[str]:
-    """Return the tensors that a transformers model wants to keep in float32."""
-    kept = set()
+    """Return what a transformers model wants to keep in float32, and the grids of inputs."""
+    from zoopress.models.input_grid import INPUT_GRID, input_grids
+
+    kept = {
+        f"{path}.{INPUT_GRID}.{name}" if path else f"{INPUT_GRID}.{name}"
+        for path, grid in input_grids(module).items()
+        for name in grid._buffers
+    }
     for path, part in module.named_modules():
         wanted = [
             *(getattr(part, "_keep_in_fp32_modules", None) or ()),

@@ -23,6 +23,7 @@ from zoopress.models.edits import (
     AnyEdit,
     Fold,
     Pack,
+    QuantizeInput,
     Replace,
     Resize,
     apply_edit,
@@ -30,6 +31,7 @@ from zoopress.models.edits import (
     submodule,
 )
 from zoopress.models.folding import computed_names
+from zoopress.models.input_grid import input_grid, input_grids
 from zoopress.models.model import Model
 from zoopress.models.packing import packed_weights, unpack_one
 from zoopress.models.stand_in import former
@@ -53,10 +55,10 @@ class Origin:
 
 
 def is_compressed(module: nn.Module) -> bool:
-    """Tell whether a module has packed weights, or layers in the place of others."""
-    return any(former(part) is not None for part in module.modules()) or bool(
-        packed_weights(module)
-    )
+    """Tell whether a module has packed weights, input grids, or layers in the place of others."""
+    if any(former(part) is not None for part in module.modules()):
+        return True
+    return bool(packed_weights(module) or input_grids(module))
 
 
 def check_there(origin: Origin) -> None:
@@ -205,6 +207,8 @@ def _holds(edit: AnyEdit, later: list[AnyEdit], module: nn.Module, plugins: Plug
         return False
     if isinstance(edit, Pack):
         return edit.attribute in getattr(type(part), "_packed_names", ())
+    if isinstance(edit, QuantizeInput):
+        return input_grid(part) is not None
     if isinstance(edit, Fold):
         return not computed_names(part)
     if isinstance(edit, Replace):

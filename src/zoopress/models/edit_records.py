@@ -76,7 +76,16 @@ class Fold(_Edit):
     attributes: list[str] = Field(description="all that the module computed, sorted")
 
 
-AnyEdit = Resize | Replace | Pack | Keep | Convert | Fold
+class QuantizeInput(_Edit):
+    """What enters a layer is rounded to a grid, which hangs under its name as `input_grid`."""
+
+    edit: Literal["quantize_input"] = "quantize_input"
+    arguments: dict[str, Argument] = Field(
+        default={}, description="what `make_input_grid` takes besides the layer"
+    )
+
+
+AnyEdit = Resize | Replace | Pack | Keep | Convert | Fold | QuantizeInput
 Edit = Annotated[AnyEdit, Field(discriminator="edit")]
 
 

@@ -3,9 +3,10 @@
 The same function, `apply_edit`, changes a live model while a technique works and rebuilds the
 architecture on the meta device while an artifact is loaded. An edit can only shrink a module or a
 list of them, put a registered layer in its place, put a registered packed weight in a parameter's
-place, make a weight that the module computes an ordinary one, or convert the float types that enter
-and leave a module; it never names code, and all sizes follow from the module it changes. So a
-hostile list of edits can neither run anything nor ask for more memory than the base architecture.
+place, make a weight that the module computes an ordinary one, convert the float types that enter
+and leave a module, or round what enters a layer; it never names code, and all sizes follow from the
+module it changes. So a hostile list of edits can neither run anything nor ask for more memory than
+the base architecture.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ from zoopress.models.edit_records import (
     Fold as Fold,
     Keep as Keep,
     Pack as Pack,
+    QuantizeInput as QuantizeInput,
     Replace as Replace,
     Resize as Resize,
     layers_of as layers_of,
 )
 from zoopress.models.folding import fold
+from zoopress.models.input_grid import hold_input_grid, make_input_grid
 from zoopress.models.packing import PackedWeight, hold_packed
 from zoopress.models.precision import convert_at_borders
 from zoopress.models.stacks import keep_blocks
@@ -125,6 +128,9 @@ def apply_edit(root: nn.Module, edit: AnyEdit, layers: Mapping[str, type]) -> No
         stand_in(module, layer.from_module(module, **edit.arguments))
     elif isinstance(edit, Convert):
         convert_at_borders(module, getattr(torch, edit.outside))
+    elif isinstance(edit, QuantizeInput):
+        arguments: dict[str, Any] = edit.arguments
+        hold_input_grid(module, make_input_grid(module, **arguments))
     else:
         packing: Any = _registered(layers, edit.packing, PackedWeight)
         parameter = module._parameters.get(edit.attribute)

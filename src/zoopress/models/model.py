@@ -18,6 +18,7 @@ from zoopress.models.edits import (
     Fold,
     Keep,
     Pack,
+    QuantizeInput,
     Replace,
     Resize,
     apply_edit,
@@ -26,6 +27,7 @@ from zoopress.models.edits import (
     tensor_of,
 )
 from zoopress.models.folding import Folded, computed_alone
+from zoopress.models.input_grid import INPUT_GRID, input_grid
 from zoopress.models.packing import AnyLayout, Codes, nonzero_codes, packed_weights
 from zoopress.models.precision import accept_float32
 from zoopress.models.stand_in import obstacle
@@ -304,6 +306,31 @@ class Model:
         name = str(outside).removeprefix("torch.")
         self._apply(Convert.model_validate({"module": path, "outside": name}))
 
+    def quantize_input(
+        self, path: str, arguments: Mapping[str, Argument], tensors: Mapping[str, Tensor]
+    ) -> None:
+        """Round what enters a linear, convolutional or recurrent layer to a grid of integers.
+
+        Whatever its weights are in, and stay in.
+
+        Args:
+            path: the layer; of what it is given, the first is rounded.
+            arguments: what `make_input_grid` takes besides it.
+            tensors: the buffers of an `InputGrid`, by name; none if it is dynamic.
+
+        Raises:
+            StageError: if the layer can have no such grid, or the tensors make none.
+        """
+        edit = QuantizeInput(module=path, arguments=dict(arguments))
+        self._apply(edit)
+        grid = input_grid(submodule(self.module, path))
+        assert grid is not None
+        try:
+            self._fill(grid, f"{path}.{INPUT_GRID}" if path else INPUT_GRID, tensors)
+            grid.check()
+        except ValueError as error:
+            raise StageError(f"Cannot quantize the input of {path!r}: {error}.") from error
+
     def integers(self) -> dict[str, Codes]:
         """Return the integers of all packed weights, by the buffer's full name."""
         return {
@@ -410,7 +437,9 @@ class Model:
         self.version += 1
 
     def _fill(self, module: nn.Module, path: str, tensors: Mapping[str, Tensor]) -> None:
-        expected: dict[str, Tensor] = module.state_dict(keep_vars=True)
+        found: dict[str, Tensor] = module.state_dict(keep_vars=True)
+        # The grid of what enters the layer is older than it, and stays.
+        expected = {n: t for n, t in found.items() if not n.startswith(f"{INPUT_GRID}.")}
         if set(expected) != set(tensors):
             raise StageError(
                 f"{path}: the layer has tensors {sorted(expected)}, not {sorted(tensors)}."

@@ -4,7 +4,8 @@ The object stays: with its hooks, a `forward` of its own, its attributes, and wh
 it, be it a list, a closure or a handle. Its tensors and children become those of the new layer, and
 its class a subclass of the new layer's class and of its own, so that `isinstance` holds of both:
 what torch's modules do by themselves (calls, moves, state dicts) is the new layer's; what neither
-the new layer nor `nn.Module` has is the old one's. Tensors that the old layer had and the new one
+the new layer nor `nn.Module` has is the old one's. The grid of the old layer's input stays that of
+the new one's. Tensors that the old layer had and the new one
 computes can be read, and not written into.
 """
 
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoopress.models.input_grid import INPUT_GRID
 from zoopress.models.stand_in_classes import (
     Former as Former,
     class_for,
@@ -82,6 +84,7 @@ def stand_in(module: nn.Module, layer: nn.Module) -> None:
         if name in before or _holds(state[name], held):
             del state[name]
     more = tuple(name for name in vars(layer) if name not in state)
+    grid = state["_modules"].get(INPUT_GRID)
     for name, value in vars(layer).items():
         if name in _CALL_HOOKS:
             _join(state[name], value, new_first=not name.endswith("pre_hooks"))
@@ -91,6 +94,8 @@ def stand_in(module: nn.Module, layer: nn.Module) -> None:
             state[name] = state[name] if value is None else value
         elif name != "training":
             state[name] = value
+    if grid is not None:
+        state["_modules"][INPUT_GRID] = grid
     state["_of_layer"] = more
     module.__class__ = kind
 
@@ -135,7 +140,8 @@ def _give_back(
     for group in ("_parameters", "_buffers"):
         state[group].clear()
     state["_non_persistent_buffers_set"] = set(was.unsaved)
-    for name in [name for name in state["_modules"] if name not in was.children]:
+    kept = (*was.children, INPUT_GRID)
+    for name in [name for name in state["_modules"] if name not in kept]:
         del state["_modules"][name]
     module.__class__ = was.kind
     for name, tensor in tensors.items():
@@ -161,7 +167,7 @@ def _former_of(module: nn.Module) -> Former:
         (*module._parameters, *packed),
         tuple(module._buffers),
         tuple(sorted(module._non_persistent_buffers_set)),
-        tuple(name for name in module._modules if name not in packed),
+        tuple(name for name in module._modules if name not in (*packed, INPUT_GRID)),
     )
 
 
@@ -169,7 +175,7 @@ def _lost(module: nn.Module, layer: nn.Module) -> str | None:
     """Say what would be lost of a module if a layer took its place, or None."""
     if "forward" in vars(module):
         read = (*module._parameters, *module._buffers, *module._modules)
-        lacks = [name for name in read if not _offers(layer, name)]
+        lacks = [name for name in read if name != INPUT_GRID and not _offers(layer, name)]
         if lacks:
             return (
                 f"it has a forward of its own, set on the instance, which may read {lacks[0]!r}; "
@@ -232,6 +238,7 @@ def _bare_copy(module: nn.Module) -> nn.Module:
             value = fresh[name]
         if name != "forward":
             made.__dict__[name] = value
+    made._modules.pop(INPUT_GRID, None)  # of the object in whose place this one's layer is
     return made
 
 
