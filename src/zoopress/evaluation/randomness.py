@@ -22,7 +22,7 @@ def seeded(seed: int = 0) -> Iterator[None]:
     pythons = random.getstate()
     numpys = None if numpy is None else numpy.random.get_state()
     with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
+        _seed_torch(seed)
         random.seed(seed)
         if numpy is not None:
             numpy.random.seed(seed)
@@ -32,3 +32,16 @@ def seeded(seed: int = 0) -> Iterator[None]:
             random.setstate(pythons)
             if numpy is not None:
                 numpy.random.set_state(numpys)
+
+
+def _seed_torch(seed: int) -> None:
+    """Seed torch's generators in use.
+
+    `torch.manual_seed` also notes the seed, with a stack trace, for each kind of device that has
+    not begun yet: with every call, for good, and in more time than a small model needs.
+    """
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(seed)
