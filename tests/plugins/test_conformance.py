@@ -54,6 +54,11 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
         {"step": 0.3, "lattice": "Z", "steps": "row", "dither": False},
     ],
     "layer_removal": [{"layers": 1}, {"keep": [1]}],
+    "level_quantization": [
+        {"grid": "nf4", "group_size": 32},
+        {"grid": "power_of_two", "scales": "power_of_two", "weighting": "curvature"},
+        {"grid": "fp8_e4m3", "clipping": "none", "kinds": ("linear", "conv", "parameter")},
+    ],
     "magnitude_pruning": [
         {"sparsity": 0.5},
         {"pattern": "2:4"},

@@ -33,8 +33,17 @@ def measured(
         StageError: if there is no such statistic, or nothing to measure it on.
     """
     names = list(dict.fromkeys(name.partition(".")[0] for name in criterion.statistics))
-    if not names:
-        return None
+    return measured_named(names, context, model, weights) if names else None
+
+
+def measured_named(
+    names: Sequence[str], context: Context, model: Model, weights: Iterable[Weight]
+) -> Statistic:
+    """Measure statistics by name, as `measured` does for a criterion.
+
+    Raises:
+        StageError: if there is no such statistic, or nothing to measure it on.
+    """
     chosen = list(weights)
     found = dict(zip(names, context.statistics.measure(model, names, chosen), strict=True))
 
