@@ -45,6 +45,8 @@ def zoopress_exporters() -> dict[str, str]:
     """Register what writes models in the forms that language models are shared in."""
     return {
         "compressed_tensors": "zoopress_zoo.exporters.compressed_tensors:CompressedTensors",
+        "gguf": "zoopress_zoo.exporters.gguf:Gguf",
+        "gguf_q4_k": "zoopress_zoo.exporters.gguf:GgufQ4K",
     }
 
 

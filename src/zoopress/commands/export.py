@@ -25,8 +25,8 @@ def export(
         str,
         typer.Option(
             "--to",
-            help="Exporter: safetensors, torch_export, compressed_tensors, or one that a plugin "
-            "brings.",
+            help="Exporter: safetensors, torch_export, compressed_tensors, gguf, gguf_q4_k, or one "
+            "that a plugin brings.",
             autocompletion=completion_of("exporters"),
         ),
     ],
@@ -52,6 +52,8 @@ def export(
         zoopress export my-org/minilm-small --to torch_export --out program --card minilm
 
         zoopress export out/smollm/int4/artifact --to compressed_tensors --out packed
+
+        zoopress export out/smollm/int4/artifact --to gguf --out gguf --card smollm
     """
     from zoopress.cards import load_card
     from zoopress.hub.artifacts import find_artifact
