@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from zoopress.models.weights import Weight
     from zoopress.techniques import Context
 
+_MILD_BITS = 7
+"""From so many on, ranges of activations stay what they are."""
 _CLIPPINGS = tuple(1 - 0.04 * step for step in range(11))
 
 
@@ -121,7 +123,12 @@ class WeightQuantization(Technique[WeightQuantizationConfig]):
 
     def effects(self) -> Effects:
         """Require float weights, and leave none of the kinds it works on."""
-        return Effects(requires=self.config.properties(), destroys=self.config.properties())
+        mild = self.config.bits >= _MILD_BITS
+        return Effects(
+            requires=self.config.properties(),
+            destroys=self.config.properties(),
+            activations="rounded" if mild else "changed",
+        )
 
     def apply(self, model: Model, context: Context) -> Outcome:
         """Pack the selected weights."""

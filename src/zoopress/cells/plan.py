@@ -116,7 +116,8 @@ def _order_problem(stages: tuple[Stage, ...], start: Properties) -> str | None:
                 for maker in now.added.get(item, ()):
                     if not maker.scope.surely_misses(scope):
                         return f"{here} would discard the {item} that {maker.who} made."
-            if effects.activations != "kept" and (ranges := now.added.get(ACTIVATION_RANGES)):
+            outdated = effects.activations not in ("kept", "rounded")
+            if outdated and (ranges := now.added.get(ACTIVATION_RANGES)):
                 return (
                     f"{here} changes the activations whose ranges {ranges[0].who} holds, so that "
                     "these would no longer be right."

@@ -243,7 +243,7 @@ def no_input_grid(module: nn.Module) -> str | None:
         return "its input is rounded to a grid already"
     if INPUT_GRID in module._modules or hasattr(module, INPUT_GRID):
         return f"it has something of its own that is called {INPUT_GRID!r}"
-    if _axis(module) is None:
+    if input_axis(module) is None:
         return f"{kind.__name__} is no linear, convolutional or recurrent layer"
     return None
 
@@ -261,7 +261,7 @@ def make_input_grid(
         ValueError: if the layer can have none, or none like this.
     """
     reason = no_input_grid(module)
-    axis = _axis(module)
+    axis = input_axis(module)
     if reason or axis is None:
         raise ValueError(reason)
     channels = next((getattr(module, n) for n in _SIZES if hasattr(module, n)), None)
@@ -282,6 +282,16 @@ def hold_input_grid(module: nn.Module, grid: InputGrid) -> Callable[[], None]:
         module._modules.pop(INPUT_GRID, None)
 
     return undo
+
+
+def first_input(
+    module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]
+) -> Tensor | None:
+    """Return the tensor that a grid would round, of what a layer is called with."""
+    value = arguments[0] if arguments else named.get(_first_parameter(type(module)))
+    if isinstance(value, PackedSequence):
+        value = value.data
+    return value if isinstance(value, Tensor) else None
 
 
 def _round_input(
@@ -309,7 +319,7 @@ def _first_parameter(kind: type[nn.Module]) -> str:
     return names[1] if len(names) > 1 else ""
 
 
-def _axis(module: nn.Module) -> int | None:
+def input_axis(module: nn.Module) -> int | None:
     """Return the axis of a layer's input channels, counted from the last, None if it has none."""
     was = former(module)
     for kind in (own_class(module), *([was.kind] if was else [])):

@@ -61,7 +61,7 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 ACTIVATION_RANGES = "activation ranges"
 """The property of holding figures on activations, such as a static quantizer's ranges."""
 
-Activations = Literal["kept", "changed", "resized"]
+Activations = Literal["kept", "rounded", "changed", "resized"]
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,10 @@ class Effects:
             as its masks, is refused by the plan, since that stage would have been in vain.
         scope: which weights all this is about; those that a `WeightSelection` selects by default,
             else all.
-        activations: what becomes of what flows between layers. "kept": nothing; "changed": other
-            values, which outdates `ACTIVATION_RANGES` of earlier stages; "resized": other sizes
-            too, so that there is less for later stages to do.
+        activations: what becomes of what flows between layers. "kept": nothing; "rounded": the same
+            values up to rounding, whose ranges stay right; "changed": other values, which outdates
+            `ACTIVATION_RANGES` of earlier stages; "resized": other sizes too, so that there is less
+            for later stages to do.
         restructures: whether modules go or others take their places, so that names of weights are
             others afterwards.
     """

@@ -1,0 +1,1 @@
+"""What techniques on activations share: the calibration pass, and how much a grid harms."""
