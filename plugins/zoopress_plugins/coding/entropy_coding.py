@@ -43,6 +43,7 @@ class EntropyCoding(Technique[EntropyCodingConfig]):
     name = "entropy_coding"
     family = "coding"
     config_type = EntropyCodingConfig
+    weight_by_weight = True
 
     def effects(self) -> Effects:
         """Touch no property that another stage relies on."""

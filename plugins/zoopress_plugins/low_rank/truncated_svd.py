@@ -85,6 +85,7 @@ class TruncatedSvd(Technique[TruncatedSvdConfig]):
     name = "truncated_svd"
     family = "low_rank"
     config_type = TruncatedSvdConfig
+    weight_by_weight = True
 
     def effects(self) -> Effects:
         """Require float weights; a product of factors has no mask any more."""

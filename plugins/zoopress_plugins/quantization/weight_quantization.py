@@ -120,6 +120,7 @@ class WeightQuantization(Technique[WeightQuantizationConfig]):
     name = "weight_quantization"
     family = "quantization"
     config_type = WeightQuantizationConfig
+    weight_by_weight = True
 
     def effects(self) -> Effects:
         """Require float weights, and leave none of the kinds it works on."""

@@ -48,6 +48,7 @@ from zoopress.models.bounds import memory_bytes
 from zoopress.models.edits import AnyEdit, apply_edit, set_tensor, submodule
 from zoopress.models.input_grid import input_grids
 from zoopress.models.model import Model
+from zoopress.models.on_disk import on_disk, settled
 from zoopress.models.precision import accept_float32
 from zoopress.sources import Architecture, build_on_meta
 
@@ -286,7 +287,7 @@ def _fill(
                 if entry.tied:
                     _set(model.module, name, _get(model.module, entry.of))
                 else:
-                    _set(model.module, name, tensor.clone())
+                    _set(model.module, name, settled(tensor.clone()))
                 if entry.of in model.masks and not entry.tied:  # tied weights share one mask
                     model.masks[name] = model.masks[entry.of]
             elif isinstance(entry, Computed):
@@ -305,9 +306,10 @@ def _fill(
                     lambda other: get(other, depth + 1),
                     masks,
                 )
+                tensor = settled(tensor)
                 _set(model.module, name, tensor)
                 if mask is not None:
-                    model.masks[name] = mask
+                    model.masks[name] = settled(mask)
             done[name] = tensor
             progress(name)
             return tensor
@@ -336,7 +338,7 @@ def _check_memory(
         itemsize = readers[stored].itemsize(stored) if small else item.dtype.itemsize
         needed += item.shape.numel() * itemsize
     available = memory_bytes()
-    if needed > available:
+    if needed > available and on_disk() is None:
         raise ArtifactError(
             f"its tensors would take {needed / 1e9:.1f} GB, more than this machine's "
             f"{available / 1e9:.1f} GB of memory; nothing was allocated"

@@ -79,9 +79,12 @@ class CardModel:
         """
         if self.manifest is None:
             from zoopress.artifacts.extra_state import extra_state
+            from zoopress.models.on_disk import on_disk
             from zoopress.models.plain import check_plain
 
             module = self.architecture.load(self.files).eval()
+            if (disk := on_disk()) is not None:
+                disk.adopt(module)
             check_plain(module)
             extra_state(module)  # refused now, rather than when the first stage is saved
             return module

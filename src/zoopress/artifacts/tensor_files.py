@@ -19,6 +19,7 @@ from torch import Tensor
 
 from zoopress.coding.layout import StoredTensor
 from zoopress.errors import ArtifactError
+from zoopress.models.on_disk import settled
 
 if TYPE_CHECKING:
     from zoopress.coding.zpz import ZpzReader
@@ -254,7 +255,7 @@ def _write_safetensors(
         # and were made aliases, so what is left is views, which are copied.
         tensor = item.tensor.detach().contiguous()
         if tensor.untyped_storage().nbytes() != tensor.numel() * tensor.itemsize:
-            tensor = tensor.clone()
+            tensor = settled(tensor.clone())
         if shards[-1] and size + tensor.numel() * tensor.itemsize > max_shard_bytes:
             shards.append({})
             size = 0

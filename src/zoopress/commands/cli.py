@@ -85,6 +85,13 @@ def run(
     ] = None,
     store: StoreOption = None,
     engine: EngineOption = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            help="Memory that may be used, as 4GB; a model too large for it stays on disk. By "
+            "default what this process is limited to."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as JSON.")] = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -104,6 +111,7 @@ def run(
     from zoopress.progress import terminal
     from zoopress.recipes import load_recipe
     from zoopress.store import Store
+    from zoopress.units import parse_bytes
 
     plugins = loaded_plugins()
     the_card, the_recipe = load_card(card, plugins), load_recipe(recipe, plugins)
@@ -118,7 +126,8 @@ def run(
             )
         else:
             result = compress(
-                the_card, the_recipe, folder, Store(store), plugins, terminal(quiet=silent)
+                *(the_card, the_recipe, folder, Store(store), plugins, terminal(quiet=silent)),
+                memory_bytes=None if memory is None else parse_bytes(memory),
             )
     except KeyboardInterrupt:
         note("Interrupted. Finished stages are in the store; the same command goes on from there.")

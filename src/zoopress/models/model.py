@@ -28,6 +28,7 @@ from zoopress.models.edits import (
 )
 from zoopress.models.folding import Folded, computed_alone
 from zoopress.models.input_grid import INPUT_GRID, input_grid
+from zoopress.models.on_disk import on_disk, settled
 from zoopress.models.packing import AnyLayout, Codes, nonzero_codes, packed_weights
 from zoopress.models.precision import accept_float32
 from zoopress.models.stand_in import obstacle
@@ -91,8 +92,8 @@ class Model:
         keep = keep if before is None else keep & before
         with torch.no_grad():
             # Not multiplied: the zeros must be +0.0, whatever the sign of what they replace.
-            weight.parameter.copy_(torch.where(keep, weight.parameter, 0.0))
-        self.masks[weight.name] = keep.clone()
+            _give(weight.parameter, torch.where(keep, weight.parameter, 0.0))
+        self.masks[weight.name] = settled(keep.clone())
         self.version += 1
 
     def set_values(self, target: Weight | str, values: Tensor) -> None:
@@ -120,7 +121,7 @@ class Model:
             new = values.detach().to(tensor.device)
             if keep is not None:  # not multiplied: the zeros must be +0.0
                 new = torch.where(keep.to(tensor.device), new, 0.0)
-            tensor.copy_(new)
+            _give(tensor, new)
         self.updated[name] = None
         self.values_changed()
 
@@ -152,11 +153,11 @@ class Model:
         )
         self._apply(edit)
         for name, tensor in kept.items():
-            set_tensor(module, name, tensor)
+            set_tensor(module, name, settled(tensor))
             full = f"{path}.{name}" if path else name
             if full in self.masks:
                 axis, index = indices[name]
-                self.masks[full] = self.masks[full].index_select(axis, index)
+                self.masks[full] = settled(self.masks[full].index_select(axis, index))
 
     def keep(self, path: str, indices: Sequence[int]) -> None:
         """Remove all other blocks of a list of modules; those that stay are numbered anew.
@@ -284,7 +285,7 @@ class Model:
         changed: dict[int, Tensor] = {}
         for name, tensor in old.items():
             if id(tensor) not in changed:
-                new = change(tensor.detach())
+                new = settled(change(tensor.detach()))
                 if isinstance(tensor, nn.Parameter):
                     new = nn.Parameter(new, requires_grad=tensor.requires_grad)
                 changed[id(tensor)] = new
@@ -409,7 +410,7 @@ class Model:
             keep = as_matrix(mask, weight.output_axis).reshape(rows, columns).clone()
             # What was rounded to zero needs a mask no more: the codes alone say which are kept.
             kept = nonzero_codes(tensor_of(packed, buffer), layouts[buffer])
-            self.masks[f"{weight.name}.{buffer}"] = keep if kept is None else keep & kept
+            self.masks[f"{weight.name}.{buffer}"] = settled(keep if kept is None else keep & kept)
         matrix = as_matrix(packed.dense(), weight.output_axis)
         if bool(matrix[~as_matrix(mask, weight.output_axis)].any()):
             raise StageError(
@@ -452,4 +453,12 @@ class Model:
                     f"{tuple(tensor.shape)}."
                 )
             owner, _, attribute = name.rpartition(".")
-            set_tensor(submodule(module, owner), attribute, tensor.detach().contiguous())
+            set_tensor(submodule(module, owner), attribute, settled(tensor.detach().contiguous()))
+
+
+def _give(tensor: Tensor, values: Tensor) -> None:
+    """Give a tensor other values: in place, or as another file's where weights lie on disk."""
+    if on_disk() is None:
+        tensor.copy_(values)
+    else:
+        tensor.data = settled(values)

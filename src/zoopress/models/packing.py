@@ -29,6 +29,7 @@ from zoopress.models.codes import (
 )
 from zoopress.models.computed import computed_property, guards
 from zoopress.models.export_form import ExportForm
+from zoopress.models.on_disk import settled
 from zoopress.models.packed_call import (
     flat_weights,
     ignore_assignment,
@@ -331,7 +332,7 @@ def _hold_dense(module: nn.Module, name: str, dense: dict[int, nn.Parameter]) ->
     assert isinstance(packed, PackedWeight)
     key = next(packed.buffers()).untyped_storage()._cdata  # without memory, too
     if key not in dense:
-        dense[key] = nn.Parameter(packed.value(), requires_grad=False)
+        dense[key] = nn.Parameter(settled(packed.value()), requires_grad=False)
     left = tuple(other for other in holding._packed_names if other != name)
     del module._modules[name]
     base = holding._unpacked_class

@@ -19,6 +19,7 @@ from zoopress.cards import Card
 from zoopress.cells.cell import Cell, open_cell
 from zoopress.gates import check_chosen, check_targets
 from zoopress.observers.watch import NOBODY, Observers, RunWatch, StageWatch, ending
+from zoopress.pipeline.large import models_kept
 from zoopress.pipeline.delivery import source_problem, write_results
 from zoopress.plugins import Plugins, load_plugins
 from zoopress.progress import Reporter
@@ -71,6 +72,7 @@ def compress(
     plugins: Plugins | None = None,
     reporter: Reporter | None = None,
     execute: Execute[Any] = run_inline,
+    memory_bytes: int | None = None,
 ) -> Result:
     """Take a card's model through a recipe, prove the result, and write it to a folder.
 
@@ -82,6 +84,8 @@ def compress(
         plugins: what is registered; everything installed by default.
         reporter: where progress goes; nowhere by default.
         execute: runs each stage, given its name; this is where an engine such as Prefect hooks in.
+        memory_bytes: that may be used; models too large for it lie on disk. What this process is
+            limited to by default.
 
     Raises:
         ZoopressError: whatever goes wrong; finished stages stay in the store.
@@ -94,13 +98,18 @@ def compress(
             cell = open_cell(card, recipe, store or Store(), plugins)
             watch = run.cell(card.as_dict(), recipe.as_dict(), folder, cell.keys, cell.report_key)
             watch.start()
-            result = _compress(cell, folder, reporter, execute, watch)
+            result = _compress(cell, folder, reporter, execute, watch, memory_bytes)
             watch.end("done", result.report)
             return result
 
 
 def _compress(
-    cell: Cell, folder: Path, reporter: Reporter, execute: Execute[Any], watch: StageWatch
+    cell: Cell,
+    folder: Path,
+    reporter: Reporter,
+    execute: Execute[Any],
+    watch: StageWatch,
+    memory_bytes: int | None,
 ) -> Result:
     with cell.store.using(cell.store_keys):
         finished = find_finished(cell, watch)
@@ -113,9 +122,10 @@ def _compress(
         # Only from here on is torch imported.
         from zoopress.pipeline.workbench import Workbench
 
-        bench = Workbench(cell, reporter)
-        done = run_stages(bench, execute, watch=watch)
-        report = execute("evaluate", lambda: bench.evaluate(done.last, done.results))
+        with models_kept(cell, memory_bytes, reporter):
+            bench = Workbench(cell, reporter)
+            done = run_stages(bench, execute, watch=watch)
+            report = execute("evaluate", lambda: bench.evaluate(done.last, done.results))
         return deliver(cell, report, done.last, folder, done.computed, reporter=reporter)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from zoopress.artifacts.artifact import load_artifact, save_artifact
 from zoopress.artifacts.card_model import StageInput
@@ -40,6 +40,7 @@ from zoopress.gates import check_sound
 from zoopress.models.caches import caches_forgotten
 from zoopress.models.edits import AnyEdit, layers_of
 from zoopress.models.model import Model
+from zoopress.models.on_disk import pieces
 from zoopress.models.packing import packed_weights, unpack
 from zoopress.observers.watch import Observers
 from zoopress.pipeline.original import run_original, save_original
@@ -275,7 +276,7 @@ class Workbench:
         module = self.cell.original.model.load()
         for name, tensor in (*module.named_parameters(), *module.named_buffers()):
             if name.endswith(("running_mean", "running_var")) or isinstance(tensor, nn.Parameter):
-                bad = int((~tensor.isfinite()).sum()) if tensor.is_floating_point() else 0
+                bad = _not_finite(tensor) if tensor.is_floating_point() else 0
                 if bad:
                     raise SourceError(
                         f"{self.card.source}: tensor {name!r} holds {bad} values that are NaN or "
@@ -484,6 +485,10 @@ class Workbench:
         ):
             return float("inf")
         return difference(run.observed[0], call_observed(self.task, reloaded.module, batch))
+
+
+def _not_finite(tensor: Tensor) -> int:
+    return sum(int((~piece.isfinite()).sum()) for piece in pieces(tensor))
 
 
 def _trial_bytes(

@@ -247,6 +247,9 @@ class Technique(ABC, Generic[ConfigT]):
         folds: whether weights that a module computes from others, as weight norm does, are ordinary
             ones while it works; those that it leaves alone are computed again afterwards. Asked of
             techniques that require float weights.
+        weight_by_weight: whether `apply` takes one weight after another, within `Context.track`
+            where that takes long, keeps little of each, and changes weights through the model's
+            methods alone. Then the model may be larger than memory.
     """
 
     name: ClassVar[str]
@@ -256,6 +259,7 @@ class Technique(ABC, Generic[ConfigT]):
     recovers: ClassVar[bool] = False
     timed: ClassVar[bool] = True
     folds: ClassVar[bool] = True
+    weight_by_weight: ClassVar[bool] = False
 
     def __init__(self, config: ConfigT) -> None:
         self.config = config
