@@ -10,7 +10,7 @@ Zhang et al. 2015, arXiv:1411.4229, section 3.1 (convolutions).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
@@ -104,33 +104,30 @@ class TruncatedSvd(Technique[TruncatedSvdConfig]):
     def apply(self, model: Model, context: Context) -> Outcome:
         """Replace each selected layer that gets smaller by two."""
         weights = self.config.select(model)
-        before = after = 0
-        touched: list[str] = []
-        skipped: dict[str, str] = {}
-        for weight in context.track(weights):
+        done: dict[str, Any] = {"touched": [], "skipped": {}, "before": 0, "after": 0}
+        for weight in context.track(weights, done):
             reason = _unfit(weight)
             if reason:
-                skipped[weight.name] = reason
+                done["skipped"][weight.name] = reason
                 continue
             matrix = weight.matrix()
             rank = self._rank(matrix)
             size = rank * sum(matrix.shape)
             if size >= matrix.numel():
-                skipped[weight.name] = f"rank {rank} would not make it smaller"
+                done["skipped"][weight.name] = f"rank {rank} would not make it smaller"
                 continue
             up, down = truncate(matrix, rank)
             _replace(model, weight, up, down)
-            touched.append(weight.path)
-            before += matrix.numel()
-            after += size
-        if not touched:
-            raise StageError(self._none_factored(skipped))
+            done["touched"].append(weight.path)
+            done["before"] += matrix.numel()
+            done["after"] += size
+        if not done["touched"]:
+            raise StageError(self._none_factored(done["skipped"]))
         claims = []
         if self.config.parameters is not None:
-            claims = [
-                Claim("share of parameters removed", 1 - self.config.parameters, 1 - after / before)
-            ]
-        return Outcome(touched, claims, notes={"skipped": skipped})
+            removed = 1 - done["after"] / done["before"]
+            claims = [Claim("share of parameters removed", 1 - self.config.parameters, removed)]
+        return Outcome(done["touched"], claims, notes={"skipped": done["skipped"]})
 
     def _none_factored(self, skipped: Mapping[str, str | None]) -> str:
         reasons = "; ".join(f"{name}: {why}" for name, why in list(skipped.items())[:4])

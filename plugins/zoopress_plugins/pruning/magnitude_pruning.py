@@ -7,7 +7,7 @@ arXiv:1710.01878 (how sparsity rises); Mishra et al. 2021, arXiv:2104.08378 (N:M
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
@@ -146,6 +146,13 @@ class MagnitudePruning(Technique[MagnitudePruningConfig]):
     name = "magnitude_pruning"
     family = "pruning"
     config_type = MagnitudePruningConfig
+    weight_by_weight = True
+
+    def __init__(self, config: MagnitudePruningConfig) -> None:
+        super().__init__(config)
+        # Of the stage, not of the class: what ranks all weights together needs all at once.
+        if config.scope == "global" or config.rounds > 1:
+            self.__dict__["weight_by_weight"] = False
 
     def effects(self) -> Effects:
         """Require float weights; add masks."""
@@ -178,30 +185,41 @@ class MagnitudePruning(Technique[MagnitudePruningConfig]):
                 return smallest_pruned([scores_of(weight) for weight in weights], sparsity)
             return [smallest_pruned([scores_of(weight)], sparsity)[0] for weight in weights]
 
-        if config.pattern is not None:
-            n, m = config.n_of_m()
-            requested = 1 - n / m
-            keeps = []
-            statistic = measured(criterion, context, model, weights)
-            for weight in weights:
-                matrix = as_matrix(scores_of(weight), weight.output_axis)
-                keeps.append(weight.from_matrix(n_of_m_kept(matrix, n, m)))
-            _mask(model, context.track(weights), keeps)
+        def kept_of(weight: Weight) -> Tensor:
+            if config.pattern is None:
+                return smallest_pruned([scores_of(weight)], requested)[0]
+            matrix = as_matrix(scores_of(weight), weight.output_axis)
+            return weight.from_matrix(n_of_m_kept(matrix, *config.n_of_m()))
+
+        requested = self._requested()
+        for sparsity in rising_sparsity(requested, config.rounds)[:-1]:
+            for weight, keep in zip(weights, keeps_at(sparsity), strict=True):
+                model.mask(weight, keep)
+            assert context.recover is not None
+            context.recover(model)
+        done: dict[str, Any] = {"pruned": 0}
+        together = None
+        if config.scope == "global":
+            names = [weight.name for weight in weights]
+            together = dict(zip(names, keeps_at(requested), strict=True))
         else:
-            assert config.sparsity is not None
-            requested = config.sparsity
-            for sparsity in rising_sparsity(requested, config.rounds)[:-1]:
-                _mask(model, weights, keeps_at(sparsity))
-                assert context.recover is not None
-                context.recover(model)
-            keeps = keeps_at(requested)
-            _mask(model, context.track(weights), keeps)
-        pruned = sum(int((~keep).sum()) for keep in keeps)
-        reached = pruned / sum(keep.numel() for keep in keeps)
+            statistic = measured(criterion, context, model, weights)
+        for weight in context.track(weights, done):
+            keep = kept_of(weight) if together is None else together[weight.name]
+            model.mask(weight, keep)
+            done["pruned"] += int((~keep).sum())
+        reached = done["pruned"] / sum(weight.parameter.numel() for weight in weights)
         return Outcome(
             touched=[weight.name for weight in weights],
             claims=[Claim("sparsity", requested, reached, unit=self._unit(weights))],
         )
+
+    def _requested(self) -> float:
+        """Return the share of the selected weights that is to go."""
+        if self.config.sparsity is not None:
+            return self.config.sparsity
+        n, m = self.config.n_of_m()
+        return 1 - n / m
 
     def _unit(self, weights: Sequence[Weight]) -> float:
         """Return how much less sparse whole weights, or whole groups of M, may leave it."""
@@ -223,11 +241,6 @@ class MagnitudePruning(Technique[MagnitudePruningConfig]):
         """Return room for all scores and masks, and for the order of what is ranked together."""
         ranked = total if self.config.scope == "global" else largest
         return total + total // 4 + 7 * ranked
-
-
-def _mask(model: Model, weights: Iterable[Weight], keeps: Sequence[Tensor]) -> None:
-    for weight, keep in zip(weights, keeps, strict=True):
-        model.mask(weight, keep)
 
 
 @hookimpl

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _MILD_BITS = 7
 """From so many on, ranges of activations stay what they are."""
 _CLIPPINGS = tuple(1 - 0.04 * step for step in range(11))
+_AT_ONCE = 1 << 22
+"""Weights that are rounded together."""
 
 
 class WeightQuantizationConfig(WeightSelection):
@@ -71,6 +73,13 @@ def quantize(
     from torch.nn.functional import pad
 
     rows, columns = matrix.shape
+    most = max(1, _AT_ONCE // max(1, columns))
+    if rows > most:  # rows know nothing of each other, and what is made of all takes much
+        parts = [
+            quantize(some, bits, group_size, symmetric, clipping) for some in matrix.split(most)
+        ]
+        codes, scales, zeros = zip(*parts, strict=True)
+        return torch.cat(codes), torch.cat(scales), None if symmetric else torch.cat(zeros)
     size = min(group_size or columns, columns)
     groups = pad(matrix.float(), (0, -columns % size)).view(rows, -1, size)
     highest = groups.amax(-1).clamp(min=0)
@@ -198,8 +207,8 @@ class WeightQuantization(Technique[WeightQuantizationConfig]):
         return smaller
 
     def working_bytes(self, total: int, largest: int) -> int:
-        """Return room for a weight's levels, errors and the best of both so far."""
-        return 7 * largest
+        """Return room for a weight's codes, and for what is made of the rows rounded together."""
+        return largest // 2 + 7 * min(largest, 4 * _AT_ONCE)
 
 
 @hookimpl

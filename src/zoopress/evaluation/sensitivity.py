@@ -27,6 +27,7 @@ from zoopress.evaluation.likeness import (
 )
 from zoopress.models.edits import AnyEdit, place_now as place_now, submodule
 from zoopress.models.model import Model
+from zoopress.models.on_disk import pieces
 from zoopress.models.weights import Location, Weight, as_matrix, find_weights
 from zoopress.progress import Progress
 from zoopress.results import LayerResult
@@ -190,8 +191,11 @@ def relative_error(weight: Weight, dense: Tensor) -> float:
     original = weight.parameter.detach()
     if torch.equal(dense, original):
         return 0.0
-    error = (dense.float() - original.float()).norm() / original.float().norm()
-    return float(error) if bool(error.isfinite()) else math.inf
+    pairs = zip(pieces(dense), pieces(original), strict=True)
+    off = math.hypot(*(float((a.float() - b.float()).norm()) for a, b in pairs))
+    size = math.hypot(*(float(piece.float().norm()) for piece in pieces(original)))
+    error = off / size if size else math.inf
+    return error if math.isfinite(error) else math.inf
 
 
 def _call_with(

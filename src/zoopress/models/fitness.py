@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
+from zoopress.models.on_disk import pieces
 from zoopress.models.weights import Weight
 
 WIDEST_RANGE = 1e5
@@ -20,25 +23,25 @@ def unfit_for_few_bits(weight: Weight) -> str | None:
 
     Zeros fit anything, so a weight of nothing else fits.
     """
-    sizes = weight.parameter.detach().flatten().abs()
-    largest = float(sizes.max())
-    if not sizes.isfinite().all():
+    if not all(bool(piece.isfinite().all()) for piece in pieces(weight.parameter)):
         return "it holds NaN or infinity"
+    largest = max(float(piece.abs().max()) for piece in pieces(weight.parameter))
     if largest == 0:
         return None
     if not SMALLEST <= largest <= LARGEST:
         return f"its largest value is {largest:.2g}, whose square is beyond float32"
-    middle = _median(sizes)
+    middle = _median(weight.parameter.detach(), largest)
     if largest > WIDEST_RANGE * middle:
         return f"it holds values up to {largest:.2g} beside others of about {middle:.2g}"
     return None
 
 
-def _median(sizes: Tensor) -> float:
-    """Return the median of what is not zero, of large tensors from evenly spaced ones."""
-    some = sizes[:: max(1, len(sizes) // _SAMPLE)].float()
+def _median(values: Tensor, largest: float) -> float:
+    """Return the median magnitude of what is not zero, of large tensors from some of it."""
+    flat = values.flatten()
+    some = flat[:: max(1, len(flat) // _SAMPLE)].abs().float()
     some = some[some > 0]
-    return float(some.median()) if len(some) else float(sizes.max())
+    return float(some.median()) if len(some) else largest
 
 
 def lost_to_rounding(before: Tensor, after: Tensor) -> float:
@@ -59,6 +62,11 @@ def norm_kept(before: Tensor, after: Tensor) -> float:
         before: any shape, float.
         after: the same.
     """
-    # Float64: squares of 1e30 and of 1e-30 are no float32.
-    was, now = float(before.double().norm()), float(after.double().norm())
+    was, now = norm(before), norm(after)
     return now / was if was else float(now == 0)
+
+
+def norm(tensor: Tensor) -> float:
+    """Return ‖tensor‖ (Frobenius); little is made of it at a time."""
+    # Float64: squares of 1e30 and of 1e-30 are no float32.
+    return math.hypot(*(float(piece.double().norm()) for piece in pieces(tensor)))

@@ -256,6 +256,7 @@ class Model:
             tensors: every buffer of the packed weight, by name.
         """
         mask = self.masks.pop(weight.name, None)
+        tensors = {name: settled(tensor.detach()) for name, tensor in tensors.items()}
         dtype = str(weight.parameter.dtype).removeprefix("torch.")
         for place in weight.locations:
             self._apply(

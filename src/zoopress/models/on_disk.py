@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-import os
 import tempfile
 import threading
 import weakref
@@ -56,7 +55,7 @@ class WeightsOnDisk:
 
     folder: Path
     memory_bytes: int
-    _spans: list[_Span] = field(default_factory=list, repr=False)
+    _spans: dict[int, _Span] = field(default_factory=dict, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def put(self, tensor: Tensor) -> Tensor:
@@ -66,7 +65,7 @@ class WeightsOnDisk:
             OSError: if there is no room.
         """
         plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
-        if not plain or tensor.nbytes < LEAST_BYTES:
+        if not plain or tensor.nbytes < LEAST_BYTES or self._has(tensor):
             return tensor
         flat: Any = tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
         with tempfile.TemporaryFile(dir=self.folder) as file:  # no kill leaves it behind
@@ -102,8 +101,8 @@ class WeightsOnDisk:
     def release(self) -> None:
         """Give resident pages of mapped files back; whoever touches them has them read again."""
         with self._lock:
-            self._spans = [span for span in self._spans if _owner(span) is not None]
-            spans = list(self._spans)
+            spans = [span for span in self._spans.values() if _owner(span) is not None]
+            self._spans = {span.address: span for span in spans}
         with suppress(OSError), open("/proc/self/pagemap", "rb", buffering=0) as table:
             for span in spans:
                 owner = _owner(span)  # held while its pages are looked at
@@ -120,7 +119,12 @@ class WeightsOnDisk:
 
     def _keep(self, span: _Span) -> None:
         with self._lock:
-            self._spans.append(span)
+            self._spans[span.address] = span
+
+    def _has(self, tensor: Tensor) -> bool:
+        span = self._spans.get(tensor.data_ptr())
+        there = span is not None and span.size == tensor.nbytes and tensor.is_contiguous()
+        return there and _owner(span) is not None
 
 
 _current: ContextVar[WeightsOnDisk | None] = ContextVar("weights_on_disk", default=None)
@@ -173,7 +177,9 @@ def _forget(module: nn.Module, *_: Any) -> None:
         packed.changed()
 
 
-def _owner(span: _Span) -> Any:
+def _owner(span: _Span | None) -> Any:
+    if span is None:
+        return None
     return span.owner() if isinstance(span.owner, weakref.ref) else span.owner
 
 
@@ -186,7 +192,9 @@ def _release(span: _Span, table: Any) -> None:
     written = (found & _SWAPPED) | (found & _PRESENT & ~((found & _OF_FILE) << np.uint64(2)))
     if len(found) == last - first and bool((found & _PRESENT).any()) and not bool(written.any()):
         _libc().madvise(
-            ctypes.c_void_p(first * page), ctypes.c_size_t((last - first) * page), mmap.MADV_DONTNEED
+            ctypes.c_void_p(first * page),
+            ctypes.c_size_t((last - first) * page),
+            mmap.MADV_DONTNEED,
         )
 
 

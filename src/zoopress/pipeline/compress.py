@@ -19,8 +19,8 @@ from zoopress.cards import Card
 from zoopress.cells.cell import Cell, open_cell
 from zoopress.gates import check_chosen, check_targets
 from zoopress.observers.watch import NOBODY, Observers, RunWatch, StageWatch, ending
-from zoopress.pipeline.large import models_kept
 from zoopress.pipeline.delivery import source_problem, write_results
+from zoopress.pipeline.large import models_kept
 from zoopress.plugins import Plugins, load_plugins
 from zoopress.progress import Reporter
 from zoopress.provenance import git_state

@@ -40,11 +40,11 @@ def models_kept(cell: Cell, memory_bytes: int | None, reporter: Reporter) -> Ite
         for technique in stage.techniques
         if not technique.weight_by_weight
     ]
+    fit = sorted(n for n, kind in cell.plugins.techniques.items() if kind.weight_by_weight)
     if unfit and memory_bytes is not None:
         raise InputError(
             f"{words}, and {unfit[0]!r} needs all of the model in memory. Allow more with "
-            "--memory, or leave this stage out; `zoopress techniques` tells which take one weight "
-            "after another."
+            f"--memory, or leave this stage out. {', '.join(fit)} take one weight after another."
         )
     if unfit:
         reporter.warn(f"{words} of memory, since {unfit[0]!r} needs all of the model there.")

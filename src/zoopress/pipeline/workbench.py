@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from zoopress.gates import check_sound
 from zoopress.models.caches import caches_forgotten
 from zoopress.models.edits import AnyEdit, layers_of
 from zoopress.models.model import Model
-from zoopress.models.on_disk import pieces
+from zoopress.models.on_disk import on_disk, pieces
 from zoopress.models.packing import packed_weights, unpack
 from zoopress.observers.watch import Observers
 from zoopress.pipeline.original import run_original, save_original
@@ -52,6 +53,7 @@ from zoopress.statistics import Shelf
 from zoopress.store import Entry, digest, file_digest
 from zoopress.tasks import without_test
 from zoopress.techniques import Context, Outcome, applied
+from zoopress.techniques.journal import Journal
 from zoopress.training.loss import INPUT
 
 _WAITING = "another run is measuring {}; waiting for it"
@@ -348,6 +350,7 @@ class Workbench:
             original_bytes=self._original_size_bytes,
             shelf=self.shelf,
             plugins=self.plugins,
+            journal=_journals(stage, model, checkpoint),
         )
         recovery = stage.recovery
         if recovery is None:
@@ -485,6 +488,18 @@ class Workbench:
         ):
             return float("inf")
         return difference(run.observed[0], call_observed(self.task, reloaded.module, batch))
+
+
+def _journals(stage: Stage, model: Model, folder: Path) -> Callable[[], Journal] | None:
+    """Return what makes a journal for each time that a stage goes through its weights.
+
+    It takes the time to write all of the result once more, so models that are kept in memory, of
+    which little work is lost, have none.
+    """
+    if on_disk() is None or not stage.technique.weight_by_weight:
+        return None
+    numbers = count()
+    return lambda: Journal(model, folder / f"weights-{next(numbers)}")
 
 
 def _not_finite(tensor: Tensor) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from zoopress.errors import StageError
 from zoopress.models.model import Model
+from zoopress.models.on_disk import on_disk
 from zoopress.models.weights import Weight
 from zoopress.progress import Progress
 from zoopress.statistics.accounts import Account
@@ -225,4 +226,5 @@ def free_bytes(module: nn.Module) -> int:
     first = next((*module.parameters(), *module.buffers()).__iter__(), None)
     if first is not None and first.device.type == "cuda":
         return int(torch.cuda.mem_get_info(first.device)[0])
-    return int(psutil.virtual_memory().available)
+    free, disk = int(psutil.virtual_memory().available), on_disk()
+    return free if disk is None else min(free, disk.memory_bytes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence, Sized
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from zoopress.progress import Progress
     from zoopress.statistics import Shelf, Statistics
     from zoopress.tasks import Task
+    from zoopress.techniques.journal import Journal
     from zoopress.training.config import TrainingConfig
     from zoopress.training.constraints import Constraint
     from zoopress.training.result import TrainingResult
@@ -152,6 +153,7 @@ class Context:
         shelf: keeps what `statistics` has measured; without it everything is measured again.
         plugins: those of the run, which what a config chooses by name is made from; everything
             installed if None.
+        journal: makes what `track` keeps a killed run's work in; None where it keeps none.
     """
 
     seed: int
@@ -168,6 +170,7 @@ class Context:
     original_bytes: int = 0
     shelf: Shelf | None = None
     plugins: Plugins | None = None
+    journal: Callable[[], Journal] | None = None
     _trainings: Iterator[int] = field(default_factory=count, repr=False)
 
     @property
@@ -225,11 +228,26 @@ class Context:
 
         return torch.Generator(device="cpu").manual_seed(self.seed)
 
-    def track(self, items: Iterable[Weight]) -> Iterable[Weight]:
-        """Yield weights and report each as progress when the next is asked for."""
+    def track(
+        self, items: Iterable[Weight], record: MutableMapping[str, Any] | None = None
+    ) -> Iterable[Weight]:
+        """Yield weights and report each as progress when the next is asked for.
+
+        A run that was killed goes on where it was, if it keeps a journal: what was done to weights
+        before is done to the model again, and these are not yielded.
+
+        Args:
+            items: weights, whose number is known if it is a list.
+            record: plain data that the technique notes along the way, and gets back then.
+        """
         total = len(items) if isinstance(items, Sized) else None
+        noted: MutableMapping[str, Any] = {} if record is None else record
+        journal = None if self.journal is None else self.journal()
         for done, item in enumerate(items, start=1):
-            yield item
+            if journal is None or not journal.redo(item, noted):
+                yield item
+                if journal is not None:
+                    journal.note(item, noted)
             self.progress(item.name, done / total if total else None)
 
 
