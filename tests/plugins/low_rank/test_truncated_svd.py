@@ -27,7 +27,7 @@ PLUGINS = load_plugins()
 class Tracking:
     """As much of a context as the technique uses."""
 
-    def track(self, items: list[object]) -> list[object]:
+    def track(self, items: list[object], record: object = None) -> list[object]:
         return items
 
 

@@ -31,7 +31,7 @@ class Tracking:
         self.recover = recover
         self.seed, self.plugins = 0, PLUGINS
 
-    def track(self, items: list[object]) -> list[object]:
+    def track(self, items: list[object], record: object = None) -> list[object]:
         return items
 
 
