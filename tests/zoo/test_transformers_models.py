@@ -20,6 +20,7 @@ from zoopress.cards import Card
 from zoopress.errors import ArtifactError, SourceError, ZoopressError
 from zoopress.plugins import Plugins
 from zoopress.sources import Architecture, SourceFiles, build_on_meta, detect_architecture, pull
+from zoopress_zoo.transformers_config import make_config
 from zoopress_zoo.transformers_models import Transformers
 
 hub = pytest.importorskip("transformers")
@@ -536,3 +537,11 @@ assert not {{"torch", "transformers"}} & sys.modules.keys(), "imported"
     )
     assert done.returncode == 0, done.stderr
     assert "BertForSequenceClassification" in done.stdout
+
+
+def test_a_part_of_a_composed_model_is_found_under_any_of_its_names() -> None:
+    from transformers import ClvpEncoder
+
+    small = {"model_type": "clvp_encoder", "hidden_size": 24}
+    config = {"model_type": "clvp", "speech_config": small}
+    assert make_config(ClvpEncoder, config, Path("config.json")).hidden_size == 24

@@ -110,9 +110,8 @@ def make_config(chosen: Any, config: dict[str, Any], path: Path) -> Any:
     safe = _checked(config, path)
     wanted = chosen.config_class
     kind = safe.get("model_type")
-    part = safe.get(wanted.base_config_key or "")
-    if kind and kind != wanted.model_type and isinstance(part, dict):
-        safe = part  # a part of a composed model, such as CLIP's text encoder
+    if kind and kind != wanted.model_type and (part := _part(safe, wanted.base_config_key)):
+        safe = part
     elif kind and kind != wanted.model_type and not _related(kind, wanted):
         raise SourceError(
             f"{path}: the class {chosen.__name__} is for models of type {wanted.model_type!r}, and "
@@ -122,6 +121,13 @@ def make_config(chosen: Any, config: dict[str, Any], path: Path) -> Any:
         return wanted.from_dict(safe)
     except Exception as error:  # whatever the library makes of a stranger's file
         raise SourceError(f"{path}: is no config of {chosen.__name__}: {reason(error)}.") from error
+
+
+def _part(config: dict[str, Any], keys: str | list[str] | None) -> dict[str, Any] | None:
+    """Return the config of a part of a composed model, such as CLIP's text encoder."""
+    names = [keys] if isinstance(keys, str) else keys or []
+    parts = (config.get(name) for name in names)
+    return next((part for part in parts if isinstance(part, dict)), None)
 
 
 def refuse_quantized(config: dict[str, Any], path: Path) -> None:

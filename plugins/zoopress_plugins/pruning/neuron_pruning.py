@@ -157,7 +157,7 @@ class NeuronPruning(Technique[NeuronPruningConfig]):
         context.progress("checking what can be removed exactly")
         kept, wrong = exact_removal(model.module, groups, chosen, *runs)
         if not kept:
-            raise StageError(_nothing_exact(wrong))
+            raise StageError(_nothing_exact(wrong, model))
         touched = Removal(model.module, groups, kept).make(model)
         # What cannot be removed without harm was not prunable.
         prunable = [group for group in groups if group.name not in wrong]
@@ -279,15 +279,33 @@ def _runs(model: Model, context: Context) -> list[Callable[[], Tensor]]:
     return reaching(model.module, first, others)
 
 
-def _nothing_exact(wrong: Mapping[str, str]) -> str:
+def _nothing_exact(wrong: Mapping[str, str], model: Model) -> str:
     """Word the error when no group can be removed without harm."""
     name, problem = next(iter(wrong.items()))
     several = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-    return (
+    kind = type(model.module.get_submodule(name))
+    said = (
         f"Removing neurons of {name!r}{several} would not be exact: {problem}. The model was left "
-        "as it was. A kernel may want sizes in steps: try 'multiple_of: 16'. Else the model's code "
+        "as it was. "
+    )
+    if _computes_its_own(kind):
+        return (
+            f"{said}{kind.__name__} makes something of its weight in a forward of its own, such as "
+            "to standardize it, which may follow from its size: prune single weights instead "
+            "(magnitude_pruning)."
+        )
+    return (
+        f"{said}A kernel may want sizes in steps: try 'multiple_of: 16'. Else the model's code "
         f"relies on the layer's size: leave it out with 'exclude: [{name!r}]'."
     )
+
+
+def _computes_its_own(kind: type) -> bool:
+    """Tell whether a class is below one of torch's layers and computes something else."""
+    base: Any = next(
+        (k for k in kind.__mro__ if k.__module__.startswith("torch.nn.modules.")), kind
+    )
+    return getattr(kind, "forward", None) is not getattr(base, "forward", None)
 
 
 @hookimpl

@@ -268,6 +268,18 @@ def test_layers_whose_size_the_code_relies_on_are_skipped_with_a_note(tmp_path: 
         prune(Model(HardCoded().eval()), torch.randn(4, 6), tmp_path, sparsity=0.25, include=("a",))
 
 
+def test_a_layer_that_standardizes_its_weight_is_named_as_the_cause(tmp_path: Path) -> None:
+    class Standardized(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            rows = self.weight.reshape(1, self.out_features, -1)
+            weight = nn.functional.batch_norm(rows, None, None, training=True)
+            return nn.functional.linear(x, weight.reshape_as(self.weight), self.bias)
+
+    model = Model(nn.Sequential(Standardized(6, 12), nn.ReLU(), Standardized(12, 3)).eval())
+    with pytest.raises(StageError, match=r"'0' would not be exact.*Standardized makes something"):
+        prune(model, torch.randn(4, 6), tmp_path, sparsity=0.25)
+
+
 def test_a_model_without_removable_neurons_is_an_error_that_says_why(tmp_path: Path) -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
