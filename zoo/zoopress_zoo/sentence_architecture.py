@@ -133,6 +133,13 @@ class SentenceEncoderArchitecture(Architecture):
         module.prompts, module.default_prompt = _prompts(self.folder)
         return module
 
+    def core(self, module: nn.Module) -> nn.Module:
+        """Return the transformer: sentence-transformers pools its tokens itself."""
+        from zoopress_zoo.sentence_encoder import SentenceEncoder
+
+        assert isinstance(module, SentenceEncoder)
+        return module.transformer
+
     def keep_savable(self, module: nn.Module, origin: Origin) -> bool:
         """Let the transformer's `save_pretrained` write it where it is an ordinary one."""
         from zoopress_zoo.saving import keep_savable

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zoopress.commands.arguments import JsonOption, loaded_plugins, print_json
+from zoopress.commands.arguments import JsonOption, completion, loaded_plugins, print_json
 
 if TYPE_CHECKING:
     from zoopress.publishing.publish import PushPlan
@@ -57,6 +57,24 @@ def push(
             show_default=False,
         ),
     ] = None,
+    beside: Annotated[
+        str | None,
+        typer.Option(
+            "--with",
+            help="Exporters, separated by commas, whose files are published beside it for those "
+            "who have no zoopress: onnx, gguf, compressed-tensors, torch_export.",
+            show_default=False,
+        ),
+    ] = None,
+    card: Annotated[
+        str | None,
+        typer.Option(
+            "--card",
+            help="A card's name or file, of whose data these files are compared and timed.",
+            autocompletion=completion("cards"),
+            show_default=False,
+        ),
+    ] = None,
     allow_worse: Annotated[
         bool,
         typer.Option(
@@ -82,10 +100,16 @@ def push(
         zoopress push out/minilm/hybrid my-org/minilm-small --dry-run
 
         zoopress push out/minilm/hybrid my-org/minilm-small --tag v1
+
+        zoopress push out/smollm/int4 my-org/smollm-small --with gguf --card smollm
     """
+    import tempfile
+    from dataclasses import replace as changed
+
+    from zoopress.cards import load_card
     from zoopress.hub.client import Hub
     from zoopress.publishing import publish
-    from zoopress.publishing.release import open_release
+    from zoopress.publishing.release import open_release, refuse_low_quality
 
     options = publish.PushOptions(
         private=private or None,
@@ -99,16 +123,26 @@ def push(
         install=install,
         allow_worse=allow_worse,
     )
-    release = open_release(folder, loaded_plugins())
+    plugins = loaded_plugins()
+    release = open_release(folder, plugins)
     hub = Hub()
-    if dry_run:
-        plan = publish.plan_push(hub, release, repo, options)
-        if as_json:
-            print_json(_plan_data(plan))
-        else:
-            _print_plan(plan)
-        return
-    done = publish.push(hub, release, repo, options)
+    with tempfile.TemporaryDirectory(prefix="zoopress-") as made:
+        if beside is not None:
+            from zoopress.publishing.exports import make_exports  # imports torch
+
+            if not options.allow_low_quality:  # before minutes of work
+                refuse_low_quality(release.report)
+            of = None if card is None else load_card(card, plugins)
+            exports = make_exports(beside.split(","), release, of, Path(made), plugins)
+            options = changed(options, exports=exports)
+        if dry_run:
+            plan = publish.plan_push(hub, release, repo, options)
+            if as_json:
+                print_json(_plan_data(plan))
+            else:
+                _print_plan(plan)
+            return
+        done = publish.push(hub, release, repo, options)
     if as_json:
         print_json(done.__dict__)
         return

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from zoopress.exporters.exporter import (
         Exported as Exported,
         Exporter as Exporter,
+        Use as Use,
         export as export,
     )
 
@@ -23,6 +24,7 @@ _WHERE = {
     "open_artifact": "zoopress.artifacts.opened",
     "Exported": "zoopress.exporters.exporter",
     "Exporter": "zoopress.exporters.exporter",
+    "Use": "zoopress.exporters.exporter",
     "export": "zoopress.exporters.exporter",
 }
 

@@ -20,6 +20,21 @@ if TYPE_CHECKING:
     from zoopress.plugins import Plugins
 
 
+@dataclass(frozen=True)
+class Use:
+    """How files are opened that were published.
+
+    Attributes:
+        title: who opens them, as the beginning of a line.
+        code: that does.
+        language: of the code.
+    """
+
+    title: str
+    code: str
+    language: str = "python"
+
+
 class Exporter(ABC):
     """Writes a loaded artifact into a folder, and opens what it wrote, to compare the outputs.
 
@@ -30,10 +45,13 @@ class Exporter(ABC):
         needs_example: whether it cannot do without example inputs.
         fixes_batch: whether what it writes could be fixed to the example's number of samples. Then
             its outputs are also compared for one sample more.
+        of_core: whether, to be published, it is given the part of a model that the model's own
+            library runs by other runtimes: of a sentence encoder the transformer.
     """
 
     needs_example: ClassVar[bool] = False
     fixes_batch: ClassVar[bool] = False
+    of_core: ClassVar[bool] = False
 
     @abstractmethod
     def refusal(self, artifact: Opened) -> str | None:
@@ -68,6 +86,24 @@ class Exporter(ABC):
 
     def notes(self, artifact: Opened) -> list[str]:
         """Say in sentences what a user should know of how a model is written."""
+        return []
+
+    def published_names(self, artifact: Opened, name: str) -> list[str]:
+        """Return under which paths of a repository a file is published; none if it cannot be.
+
+        Args:
+            artifact: what it was made of.
+            name: of a file that `write` wrote, in its folder.
+        """
+        return []
+
+    def uses(self, artifact: Opened, place: str) -> list[Use]:
+        """Say how what is published is opened, by those who have no zoopress.
+
+        Args:
+            artifact: what it was made of.
+            place: the repository.
+        """
         return []
 
     def bound(self, artifact: Opened) -> float:

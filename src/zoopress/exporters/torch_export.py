@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from zoopress.artifacts.opened import Opened
-from zoopress.exporters.exporter import Exporter
+from zoopress.exporters.exporter import Exporter, Use
 from zoopress.exporters.integer_weights import use_integers
 
 FILE = "model.pt2"
@@ -54,6 +54,19 @@ class TorchExport(Exporter):
                 dynamic_shapes=_by_name(module, _dynamic(arguments), _dynamic(named)),
             )
         torch.export.save(program, folder / FILE)
+
+    def published_names(self, artifact: Opened, name: str) -> list[str]:
+        """Publish it in a folder of its own."""
+        return [f"torch_export/{name}"]
+
+    def uses(self, artifact: Opened, place: str) -> list[Use]:
+        """Open it by PyTorch."""
+        code = (
+            "import torch\nfrom huggingface_hub import hf_hub_download\n\n"
+            f'program = torch.export.load(hf_hub_download("{place}", "torch_export/{FILE}"))\n'
+            "model = program.module()"
+        )
+        return [Use("PyTorch", code)]
 
     def read(self, artifact: Opened, folder: Path) -> nn.Module:
         """Open the program as its users do."""

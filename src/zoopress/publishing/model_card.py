@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from zoopress.provenance import shared_address
 from zoopress.publishing.card_metadata import auto_class, base_model, library_name, metadata
 from zoopress.publishing.card_template import render
+from zoopress.publishing.elsewhere import elsewhere
 from zoopress.publishing.installing import installing
 from zoopress.publishing.licenses import (
     LEGAL_FILE,
@@ -48,6 +49,7 @@ from zoopress.units import show_bytes, show_number
 
 if TYPE_CHECKING:
     from zoopress.plugins import Plugins
+    from zoopress.publishing.exports import Exports
 
 FOLDER = "PATH/TO/THIS/FOLDER"
 """What stands for a repository's name on the page of a folder."""
@@ -66,6 +68,7 @@ def render_model_card(
     carried: Collection[str] = (),
     plugins: Plugins | None = None,
     install: str | None = None,
+    exports: Exports | None = None,
 ) -> str:
     """Return a model's page, README.md.
 
@@ -78,6 +81,7 @@ def render_model_card(
         carried: names of the files that go along; those that hold a licence are named.
         plugins: know each technique's family; everything installed by default.
         install: what pip takes to install zoopress; None for where it came from on this machine.
+        exports: what is published beside it for those who have no zoopress.
 
     Raises:
         InputError: if the template cannot be read, is wrong, or makes no page that the Hub reads;
@@ -86,6 +90,7 @@ def render_model_card(
     report, hidden = without_local_paths(report)
     context = _context(report, repo_id, permission, carried, _families(report, plugins), hidden)
     context["loading"] = [*installing(report, repo_id, install), *_loading(report, repo_id)]
+    context["elsewhere"] = elsewhere(exports, repo_id) if exports and repo_id else {}
     page = render(context, None if template is None else Path(template))
     return page.rstrip("\n") + "\n"
 

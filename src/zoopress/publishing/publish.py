@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,12 @@ from zoopress.publishing.base_on_hub import (
     find_base,
     legal_texts,
 )
+from zoopress.publishing.exports import Exports
 from zoopress.publishing.licenses import check_license
 from zoopress.publishing.model_card import render_model_card
 from zoopress.publishing.published import PUBLISHED, PublishedRecord, add_published, last_published
 from zoopress.publishing.release import Release, refuse_low_quality
-from zoopress.publishing.target import README as README, look_at_target
+from zoopress.publishing.target import README as README, exports_before, look_at_target
 
 _MOST_CONFLICTS = 5
 
@@ -50,6 +51,7 @@ class PushOptions:
         install: what pip takes to install zoopress, for the page; None for where it came from here.
         allow_worse: whether to replace a better model, or bring back one that was rolled back.
         worse_margin: how much worse it may be all the same, as a share of the original's figure.
+        exports: what goes beside it for those who have no zoopress.
     """
 
     private: bool | None = None
@@ -63,6 +65,7 @@ class PushOptions:
     install: str | None = None
     allow_worse: bool = False
     worse_margin: float = MARGIN
+    exports: Exports = field(default_factory=Exports)
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,7 @@ def plan_push(hub: Hub, release: Release, repo_id: str, options: PushOptions) ->
         check_recorded_license(report, options.permission)
     kept = _kept_to_owner(hub, repo_id, base, options)
     check_license(report.card, carried, info, options.permission, repo_id, kept)
+    exports = options.exports.with_figures_of(exports_before(hub, repo_id, options.branch))
     readme = render_model_card(
         report,
         repo_id,
@@ -142,8 +146,9 @@ def plan_push(hub: Hub, release: Release, repo_id: str, options: PushOptions) ->
         options.permission,
         carried,
         install=options.install,
+        exports=exports,
     )
-    wanted = {**_contents(release, readme), **legal}
+    wanted = {**_contents(release, readme), **exports.files, **legal}
     plan = _compare(hub, repo_id, wanted, options, release.manifest.base)
     if plan.exists and not plan.nothing and not options.allow_worse:
         refuse_worse(hub, report, repo_id, options.branch, options.worse_margin)

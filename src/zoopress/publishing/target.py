@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from zoopress.artifacts.manifest import MANIFEST, Base, Manifest, parse_manifest
 from zoopress.errors import ArtifactError, HubError
 from zoopress.hub.address import parse_address
 from zoopress.hub.client import Hub, RemoteModel
 from zoopress.hub.download import fetch
+from zoopress.publishing.exports import RECORD, recorded_files
 
 README = "README.md"
 ATTRIBUTES = ".gitattributes"
@@ -76,8 +79,28 @@ def look_at_target(
         stale = found.files.keys() - {ATTRIBUTES}
     else:
         stale = before.files.keys() & found.files.keys() if before else set()
+        if before is not None and RECORD in found.files:
+            stale |= recorded_files(_record(hub, found)) & found.files.keys()
     removed = tuple(sorted(stale - wanted.keys()))
     return Target(found, tagged.commit if tagged else None, removed)
+
+
+def exports_before(hub: Hub, repo_id: str, branch: str) -> dict[str, Any]:
+    """Return what a repository says of the files beside its model; nothing if it has none."""
+    found = hub.find(repo_id)
+    if found is not None and branch != "main":
+        found = hub.find(repo_id, branch)
+    return {} if found is None or RECORD not in found.files else _record(hub, found)
+
+
+def _record(hub: Hub, remote: RemoteModel) -> dict[str, Any]:
+    address = parse_address(f"{remote.repo_id}@{remote.commit}")
+    got = fetch(hub, address, lambda names: [RECORD], whole=False)
+    try:
+        record = json.loads((got.folder / RECORD).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def _refuse_another(

@@ -163,6 +163,10 @@ class Architecture(ABC):
         """Return the module as users get it, with its tokenizer and the like attached."""
         return module
 
+    def core(self, module: nn.Module) -> nn.Module:
+        """Return the part of a module that the library runs by other runtimes, as from ONNX."""
+        return module
+
     def keep_savable(self, module: nn.Module, origin: Origin) -> bool:
         """Let the library's own way of saving a module write a compressed one, or refuse.
 

@@ -30,12 +30,14 @@ from zoopress.artifacts.save import INDEX, shard_index
 from zoopress.artifacts.tensor_files import MAX_SHARD_BYTES, write_tensors
 from zoopress.coding.layout import StoredTensor
 from zoopress.errors import DeploymentError
-from zoopress.exporters import Exporter
+from zoopress.exporters import Exporter, Use
 from zoopress.exporters.safetensors import Safetensors, other_files, plain_model
 from zoopress.models.packing import PackedWeight
 from zoopress.optional import import_optional
 from zoopress_zoo.transformers_config import library
 from zoopress_zoo.transformers_models import Transformers, check_complete
+
+_PUBLISHED = "compressed-tensors"
 
 
 class CompressedTensors(Exporter):
@@ -116,6 +118,20 @@ class CompressedTensors(Exporter):
         for name, content in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(_content(content))
+
+    def published_names(self, artifact: Opened, name: str) -> list[str]:
+        """Publish it in a folder of its own: config.json says another thing there."""
+        return [f"{_PUBLISHED}/{name}"]
+
+    def uses(self, artifact: Opened, place: str) -> list[Use]:
+        """Open it by transformers."""
+        kind = type(artifact.module).__name__
+        chosen = "AutoModelForCausalLM" if kind.endswith("ForCausalLM") else kind
+        code = (
+            f"from transformers import {chosen}\n\n"
+            f'model = {chosen}.from_pretrained("{place}", subfolder="{_PUBLISHED}")'
+        )
+        return [Use("transformers and compressed-tensors", code)]
 
     def read(self, artifact: Opened, folder: Path) -> nn.Module:
         """Open it as everybody does, by `from_pretrained`."""

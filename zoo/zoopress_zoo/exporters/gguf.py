@@ -12,6 +12,7 @@ Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import redirect_stderr
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from zoopress.artifacts.encoding import encode, narrowed
 from zoopress.artifacts.opened import Opened
 from zoopress.errors import DeploymentError
-from zoopress.exporters import Exporter
+from zoopress.exporters import Exporter, Use
 from zoopress.exporters.safetensors import Safetensors, plain_model
 from zoopress.models.export_form import ExportForm
 from zoopress.models.outputs import half_the_digits
@@ -199,6 +200,32 @@ class Gguf(Exporter):
             writer.add_tensor(f"{found}.{attribute}", numbers, raw_dtype=dtype)
             kinds[kind] += numbers.nbytes
         return kinds
+
+    def published_names(self, artifact: Opened, name: str) -> list[str]:
+        """Publish it at the top, under a name that says its kind of blocks, as people look for."""
+        return [self._published(artifact)]
+
+    def uses(self, artifact: Opened, place: str) -> list[Use]:
+        """Open it by llama.cpp and by transformers."""
+        name = self._published(artifact)
+        code = (
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            f'model = AutoModelForCausalLM.from_pretrained("{place}", gguf_file="{name}")\n'
+            f'tokenizer = AutoTokenizer.from_pretrained("{place}", gguf_file="{name}")'
+        )
+        return [
+            Use("llama.cpp", f'llama-cli --hf-repo "{place}" --hf-file "{name}"', "bash"),
+            Use("transformers, gguf and accelerate", code),
+        ]
+
+    def _published(self, artifact: Opened) -> str:
+        sizes: Counter[str] = Counter()
+        for packed in packed_weights(artifact.module).values():
+            made = self.blocks(_form(packed))
+            sizes[made.kind] += made.data.nbytes
+        kind = max(sizes, key=lambda each: sizes[each], default="F32")
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", artifact.manifest.base.name).strip("-.") or "model"
+        return f"{name}-{kind}.gguf"
 
     def read(self, artifact: Opened, folder: Path) -> nn.Module:
         """Open it by `from_pretrained`, and compare its tokenizer with the artifact's."""
