@@ -45,11 +45,12 @@ def load(
             "none": the least memory; "all": the original's memory and speed at any batch size.
         verify: whether to compare every file's SHA-256 first.
         progress: called with each tensor's name.
-        runtime: what runs it: "eager", PyTorch as it comes; "compile", `torch.compile`; or one that
-            a plugin brings.
+        runtime: what runs it: "eager", PyTorch as it comes; "compile", `torch.compile`;
+            "onnxruntime"; "openvino"; or one that a plugin brings.
         example_inputs: what the model may be called with: a tensor [samples, …], a tuple of what it
             takes by position, or a dict of what it takes by name. With them a runtime's outputs are
-            compared with those of the model as it is; some runtimes cannot do without.
+            compared with those of the model as it is. A runtime that cannot do without takes the
+            first call for an example.
         dense: whether to make an ordinary model of it, as `unpack` does.
         token: for the Hub, another than that of the environment; False for none.
         cache_dir: another cache of the Hub than that of the environment.
@@ -65,7 +66,7 @@ def load(
     from zoopress.artifacts.artifact import load_artifact
     from zoopress.hub.artifacts import HubOptions, find_artifact
     from zoopress.models.packing import unpack as unpack_weights
-    from zoopress.runtimes import Call, Opened, start
+    from zoopress.runtimes import Call, Opened, start_or_defer
 
     if isinstance(factory, str):
         factory = load_callable(factory, Path.cwd())
@@ -84,7 +85,7 @@ def load(
         unpack(model.module)
     example = None if example_inputs is None else Call.of(example_inputs)
     opened = Opened(model, architecture, manifest, folder, example)
-    return start(runtime, opened, plugins).module
+    return start_or_defer(runtime, opened, plugins)
 
 
 def unpack(model: nn.Module) -> nn.Module:

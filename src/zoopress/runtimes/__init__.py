@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         open_artifact as open_artifact,
     )
     from zoopress.runtimes.cache import cached as cached
+    from zoopress.runtimes.deferred import start_or_defer as start_or_defer
     from zoopress.runtimes.runtime import Runtime as Runtime, Started as Started, start as start
 
 _WHERE = {
@@ -19,6 +20,7 @@ _WHERE = {
     "Opened": "zoopress.artifacts.opened",
     "open_artifact": "zoopress.artifacts.opened",
     "cached": "zoopress.runtimes.cache",
+    "start_or_defer": "zoopress.runtimes.deferred",
     "Runtime": "zoopress.runtimes.runtime",
     "Started": "zoopress.runtimes.runtime",
     "start": "zoopress.runtimes.runtime",

@@ -1,0 +1,1 @@
+"""Runtimes and exporters of other projects' formats, one file each."""

@@ -1,0 +1,195 @@
+"""From an artifact to an ONNX file: captured by `torch.export`, for any batch size and length."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from zoopress.artifacts.opened import Call, Opened
+from zoopress.errors import DeploymentError
+from zoopress.exporters.integer_weights import use_integers
+from zoopress.models.outputs import largest_difference
+from zoopress_plugins.deployment.named_call import Flat, NamedCall, output_names
+from zoopress_plugins.deployment.onnx_readers import open_onnx
+from zoopress_plugins.deployment.onnx_weights import OPSET, DequantizedWeight, move_into_integers
+
+MODEL = "model.onnx"
+_EXTERNAL_BYTES = 1 << 30
+"""A file of ONNX may have 2 GB; what is larger keeps its weights in one beside it."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Which axes of inputs may vary.
+
+    Attributes:
+        samples: whether that which counts samples may.
+        others: whether others may, where the program allows.
+    """
+
+    samples: bool
+    others: bool
+
+
+_TRIES = (Lengths(True, True), Lengths(True, False), Lengths(False, False))
+
+
+def write_onnx(artifact: Opened, folder: Path) -> None:
+    """Write a model into `model.onnx`, for as many numbers of samples and lengths as it allows.
+
+    What it cannot leave open is fixed to the example's, and a warning says so.
+
+    Raises:
+        DeploymentError: if no program can be made of it, naming the operator and the layer.
+    """
+    call = _small(artifact.call("A program follows a call"))
+    module = copy.deepcopy(artifact.module)
+    use_integers(module, DequantizedWeight)
+    named = NamedCall(module, call)
+    names = output_names(call(artifact.module))
+    _check_names(named.names, names)
+    failures: list[str] = []
+    for lengths in _TRIES:
+        try:
+            model = _model(module, named, names, lengths)
+            _save(model, folder / MODEL)
+            _check_lengths(artifact, named, folder / MODEL)
+        except Exception as error:  # of many kinds, few of them public
+            failures.append(_why(error))
+            continue
+        if failures:
+            fixed = "length" if lengths.samples else "number of samples"
+            warnings.warn(
+                f"This model's program is for inputs of the example's {fixed} alone: "
+                f"{failures[-1]}.",
+                stacklevel=2,
+            )
+        return
+    raise DeploymentError(f"No program can be made of this model: {failures[-1]}.")
+
+
+def _small(call: Call) -> Call:
+    """Return a call with few samples, of another number than any other axis has.
+
+    A program that has seen one sample alone holds for one sample alone.
+    """
+    taken: set[int] = set()
+    call.map(lambda tensor: taken.update(tensor.shape[1:]))
+    return call.repeated(next(n for n in range(2, 100) if n not in taken))
+
+
+def _check_names(inputs: list[str], outputs: list[str]) -> None:
+    if same := set(inputs) & set(outputs):
+        raise DeploymentError(
+            f"Inputs and outputs have names in common, which ONNX does not know: {sorted(same)}."
+        )
+
+
+def _model(module: nn.Module, call: NamedCall, outputs: list[str], lengths: Lengths) -> ir.Model:
+    flat = Flat(module, call)
+    tensors = tuple(call.tensors.values())
+    samples = tensors[0].shape[0] if tensors[0].ndim else 0
+    axes = tuple(_axes(tensor, samples, lengths) for tensor in tensors)
+    with torch.no_grad(), _quiet():
+        program = torch.export.export(flat, tensors, dynamic_shapes={"tensors": axes})
+        made = torch.onnx.export(
+            program,
+            input_names=call.names,
+            output_names=outputs,
+            opset_version=OPSET,
+            verbose=False,
+            dynamo=True,
+        )
+    assert made is not None
+    move_into_integers(made.model)
+    return made.model
+
+
+def _axes(tensor: Tensor, samples: int, lengths: Lengths) -> dict[int, Any]:
+    """Return which axes of an input may vary.
+
+    Sizes of images and volumes are left alone: programs for one size are faster, and few models
+    take others.
+    """
+    auto = torch.export.Dim.AUTO
+    axes: dict[int, Any] = {}
+    if lengths.samples and tensor.ndim and tensor.shape[0] == samples:
+        axes[0] = auto
+    if lengths.others and 2 <= tensor.ndim <= 3:
+        axes |= dict.fromkeys(range(1, tensor.ndim), auto)
+    return axes
+
+
+def _save(model: ir.Model, file: Path) -> None:
+    size = sum(
+        value.const_value.nbytes
+        for value in model.graph.initializers.values()
+        if value.const_value is not None
+    )
+    beside = file.with_name(f"{file.name}.data")
+    beside.unlink(missing_ok=True)
+    ir.save(model, file, external_data=beside.name if size > _EXTERNAL_BYTES else None)
+
+
+def _check_lengths(artifact: Opened, call: NamedCall, file: Path) -> None:
+    """Refuse a program that says it takes other lengths, and computes something else for one."""
+    model = ir.load(file)
+    free: dict[str, set[int]] = {
+        str(value.name): {a for a, size in enumerate(value.shape) if not isinstance(size, int)}
+        for value in model.graph.inputs
+        if value.shape is not None
+    }
+    varied = {
+        tensor.shape[axis] for name, tensor in call.tensors.items() for axis in free[name] - {0}
+    }
+    for size in sorted(varied):
+        shorter = {
+            name: _cut(tensor, [a for a in free[name] - {0} if tensor.shape[a] == size])
+            for name, tensor in call.tensors.items()
+        }
+        other = call.call(shorter)
+        try:
+            expected = other(artifact.dense)
+        except Exception:  # the model's own business
+            continue
+        run = open_onnx(file)
+        if not largest_difference(expected, run(shorter)) <= artifact.bound(artifact.dense):
+            raise DeploymentError(f"for {size} places cut to fewer it computes something else")
+
+
+def _cut(tensor: Tensor, axes: list[int]) -> Tensor:
+    for axis in axes:
+        tensor = tensor.narrow(axis, 0, max(1, tensor.shape[axis] * 2 // 3))
+    return tensor
+
+
+def _why(error: Exception) -> str:
+    """Say in a line why a model could not be captured."""
+    deepest: BaseException = error
+    while deepest.__cause__ is not None:
+        deepest = deepest.__cause__
+    return " ".join(f"{type(deepest).__name__}: {deepest}".split())[:400].rstrip(".")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep to itself what torch says while it exports: what it makes is compared."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)

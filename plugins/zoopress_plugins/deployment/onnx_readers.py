@@ -1,0 +1,130 @@
+"""What runs an ONNX file: the libraries that are installed, each as a function of named tensors."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zoopress.errors import DeploymentError
+from zoopress_plugins.deployment.named_call import Run
+
+THREADS = "ZOOPRESS_THREADS"
+"""The environment variable that says how many threads a runtime gets; PyTorch's number if unset."""
+
+
+def threads() -> int:
+    """Return how many threads runtimes get.
+
+    Raises:
+        DeploymentError: if the environment variable is no number.
+    """
+    told = os.environ.get(THREADS)
+    if told is None:
+        return torch.get_num_threads()
+    if not told.isdecimal() or int(told) < 1:
+        raise DeploymentError(f"{THREADS} must be a number of threads such as 4, not {told!r}.")
+    return int(told)
+
+
+def open_onnx(file: Path) -> Run:
+    """Return what runs a file: ONNX Runtime, else OpenVINO, else ONNX's own reference."""
+    if importlib.util.find_spec("onnxruntime"):
+        return open_with_onnxruntime(file)
+    if importlib.util.find_spec("openvino"):
+        return open_with_openvino(file)
+    return _open_with_reference(file)
+
+
+def open_with_onnxruntime(file: Path) -> Run:
+    """Return what runs a file in ONNX Runtime on the CPU, with the integers that are in it."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads()
+    options.log_severity_level = 3
+    if not _rounds_inputs(file):
+        # Else weights would be made floats again in every call.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    session = onnxruntime.InferenceSession(
+        str(file), sess_options=options, providers=["CPUExecutionProvider"]
+    )
+
+    def run(tensors: dict[str, Tensor]) -> list[Tensor]:
+        given = {name: array_of(tensor) for name, tensor in tensors.items()}
+        return [torch.from_numpy(np.asarray(each)) for each in session.run(None, given)]
+
+    return run
+
+
+def open_with_openvino(file: Path) -> Run:
+    """Return what runs a file, of ONNX or OpenVINO, in OpenVINO on the CPU."""
+    compiled = compile_with_openvino(file)
+    request = compiled.create_infer_request()
+
+    def run(tensors: dict[str, Tensor]) -> list[Tensor]:
+        given = {name: array_of(tensor) for name, tensor in tensors.items()}
+        outputs = request.infer(given, share_inputs=True)
+        # The next call writes where these are.
+        return [torch.from_numpy(np.array(outputs[each])) for each in compiled.outputs]
+
+    return run
+
+
+def compile_with_openvino(file: Path, folder: Path | None = None) -> Any:
+    """Return OpenVINO's compiled model of a file, that computes what the file says.
+
+    Args:
+        file: of ONNX or OpenVINO.
+        folder: where compiled models are kept, if they are.
+    """
+    import openvino
+
+    properties: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        # Its own rounding of inputs would come on top of that which was evaluated.
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
+        "KV_CACHE_PRECISION": "f32",
+        "INFERENCE_NUM_THREADS": threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    if folder is not None:
+        properties["CACHE_DIR"] = str(folder)
+    core = openvino.Core()
+    return core.compile_model(core.read_model(str(file)), "CPU", properties)
+
+
+def array_of(tensor: Tensor) -> np.ndarray[Any, Any]:
+    """Return a tensor as an array."""
+    if tensor.dtype == torch.bfloat16:
+        raise DeploymentError("Inputs in bfloat16 are nothing that this runtime takes.")
+    array: np.ndarray[Any, Any] = tensor.contiguous().numpy()
+    return array
+
+
+def _open_with_reference(file: Path) -> Run:
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    session = ReferenceEvaluator(onnx.load(str(file)))
+
+    def run(tensors: dict[str, Tensor]) -> list[Tensor]:
+        given = {name: array_of(tensor) for name, tensor in tensors.items()}
+        found: Sequence[Any] = session.run(None, given)
+        return [torch.from_numpy(np.asarray(each)) for each in found]
+
+    return run
+
+
+def _rounds_inputs(file: Path) -> bool:
+    """Tell whether a file quantizes what its layers are given."""
+    import onnx_ir as ir
+
+    kinds = {node.op_type for node in ir.load(file).graph}
+    return "QuantizeLinear" in kinds

@@ -1,0 +1,159 @@
+"""ONNX: integers stay integers, names stay names, and any batch and length runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import zoopress
+from zoopress.errors import DeploymentError
+from zoopress.exporters import Call, Exported, Opened, export, open_artifact
+from zoopress.models.outputs import largest_difference
+from zoopress.plugins import load_plugins
+from zoopress.runtimes import start
+from zoopress.testing import (
+    check_exporter,
+    check_runtime,
+    models as testing_models,
+    run_chain,
+    tiny_card,
+)
+
+ir = pytest.importorskip("onnx_ir")
+pytest.importorskip("onnxscript")
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("openvino")
+
+PLUGINS = load_plugins()
+OPTIONS: dict[str, dict[str, Any]] = {
+    "cnn": {"bits": 8, "symmetric": True},
+    "lstm": {"bits": 8, "symmetric": False},
+    "transformer": {"bits": 4, "group_size": 16, "symmetric": False},
+}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZOOPRESS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module", params=list(OPTIONS))
+def artifact(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Opened:
+    name, folder = request.param, tmp_path_factory.mktemp(request.param)
+    kind = PLUGINS.technique("weight_quantization")
+    chain = [kind(kind.config_type.model_validate(OPTIONS[name]))]
+    made = run_chain(chain, tiny_card(name, folder), folder / "run", PLUGINS)
+    inputs = torch.rand(3, 3, 16, 16) if name == "cnn" else torch.randint(0, 64, (3, 10))
+    factory = getattr(testing_models, name)
+    return open_artifact(made.artifact, PLUGINS, factory, example=Call.of(inputs))
+
+
+@pytest.fixture(scope="module")
+def exported(artifact: Opened, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    return export("onnx", artifact, tmp_path_factory.mktemp("onnx") / "out", PLUGINS)
+
+
+def test_weights_are_integers_in_the_file_and_the_outputs_are_the_same(
+    artifact: Opened, exported: Exported
+) -> None:
+    assert exported.difference is not None
+    assert exported.difference < 1e-5
+    graph = ir.load(exported.files[0]).graph
+    kinds: dict[str, int] = {}
+    for value in graph.initializers.values():
+        kinds[str(value.dtype)] = kinds.get(str(value.dtype), 0) + value.const_value.size
+    quantized = sum(packed.shape.numel() for packed in packs(artifact))
+    assert quantized > 1000
+    integers = {kind: size for kind, size in kinds.items() if kind.lstrip("U").startswith("INT")}
+    integers.pop("INT64", None)  # shapes
+    # Small weights that are equal are there once.
+    assert 0.95 * quantized < sum(integers.values()) < 1.2 * quantized
+    if packs(artifact)[0].bits == 4:  # all but the table that is looked up in
+        assert integers.get("UINT4", 0) + integers.get("INT4", 0) > 0.8 * quantized
+    # What is left as floats are biases, norms and scales.
+    assert kinds["FLOAT"] < 0.25 * quantized
+
+
+def packs(artifact: Opened) -> list[Any]:
+    from zoopress.models.packing import packed_weights
+
+    return list(packed_weights(artifact.module).values())
+
+
+def test_the_file_runs_without_zoopress_for_other_batches_and_lengths(
+    artifact: Opened, exported: Exported
+) -> None:
+    options = onnxruntime.SessionOptions()
+    # By default it rounds what enters layers of 4 bits to 8.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    session = onnxruntime.InferenceSession(str(exported.files[0]), options)
+    (given,) = session.get_inputs()
+    assert given.name == ("input" if "Sequential" in type(artifact.module).__name__ else "ids")
+    (inputs,) = artifact.call("").arguments
+    for samples, length in ((1, 10), (5, 10), (2, 4), (4, 12)):
+        other = inputs[torch.arange(samples) % 3]
+        if other.ndim == 2:
+            other = other[:, torch.arange(length) % 10]
+        (got,) = session.run(None, {given.name: other.numpy()})
+        expected = Call.of(other)(artifact.dense)
+        assert largest_difference(expected, torch.from_numpy(got)) < artifact.bound(artifact.dense)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_runtimes_compute_what_the_artifact_computes(
+    artifact: Opened, runtime: str, cache: Any
+) -> None:
+    started = start(runtime, artifact, PLUGINS)
+    assert started.difference is not None
+    assert started.difference < 1e-5
+    (inputs,) = artifact.call("").arguments
+    assert (
+        largest_difference(Call.of(inputs[:1])(artifact.module), started.module(inputs[:1])) < 1e-5
+    )
+    with pytest.raises(DeploymentError, match=r"prepared for .*=tensor, and called with"):
+        started.module([inputs])
+
+
+def test_load_takes_the_first_call_for_an_example(
+    artifact: Opened, tmp_path: Path, cache: Any
+) -> None:
+    (inputs,) = artifact.call("").arguments
+    factory: Any = artifact.architecture
+    module = zoopress.load(artifact.folder, factory=factory.factory, runtime="onnxruntime")
+    assert largest_difference(artifact.module(inputs), module(inputs)) < 1e-5
+    assert largest_difference(artifact.module(inputs[:2]), module(inputs[:2])) < 1e-5
+    assert all(parameter.numel() == 0 or parameter.is_meta for parameter in module.parameters())
+
+
+class Several(nn.Module):
+    """Takes two inputs and an option, and gives a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 4)
+        self.second = nn.Linear(5, 4)
+
+    def forward(
+        self, x: Tensor, y: Tensor | None = None, *, scale: float = 1.0
+    ) -> dict[str, Tensor]:
+        total = self.first(x) if y is None else self.first(x) + self.second(y)
+        return {"sum": total * scale, "sign": total > 0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["cnn", "lstm", "transformer"])
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_runtimes_conform(runtime: str, model: str) -> None:
+    check_runtime(runtime, models=(model,))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["cnn", "lstm", "transformer"])
+def test_onnx_conforms(model: str) -> None:
+    check_exporter("onnx", models=(model,))
