@@ -12,6 +12,7 @@ pytestmark = pytest.mark.usefixtures("brief_latency")
 
 EXAMPLES: dict[str, list[dict[str, Any]]] = {
     "batch_norm_folding": [{}],
+    "binarization": [{"bases": 2}, {"weighting": "curvature"}],
     "block_replacement": [
         {"block": "depthwise_separable"},
         {"block": {"name": "depthwise_separable", "multiplier": 3}, "include": ("3.conv*",)},
@@ -57,6 +58,7 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
     "level_quantization": [
         {"grid": "nf4", "group_size": 32},
         {"grid": "power_of_two", "scales": "power_of_two", "weighting": "curvature"},
+        {"grid": "piecewise_linear", "bits": 4},
         {"grid": "fp8_e4m3", "clipping": "none", "kinds": ("linear", "conv", "parameter")},
     ],
     "magnitude_pruning": [
@@ -76,6 +78,11 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
         {"target": {"cosine": 0.8}},
         {"target": {"bits_per_weight": 4}, "sensitivity": "none", "steps": "row"},
         {"target": {"ratio": 4}, "sensitivity": "synthetic", "steps": "tensor"},
+    ],
+    "ternarization": [
+        {},
+        {"threshold": "gaussian", "scale": "tensor", "two_scales": True},
+        {"threshold": "mean", "group_size": 16, "weighting": "inputs"},
     ],
     "truncated_svd": [{"parameters": 0.5}, {"rank": 4}, {"energy": 0.5}],
     "weight_quantization": [

@@ -3,7 +3,7 @@
 Sources: Dettmers et al. 2023, arXiv:2305.14314 (NF4); Micikevicius et al. 2022, arXiv:2209.05433
 (8-bit floats); Rouhani et al. 2023, arXiv:2310.10537 (4-bit floats in groups under scales that are
 powers of two); Miyashita et al. 2016, arXiv:1603.01025 (powers of two); Gong et al. 2021,
-arXiv:2005.08501 (scales by direction, then length).
+arXiv:2005.08501 (scales by direction, then length); Fang et al. 2020, arXiv:2002.00104 (two grids).
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from zoopress.models.weights import Weight
     from zoopress.techniques import Context
 
-Grid = Literal["nf4", "fp4", "fp8_e4m3", "fp8_e5m2", "power_of_two"]
+Grid = Literal["nf4", "fp4", "fp8_e4m3", "fp8_e5m2", "power_of_two", "piecewise_linear"]
+_CHOICE = {"power_of_two": (2, 5), "piecewise_linear": (3, 8)}
 _BITS: dict[str, int] = {"nf4": 4, "fp4": 4, "fp8_e4m3": 8, "fp8_e5m2": 8}
 
 
@@ -37,13 +38,15 @@ class LevelQuantizationConfig(WeightSelection):
     )
     grid: Grid = Field(
         description="the levels: `nf4` (quantiles of normal weights), `fp4` (e2m1), `fp8_e4m3`, "
-        "`fp8_e5m2`, `power_of_two` (and zero)"
+        "`fp8_e5m2`, `power_of_two` (and zero), `piecewise_linear` (two uniform grids, for the "
+        "centre and the tails)"
     )
     bits: int | None = Field(
         default=None,
         ge=2,
-        le=5,
-        description="bits of a code, only of `power_of_two`; there 4 by default",
+        le=8,
+        description="bits of a code: 2 to 5 of `power_of_two`, 3 to 8 of `piecewise_linear`, 4 by "
+        "default; the others have theirs",
     )
     group_size: int | None = Field(
         default=None,
@@ -68,10 +71,14 @@ class LevelQuantizationConfig(WeightSelection):
 
     @model_validator(mode="after")
     def _check(self) -> LevelQuantizationConfig:
-        if self.bits is not None and self.grid != "power_of_two":
+        if self.bits is not None and self.grid in _BITS:
+            raise ValueError(f"{self.grid!r} has {_BITS[self.grid]} bits; leave 'bits' out")
+        low, high = _CHOICE.get(self.grid, (4, 8))
+        if not low <= self.code_bits <= high:
+            raise ValueError(f"'bits' of {self.grid!r} must be {low} to {high}, not {self.bits}")
+        if self.grid == "piecewise_linear" and (self.clipping, self.scales) != ("mse", "bfloat16"):
             raise ValueError(
-                f"'bits' is for 'grid: power_of_two'; {self.grid!r} has {_BITS[self.grid]}. Leave "
-                "'bits' out"
+                "'grid: piecewise_linear' looks for its steps: leave 'clipping' and 'scales' out"
             )
         if self.weighting != "none" and self.clipping == "none":
             raise ValueError("'weighting' has no meaning with 'clipping: none'; take 'mse'")
@@ -110,6 +117,20 @@ def levels_form(
     size = columns if group_size is None else min(group_size, columns)
     found = fit(matrix, named_grid(grid, bits), size, importance, search, power_of_two)
     return packed_levels(found.codes, found.scale, grid, bits, size)
+
+
+def piecewise_form(
+    matrix: Tensor, bits: int, group_size: int | None, importance: Tensor | None = None
+) -> Form:
+    """Return a matrix on two uniform grids, packed; see `grids.piecewise.fit_piecewise`."""
+    from zoopress.coding.bits import pack_codes
+    from zoopress_plugins.quantization.grids.piecewise import fit_piecewise
+
+    size = min(group_size or matrix.shape[1], matrix.shape[1])
+    codes, inner, outer = fit_piecewise(matrix, bits, size, importance)
+    unsigned = (codes.short() & ((1 << bits) - 1)).byte()
+    tensors = {"codes": pack_codes(unsigned, bits), "inner": inner, "outer": outer}
+    return Form("piecewise", {"bits": bits, "group_size": size}, tensors, bits)
 
 
 def packed_levels(
@@ -163,6 +184,9 @@ class LevelQuantization(Technique[LevelQuantizationConfig]):
         importance = importances(config.weighting, model, weights, context, notes)
 
         def form(weight: Weight) -> Form:
+            if config.grid == "piecewise_linear":
+                matrix, costs = weight.matrix(), importance(weight)
+                return piecewise_form(matrix, config.code_bits, config.group_size, costs)
             return levels_form(
                 weight.matrix(),
                 config.grid,
@@ -189,5 +213,8 @@ def zoopress_techniques() -> list[type[LevelQuantization]]:
 
 @hookimpl
 def zoopress_layers() -> dict[str, str]:
-    """Register what artifacts call a weight of levels."""
-    return {"levels": "zoopress_plugins.quantization.forms.levels:LevelsWeight"}
+    """Register what artifacts call a weight of levels, and one on two uniform grids."""
+    return {
+        "levels": "zoopress_plugins.quantization.forms.levels:LevelsWeight",
+        "piecewise": "zoopress_plugins.quantization.forms.piecewise:PiecewiseWeight",
+    }

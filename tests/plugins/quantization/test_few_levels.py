@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import zoopress
+from zoopress.errors import PlanError
 from zoopress.models.packing import PackedWeight, packed_weights
 from zoopress.pipeline.compress import compress
 from zoopress.plugins import load_plugins
@@ -62,6 +63,12 @@ LEVELS = [
     ("{technique: level_quantization, grid: fp8_e4m3}", 8.0),
     ("{technique: level_quantization, grid: fp8_e5m2, clipping: none}", 8.0),
     ("{technique: level_quantization, grid: power_of_two, bits: 3, weighting: inputs}", 3.0),
+    ("{technique: level_quantization, grid: piecewise_linear, bits: 4}", 4.0),
+    ("{technique: binarization}", 1.0),
+    ("{technique: binarization, bases: 3, group_size: 32}", 3.0),
+    ("{technique: binarization, weighting: curvature}", 1.0),
+    ("{technique: ternarization}", 1.6),
+    ("{technique: ternarization, threshold: mean, scale: tensor, two_scales: true}", 1.6),
 ]
 
 
@@ -77,7 +84,7 @@ def test_levels_survive_saving_coding_and_loading(
     assert all(claim.reached >= 0.75 * claim.requested for claim in _claims(result))
 
 
-@pytest.mark.parametrize(("stage", "bits"), LEVELS[:1] + LEVELS[4:])
+@pytest.mark.parametrize(("stage", "bits"), [LEVELS[0], LEVELS[5], LEVELS[9], LEVELS[10]])
 def test_pruned_weights_stay_zero(stage: str, bits: float, tmp_path: Path) -> None:
     stages = f"- {{technique: magnitude_pruning, sparsity: 0.7}}\n- {stage}"
     result, model = compressed(stages, "cnn", tmp_path)
@@ -89,6 +96,12 @@ def test_pruned_weights_stay_zero(stage: str, bits: float, tmp_path: Path) -> No
         zeros = weight.dense_rows(slice(len(mask))) == 0
         assert bool(zeros[~mask.view(zeros.shape)].all())
     assert result.report.last.reload_difference == 0
+
+
+def test_signs_are_refused_after_pruning_in_words(tmp_path: Path) -> None:
+    stages = "- {technique: magnitude_pruning, sparsity: 0.7}\n- {technique: binarization}"
+    with pytest.raises(PlanError, match="mask"):
+        compressed(stages, "cnn", tmp_path)
 
 
 def test_loaded_it_takes_the_packed_size_and_computes_the_same(tmp_path: Path) -> None:

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
+from zoopress_plugins.quantization.grids.groups import in_groups, ungrouped
 from zoopress_plugins.quantization.grids.level_grid import LevelGrid
 from zoopress_plugins.quantization.grids.scales import best_scale
-
-_BLOCK_WEIGHTS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -48,22 +46,9 @@ def fit(
     Raises:
         ValueError: if the matrix holds NaN or infinity.
     """
-    if not bool(matrix.isfinite().all()):
-        raise ValueError("NaN and infinity have no level: leave this weight in floating point")
-    values = matrix.float()
-    costs = values.new_ones(()) if importance is None else importance.to(values)
-    costs = costs.expand(values.shape)
-    if not group_size:
-        scale = best_scale(values.flatten(), grid, costs.flatten(), search, power_of_two)
-        return Fitted(grid.project(values, scale), scale.view(1, 1).bfloat16())
-    columns = values.shape[1]
-    fill = (0, -columns % group_size)
     codes, scales = [], []
-    for some in torch.arange(len(values)).split(max(1, _BLOCK_WEIGHTS // columns)):
-        groups = pad(values[some], fill).view(len(some), -1, group_size)
-        mine = pad(costs[some], fill).view(groups.shape)
-        scale = best_scale(groups, grid, mine, search, power_of_two)
-        found = grid.project(groups, scale[..., None])
-        codes.append(found.view(len(some), -1)[:, :columns])
+    for groups, costs in in_groups(matrix, group_size, importance):
+        scale = best_scale(groups, grid, costs, search, power_of_two)
+        codes.append(grid.project(groups, scale[..., None]).flatten())
         scales.append(scale)
-    return Fitted(torch.cat(codes).contiguous(), torch.cat(scales).bfloat16())
+    return Fitted(ungrouped(torch.cat(codes), *matrix.shape), torch.cat(scales).bfloat16())
