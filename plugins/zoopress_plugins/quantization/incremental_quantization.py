@@ -1,15 +1,16 @@
 """Incremental quantization: weights take shared values a few at a time, while the others train.
 
-Source: Zhou et al. 2017, arXiv:1702.03044 (incremental network quantization); the values are those
-of a codebook in the place of powers of two, and are trained as well: Han et al. 2015,
-arXiv:1510.00149, section 3.3.
+Source: Zhou et al. 2017, arXiv:1702.03044 (incremental network quantization), whose values are
+powers of two; those of a codebook are trained as well: Han et al. 2015, arXiv:1510.00149, section
+3.3.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -26,6 +27,8 @@ from zoopress_plugins.quantization.codebook_quantization import (
     nearest,
     packed_values,
 )
+from zoopress_plugins.quantization.level_quantization import packed_levels
+from zoopress_plugins.quantization.packing_weights import Form, pack_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,6 +44,11 @@ _ZERO = 0
 class IncrementalQuantizationConfig(CodebookQuantizationConfig):
     """How many values, and the training in which weights take them."""
 
+    values: Literal["codebook", "power_of_two"] = Field(
+        default="codebook",
+        description="`codebook`: fitted values, the nearest taken first, trained further; "
+        "`power_of_two`: zero and signed powers of two, the largest weights first, as in the paper",
+    )
     end: float = Field(
         default=0.75,
         gt=0,
@@ -59,7 +67,40 @@ class IncrementalQuantizationConfig(CodebookQuantizationConfig):
     def _check_scope(self) -> IncrementalQuantizationConfig:
         if self.scope == "global":
             raise ValueError("'scope: global' is for 'codebook_quantization'; leave it out")
+        if self.values == "power_of_two":
+            if self.entropy_weight or self.weighting != "none":
+                raise ValueError(
+                    "'entropy_weight' and 'weighting' choose values of a codebook; leave them out "
+                    "with 'values: power_of_two'"
+                )
+            for bits in (self.bits, *self.kind_bits.values()):
+                if not 2 <= bits <= 5:
+                    raise ValueError(f"'values: power_of_two' takes 2 to 5 bits, not {bits}")
         return self
+
+    def bits_of(self, weight: Weight) -> int:
+        """Return the bits of a weight's code."""
+        return self.kind_bits.get(weight.kind, self.bits)
+
+
+def largest_power(weights: Tensor) -> float:
+    """Return the power of two that the largest weights go to: 2^⌊log₂(4s/3)⌋, s the largest.
+
+    Source: Zhou et al. 2017, arXiv:1702.03044, equation 2.
+    """
+    largest = float(weights.abs().max())
+    return 2.0 ** math.floor(math.log2(4 * largest / 3)) if largest else 1.0
+
+
+def power_codebook(weight: Weight, bits: int) -> Codebook:
+    """Return zero and the signed powers of two that a weight may take."""
+    import torch
+
+    from zoopress_plugins.quantization.grids.named import named_grid
+
+    levels = named_grid("power_of_two", bits).levels
+    values = (levels[levels.isfinite()] * largest_power(weight.matrix())).sort().values
+    return Codebook(values, torch.zeros_like(values))
 
 
 def share_means(entries: Tensor, codes: Tensor, otherwise: Tensor) -> Tensor:
@@ -122,6 +163,7 @@ class RisingShare:
                     "out with 'exclude', or 'lora' and its 'learning_rates' out of 'training'."
                 )
         self._weights, self._config = weights, config
+        self._fixed = config.values == "power_of_two"
         self._last = max(1, round(config.end * steps))
         self._step = torch.zeros((), dtype=torch.int64)
         self._codes, self._values, self._bits, self._importances = [], [], [], []
@@ -135,7 +177,7 @@ class RisingShare:
         self._free = [int((codes == _FREE).sum()) for codes in self._codes]
 
     def before_step(self) -> None:
-        """Give all weights of one value the mean of their gradients."""
+        """Give all weights of one value the mean of their gradients, or none if it is fixed."""
         import torch
 
         from zoopress.models.weights import as_matrix
@@ -145,7 +187,10 @@ class RisingShare:
             if gradient is not None:
                 matrix = as_matrix(gradient, weight.output_axis)
                 flat = matrix.flatten().clone()
-                share_means(flat, self._codes[i], torch.zeros_like(self._values[i]))
+                if self._fixed:
+                    flat.masked_fill_(self._codes[i] != _FREE, 0.0)
+                else:
+                    share_means(flat, self._codes[i], torch.zeros_like(self._values[i]))
                 gradient.copy_(weight.from_matrix(flat.view(matrix.shape)))
 
     def after_step(self) -> None:
@@ -159,7 +204,11 @@ class RisingShare:
             for i, weight in enumerate(self._weights):
                 matrix = weight.matrix()
                 flat = matrix.flatten().clone()
-                self._values[i].copy_(share_means(flat, self._codes[i], self._values[i]))
+                if self._fixed:
+                    taken = self._codes[i] != _FREE
+                    flat[taken] = self._values[i][self._codes[i][taken].long()]
+                else:
+                    self._values[i].copy_(share_means(flat, self._codes[i], self._values[i]))
                 if due:
                     left = round(self._free[i] * (1 - sparsity_after(1.0, step / self._last)))
                     self._take(i, flat, left)
@@ -189,7 +238,9 @@ class RisingShare:
         book = Codebook(values, self._bits[index][order])
         found = nearest(weights, importance, book, self._config.entropy_weight)
         error = importance * (weights - values[found]).square()
-        first = error.argsort(stable=True)[: len(free) - left]
+        # The large ones matter most, and the others can make up for them, if values are fixed.
+        order_of = -weights.abs() if self._fixed else error
+        first = order_of.argsort(stable=True)[: len(free) - left]
         codes[free[first]] = order[found[first]].to(codes.dtype)
         flat[free[first]] = values[found[first]]
 
@@ -216,7 +267,14 @@ class IncrementalQuantization(Technique[IncrementalQuantizationConfig]):
         notes: dict[str, Any] = {"left": left} if left else {}
         importance = codebooks.importance(model, weights, context, notes)
         generator = context.generator()
-        books = [codebooks.fit([weight], importance, generator) for weight in weights]
+        powers = config.values == "power_of_two"
+        books = [
+            power_codebook(weight, config.bits_of(weight))
+            if powers
+            else codebooks.fit([weight], importance, generator)
+            for weight in weights
+        ]
+        scales = {weight.name: largest_power(weight.matrix()) for weight in weights}
         importances = [importance(weight) for weight in weights]
         within = replace(
             context, constrain=lambda steps: RisingShare(weights, books, importances, steps, config)
@@ -229,7 +287,19 @@ class IncrementalQuantization(Technique[IncrementalQuantizationConfig]):
             book = Codebook(values, torch.zeros_like(values))
             return packed_values(book), nearest(flat, flat.new_ones(1), book, 0.0)
 
-        packed = codebooks.pack(model, weights, context, choose, notes)
+        def form(weight: Weight) -> Form:
+            from zoopress_plugins.quantization.grids.named import named_grid
+
+            bits, scale = config.bits_of(weight), torch.tensor([[scales[weight.name]]])
+            grid = named_grid("power_of_two", bits)
+            codes = grid.project(weight.matrix(), scale)
+            return packed_levels(codes, scale.bfloat16(), "power_of_two", bits, 0)
+
+        if powers:
+            remedy = "Take fewer bits, or leave this stage out."
+            packed = pack_weights(model, weights, context, form, left, remedy, notes)
+        else:
+            packed = codebooks.pack(model, weights, context, choose, notes)
         return replace(
             packed,
             touched=list(dict.fromkeys([*packed.touched, *trained.touched])),

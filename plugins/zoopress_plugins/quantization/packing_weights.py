@@ -105,9 +105,9 @@ def pack_weights(
         ],
         notes={
             "bits_per_weight": 8 * done.after / done.count,
+            **(notes or {}),
             **({"left": left} if left else {}),
             **({"zeros_that_became_other_values": lost} if lost else {}),
-            **(notes or {}),
         },
     )
 

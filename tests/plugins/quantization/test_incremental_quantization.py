@@ -24,10 +24,12 @@ from zoopress_plugins.quantization.codebook_quantization import (
     CodebookQuantization,
     CodebookQuantizationConfig,
 )
+from zoopress_plugins.quantization.forms.levels import LevelsWeight
 from zoopress_plugins.quantization.incremental_quantization import (
     IncrementalQuantization,
     IncrementalQuantizationConfig,
     RisingShare,
+    power_codebook,
     share_means,
 )
 
@@ -156,6 +158,43 @@ def test_each_layer_holds_as_many_values_as_its_bits_allow(tmp_path: Path, bits:
     for name, weight in decoded(subject).items():
         assert len(weight.unique()) <= 2**bits, name
         assert name in outcome.touched
+
+
+def test_powers_of_two_are_taken_by_the_largest_weights_first_and_stay() -> None:
+    layer = nn.Linear(4, 1, bias=False)
+    (weight,) = Model(layer).weights()
+    with torch.no_grad():
+        weight.parameter.copy_(torch.tensor([[0.49, -0.7, 0.1, 0.0]]))
+    book = power_codebook(weight, 3)
+    # 4 · 0.7 ÷ 3 = 0.93, so the largest power is 2⁻¹.
+    assert book.values.tolist() == [-0.5, -0.25, -0.125, 0, 0.125, 0.25, 0.5]
+    given = config(values="power_of_two", end=1.0, interval=1)
+    rising = RisingShare([weight], [book], [torch.ones(1)], 2, given)
+    rising.after_step()
+    assert weight.parameter.flatten()[:2].tolist() == [0.5, -0.5]
+    weight.parameter.grad = torch.ones(1, 4)
+    rising.before_step()
+    assert weight.parameter.grad[0, :2].tolist() == [0, 0]
+    with torch.no_grad():
+        weight.parameter.add_(0.3)
+    rising.after_step()
+    assert set(weight.parameter.flatten().tolist()) <= set(book.values.tolist())
+    assert weight.parameter.flatten()[:2].tolist() == [0.5, -0.5]
+
+
+def test_powers_of_two_are_packed_as_what_was_trained(tmp_path: Path) -> None:
+    subject = model()
+    outcome = quantize(tmp_path, subject, bits=3, values="power_of_two")
+    assert set(outcome.touched) >= set(decoded(subject))
+    for name, weight in packed_weights(subject.module).items():
+        assert isinstance(weight, LevelsWeight), name
+        sizes = weight.dense()[weight.dense() != 0].abs()
+        assert torch.equal(sizes.log2(), sizes.log2().round())
+        assert len(weight.dense().unique()) <= 7
+    with pytest.raises(ValidationError, match="2 to 5 bits"):
+        config(values="power_of_two", bits=6)
+    with pytest.raises(ValidationError, match="leave them out"):
+        config(values="power_of_two", entropy_weight=0.1)
 
 
 def test_masked_weights_stay_zero(tmp_path: Path) -> None:

@@ -60,7 +60,8 @@ def least_squares_scales(groups: Tensor, codes: Tensor, importance: Tensor, base
     gram = costly.transpose(-1, -2) @ signs
     right = (costly * groups.double()[..., None]).sum(-2)
     solved = torch.linalg.pinv(gram, hermitian=True) @ right[..., None]
-    return solved.squeeze(-1).to(groups.dtype)
+    found: Tensor = solved.squeeze(-1).to(groups.dtype)
+    return found
 
 
 def greedy_scales(groups: Tensor, importance: Tensor, bases: int) -> Tensor:

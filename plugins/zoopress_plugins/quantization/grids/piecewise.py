@@ -78,7 +78,7 @@ def fit_piecewise(
                 inner = stored((end * breakpoint / count).clamp_min(TINY))
                 outer = stored((end * (1 - breakpoint) / (most - count)).clamp_min(TINY))
                 pair = torch.stack([inner, outer])[..., None]
-                found = values_of(project(groups, *pair, bits), *pair, bits)
+                found = values_of(project(groups, pair[0], pair[1], bits), pair[0], pair[1], bits)
                 error = (costs * (found - groups).square()).sum(-1)
                 if best is None or least is None:
                     best, least = pair, error
@@ -87,7 +87,7 @@ def fit_piecewise(
                 best = torch.where(better[None, ..., None], pair, best)
                 least = torch.where(better, error, least)
         assert best is not None
-        codes.append(project(groups, *best, bits).flatten())
+        codes.append(project(groups, best[0], best[1], bits).flatten())
         steps.append(best.squeeze(-1))
     inner, outer = torch.cat(steps, 1).bfloat16()
     return ungrouped(torch.cat(codes), *matrix.shape), inner, outer
