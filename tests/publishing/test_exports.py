@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from hub_server import UploadRules
 from hub_server.fixtures import HubFixture
 from language_models import PLUGINS, decoder_card
+from text_models import save_model
 from without_zoopress import run_without_zoopress
 from zoopress.cards import Card
 from zoopress.commands.cli import main
@@ -200,3 +201,72 @@ def test_a_refusal_on_the_command_line_sends_nothing(
     assert "'gguf_q4_k' cannot write this model" in told
     assert "Traceback" not in told
     assert not [r for r in alice.requests if r.method in ("POST", "PUT")]
+
+
+def encoder_card(folder: Path) -> Card:
+    """Save a tiny sentence encoder in the layout of sentence-transformers, and return its card."""
+    place = folder / "encoder"
+    save_model(place, "BertModel")
+    kinds = (("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize"))
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(kinds)
+    ]
+    (place / "modules.json").write_text(json.dumps(modules))
+    pooling = {"word_embedding_dimension": 16, "pooling_mode_mean_tokens": True}
+    (place / "1_Pooling").mkdir()
+    (place / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    (place / "sentence_bert_config.json").write_text('{"max_seq_length": 32}')
+    texts = folder / "texts.txt"
+    texts.write_text("\n".join(" ".join("abcdefghijklmnop"[n : n + 5]) for n in range(11)))
+    return Card.model_validate(
+        {
+            "name": "encoder",
+            "license": "mit",
+            "source": f"path:{place}",
+            "task": "sentence-similarity",
+            "data": {"text": str(texts), "evaluation_samples": 4, "calibration_samples": 2},
+        }
+    )
+
+
+def test_sentence_encoders_have_their_transformer_where_libraries_look(
+    alice: HubFixture, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    card = encoder_card(tmp_path)
+    kind = PLUGINS.technique("weight_quantization")
+    run_chain([kind(kind.config_type(bits=8))], card, tmp_path / "run", PLUGINS)
+    release = open_release(tmp_path / "run", PLUGINS)
+    (tmp_path / "made").mkdir()
+    exports = make_exports(["onnx"], release, card, tmp_path / "made", PLUGINS)
+    push(Hub(), release, REPO, PushOptions(exports=exports))
+    files = alice.files(REPO)
+    assert files["onnx/model.onnx"] == files["onnx/model_qint8_avx512_vnni.onnx"]
+    snippets = python_of(files["README.md"].decode())
+    assert f'"{REPO}", backend="onnx"' in snippets[0]
+    script = """
+import sys
+import torch
+from safetensors.torch import load_file, save_file
+
+exec(open(sys.argv[1] + "/snippet.py").read())
+given = load_file(sys.argv[1] + "/given.safetensors")
+hidden = session.run(["last_hidden_state"], {name: given[name].numpy() for name in inputs})[0]
+save_file({"hidden": torch.from_numpy(hidden)}, sys.argv[1] + "/hidden.safetensors")
+"""
+    (tmp_path / "snippet.py").write_text(snippets[1])
+    ids = torch.randint(5, 20, (3, 7))
+    ones = torch.ones_like(ids)
+    given = {"input_ids": ids, "attention_mask": ones, "token_type_ids": torch.zeros_like(ids)}
+    save_file(given, tmp_path / "given.safetensors")
+    run_without_zoopress(
+        script, tmp_path, HF_HUB_OFFLINE="0", HF_ENDPOINT=alice.endpoint, HF_HOME=str(tmp_path)
+    )
+    module = reload_artifact(release.folder, card, PLUGINS).module
+    unpack(module, "all")
+    with torch.no_grad():
+        expected = module.transformer(**given).last_hidden_state
+    found = load_file(tmp_path / "hidden.safetensors")["hidden"]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
