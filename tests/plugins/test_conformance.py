@@ -11,6 +11,10 @@ from zoopress.testing.conformance import check_hash_seed
 pytestmark = pytest.mark.usefixtures("brief_latency")
 
 EXAMPLES: dict[str, list[dict[str, Any]]] = {
+    "admm_quantization": [
+        {"training": {"steps": 4}, "interval": 2},
+        {"training": {"steps": 4}, "grid": "power_of_two", "bits": 4, "scale": "tensor"},
+    ],
     "batch_norm_folding": [{}],
     "binarization": [{"bases": 2}, {"weighting": "curvature"}],
     "block_replacement": [
@@ -30,6 +34,7 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
         {"steps": 3, "losses": [{"loss": "l1", "weight": 1e-4}, {"loss": "kl_divergence"}]},
     ],
     "float_precision": [{}, {"dtype": "float16"}],
+    "focused_quantization": [{"bits": 4}],
     "gradual_pruning": [
         {"sparsity": 0.6, "training": {"steps": 4}, "interval": 2},
         {
@@ -85,6 +90,10 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
         {"threshold": "mean", "group_size": 16, "weighting": "inputs"},
     ],
     "truncated_svd": [{"parameters": 0.5}, {"rank": 4}, {"energy": 0.5}],
+    "vector_quantization": [
+        {"length": 4, "bits": 4},
+        {"bits": 3, "weighting": "inputs", "correction": True},
+    ],
     "weight_quantization": [
         {"bits": 8},
         {"bits": 4, "group_size": 32, "symmetric": False},

@@ -69,6 +69,9 @@ LEVELS = [
     ("{technique: binarization, weighting: curvature}", 1.0),
     ("{technique: ternarization}", 1.6),
     ("{technique: ternarization, threshold: mean, scale: tensor, two_scales: true}", 1.6),
+    ("{technique: vector_quantization, length: 4, bits: 4, kinds: [linear, conv]}", 1.0),
+    ("{technique: vector_quantization, bits: 6, weighting: inputs, correction: true}", 3.0),
+    ("{technique: focused_quantization, bits: 4}", 4.0),
 ]
 
 
@@ -96,6 +99,31 @@ def test_pruned_weights_stay_zero(stage: str, bits: float, tmp_path: Path) -> No
         zeros = weight.dense_rows(slice(len(mask))) == 0
         assert bool(zeros[~mask.view(zeros.shape)].all())
     assert result.report.last.reload_difference == 0
+
+
+def test_two_humps_of_a_pruned_layer_are_told_and_stay_pruned(tmp_path: Path) -> None:
+    stages = """
+- {technique: magnitude_pruning, sparsity: 0.8}
+- {technique: focused_quantization, bits: 5}
+"""
+    result, model = compressed(stages, "cnn", tmp_path)
+    packed = packed_weights(model.module)
+    notes = result.report.stages[1].notes["separation_of_humps"]
+    assert set(notes) == set(packed)
+    assert max(notes.values()) > 2
+    for name, weight in packed.items():
+        assert float((weight.dense() == 0).float().mean()) > 0.5, name
+
+
+def test_fixed_point_factors_are_a_recipe(tmp_path: Path) -> None:
+    stages = """
+- {technique: truncated_svd, parameters: 0.6, kinds: [linear]}
+- {technique: weight_quantization, bits: 4, kinds: [linear], group_size: 8}
+"""
+    result, model = compressed(stages, "transformer", tmp_path)
+    assert result.report.last.reload_difference == 0
+    assert any("factor" in type(m).__name__.lower() for m in model.module.modules())
+    assert packed_weights(model.module)
 
 
 def test_signs_are_refused_after_pruning_in_words(tmp_path: Path) -> None:
