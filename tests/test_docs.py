@@ -430,7 +430,7 @@ def test_pages_for_authors_run(page: str, tmp_path: Path, tools: WarmProcess) ->
     make_desk(tmp_path / "desk", tmp_path / "store", False, tools).run_page(DOCS / page)
 
 
-@pytest.mark.parametrize("hook", ["criteria", "losses", "blocks"])
+@pytest.mark.parametrize("hook", ["criteria", "losses", "blocks", "rounders"])
 def test_what_a_config_chooses_by_name_is_documented_with_its_options(hook: str) -> None:
     page = (DOCS / "criteria-losses-blocks.md").read_text(encoding="utf-8")
     rows = {row.split("`")[1]: row for row in page.splitlines() if row.startswith("| `")}

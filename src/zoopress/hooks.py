@@ -38,6 +38,7 @@ Registry = Literal[
     "criteria",
     "losses",
     "blocks",
+    "rounders",
 ]
 """What plugins register by name, as "module:attribute"."""
 
@@ -56,6 +57,7 @@ BASES: dict[Registry, str | None] = {
     "criteria": "zoopress.techniques:Criterion",
     "losses": "zoopress.training.loss:Loss",
     "blocks": "zoopress.techniques:Block",
+    "rounders": "zoopress.techniques:Rounder",
 }
 """The class that what is registered must be below; None for functions."""
 
@@ -175,6 +177,11 @@ class HookSpecs:
     @hookspec
     def zoopress_blocks(self) -> Mapping[str, str]:
         """Return what can take a module's place, name to "module:Class" of a `Block` subclass."""
+        raise AssertionError("a specification is never called")
+
+    @hookspec
+    def zoopress_rounders(self) -> Mapping[str, str]:
+        """Return how weights are rounded to a grid, name to "module:Class" below `Rounder`."""
         raise AssertionError("a specification is never called")
 
     @hookspec

@@ -1,7 +1,9 @@
-"""Weight-only quantization: round to nearest on a uniform grid, per row or per group of a row.
+"""Weight-only quantization: round to a uniform grid, per row or per group of a row.
 
-Sources: Jacob et al. 2018, arXiv:1712.05877, section 2.1 (the affine grid); Banner et al. 2019,
-arXiv:1810.05723 (clipping chosen by mean squared error).
+Which point of the grid a weight is rounded to, the nearest or a better one, is a rounder's to say.
+
+Sources: Jacob et al. 2018, arXiv:1712.05877, section 2.1 (the affine grid); those of rounders stand
+in their files, `rounding/`.
 """
 
 from __future__ import annotations
@@ -10,9 +12,18 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from zoopress.errors import StageError
+from zoopress.errors import PluginError, StageError
 from zoopress.plugins import hookimpl
-from zoopress.techniques import MATRICES, Claim, Effects, Kind, Outcome, Technique, WeightSelection
+from zoopress.techniques import (
+    MATRICES,
+    Claim,
+    Effects,
+    Kind,
+    Outcome,
+    RounderChoice,
+    Technique,
+    WeightSelection,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,9 +36,16 @@ if TYPE_CHECKING:
 
 _MILD_BITS = 7
 """From so many on, ranges of activations stay what they are."""
-_CLIPPINGS = tuple(1 - 0.04 * step for step in range(11))
 _AT_ONCE = 1 << 22
 """Weights that are rounded together."""
+_NEAREST = "nearest"
+_ROUNDERS = {
+    "adaquant": "AdaQuant",
+    "adaround": "AdaRound",
+    "gptq": "Gptq",
+    "hqq": "Hqq",
+    "nearest": "Nearest",
+}
 
 
 class WeightQuantizationConfig(WeightSelection):
@@ -49,12 +67,21 @@ class WeightQuantizationConfig(WeightSelection):
         default="mse",
         description="whether the grid spans all weights, or the range with the least squared error",
     )
+    rounding: RounderChoice = Field(
+        default=RounderChoice(name=_NEAREST),
+        description="how weights are rounded: a name, or {name: NAME, …} with options",
+    )
+    keep_zeros: bool = Field(
+        default=True,
+        description="whether weights that are zero stay so, though no stage of the recipe pruned "
+        "them",
+    )
 
 
 def quantize(
     matrix: Tensor, bits: int, group_size: int | None, symmetric: bool, clipping: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Round a matrix to a uniform grid for each group of a row.
+    """Round a matrix to the nearest points of a uniform grid for each group of a row.
 
     Zero is always on the grid, so pruned weights stay zero.
 
@@ -69,58 +96,13 @@ def quantize(
         codes [out, in], uint8: two's complement in `bits` bits if symmetric, else unsigned;
         scale [out, groups], bfloat16; zero_point [out, groups], uint8, None if symmetric.
     """
-    import torch
-    from torch.nn.functional import pad
+    from zoopress.techniques.rounder import Matrix
+    from zoopress_plugins.quantization.rounding.uniform_grid import nearest, stored
+    from zoopress_plugins.quantization.rounding.work import in_parts, joined_codes
 
-    rows, columns = matrix.shape
-    most = max(1, _AT_ONCE // max(1, columns))
-    if rows > most:  # rows know nothing of each other, and what is made of all takes much
-        parts = [
-            quantize(some, bits, group_size, symmetric, clipping) for some in matrix.split(most)
-        ]
-        codes, scales, zeros = zip(*parts, strict=True)
-        return torch.cat(codes), torch.cat(scales), None if symmetric else torch.cat(zeros)
-    size = min(group_size or columns, columns)
-    groups = pad(matrix.float(), (0, -columns % size)).view(rows, -1, size)
-    highest = groups.amax(-1).clamp(min=0)
-    lowest = groups.amin(-1).clamp(max=0)
-    best: tuple[Tensor, Tensor, Tensor] | None = None
-    for factor in _CLIPPINGS if clipping else (1.0,):
-        low, high = lowest * factor, highest * factor
-        if symmetric:
-            scale = torch.maximum(high, -low) / (2 ** (bits - 1) - 1)
-        else:
-            scale = (high - low) / (2**bits - 1)
-        # Rounded to bfloat16 before any weight is: so storing it there costs nothing. Only then
-        # compared with 0, which the scale of subnormal weights becomes.
-        scale = scale.bfloat16().float()
-        scale = torch.where(scale > 0, scale, 1.0)
-        if symmetric:
-            zero = torch.zeros_like(scale)
-            limits = (-(2 ** (bits - 1)) + 1, 2 ** (bits - 1) - 1)
-        else:
-            zero = (-low / scale).round().clamp(0, 2**bits - 1)
-            limits = (0, 2**bits - 1)
-        levels = ((groups / scale[..., None]).round() + zero[..., None]).clamp(*limits)
-        error = ((levels - zero[..., None]) * scale[..., None] - groups).square().sum(-1)
-        if best is None:
-            best, least = (levels, scale, zero), error
-        else:
-            better = error < least
-            least = torch.where(better, error, least)
-            best = (
-                torch.where(better[..., None], levels, best[0]),
-                torch.where(better, scale, best[1]),
-                torch.where(better, zero, best[2]),
-            )
-    assert best is not None
-    levels, scale, zero = best
-    codes = levels.view(rows, -1)[:, :columns].to(torch.int16) & (2**bits - 1)
-    return (
-        codes.to(torch.uint8).contiguous(),
-        scale.bfloat16(),
-        None if symmetric else zero.to(torch.uint8),
-    )
+    size = min(group_size or matrix.shape[1], matrix.shape[1])
+    whole = Matrix("", matrix, bits, size, symmetric, clipping)
+    return joined_codes([stored(nearest(some), bits) for some in in_parts(whole, _AT_ONCE)])
 
 
 class WeightQuantization(Technique[WeightQuantizationConfig]):
@@ -130,6 +112,12 @@ class WeightQuantization(Technique[WeightQuantizationConfig]):
     family = "quantization"
     config_type = WeightQuantizationConfig
     weight_by_weight = True
+
+    def __init__(self, config: WeightQuantizationConfig) -> None:
+        super().__init__(config)
+        if _needs_inputs(config.rounding):
+            # Of the stage, not of the class: to the nearest is rounded without data.
+            self.__dict__.update(needs=frozenset({"calibration"}), weight_by_weight=False)
 
     def effects(self) -> Effects:
         """Require float weights, and leave none of the kinds it works on."""
@@ -144,20 +132,20 @@ class WeightQuantization(Technique[WeightQuantizationConfig]):
         """Pack the selected weights."""
         from zoopress.coding.bits import pack_codes
         from zoopress.models.packing import packed_weights
+        from zoopress_plugins.quantization.rounding.work import Grid, Work, measured_inputs
 
         config = self.config
         weights, left = config.fitting(model)
         weights = self._worth_it(weights, left)
         before = sum(weight.parameter.nbytes for weight in weights)
         count = sum(weight.parameter.numel() for weight in weights)
+        rounder = config.rounding.make(context.plugins)
+        grid = Grid(config.bits, config.group_size, config.symmetric, config.clipping == "mse")
+        work = Work(rounder, grid, config.keep_zeros, context.seed)
+        seen = measured_inputs(model, weights, context) if rounder.needs_inputs else {}
         for weight in context.track(weights):
-            codes, scale, zero_point = quantize(
-                weight.matrix(),
-                config.bits,
-                config.group_size,
-                config.symmetric,
-                config.clipping == "mse",
-            )
+            mask = model.masks.get(weight.name)
+            codes, scale, zero_point = work.codes(weight, mask, seen.get(weight.name), _AT_ONCE)
             tensors = {"codes": pack_codes(codes, config.bits), "scale": scale}
             if zero_point is not None:
                 tensors["zero_point"] = zero_point
@@ -169,14 +157,18 @@ class WeightQuantization(Technique[WeightQuantizationConfig]):
             model.pack(weight, "quantized", arguments, tensors)
         packed = packed_weights(model.module)
         after = sum(buffer.nbytes for weight in weights for buffer in packed[weight.name].buffers())
-        saved, stored = (8 * (before - after) / count, 8 * after / count)
+        saved, per_weight = (8 * (before - after) / count, 8 * after / count)
         return Outcome(
             touched=[weight.name for weight in weights],
             claims=[
                 # A quarter of the saving may go into scales, zero points and rows padded to bytes.
                 Claim("bits saved per weight", 8 * before / count - config.bits, saved, 0.25)
             ],
-            notes={"bits_per_weight": stored, **({"left": left} if left else {})},
+            notes={
+                "bits_per_weight": per_weight,
+                **({"left": left} if left else {}),
+                **work.notes(),
+            },
         )
 
     def _worth_it(self, weights: Sequence[Weight], left: dict[str, str]) -> list[Weight]:
@@ -211,6 +203,16 @@ class WeightQuantization(Technique[WeightQuantizationConfig]):
         return largest // 2 + 7 * min(largest, 4 * _AT_ONCE)
 
 
+def _needs_inputs(choice: RounderChoice) -> bool:
+    """Tell whether a rounder has to know of inputs; False if it is not known here."""
+    if choice.name == _NEAREST:
+        return False  # without looking for plugins
+    try:
+        return bool(choice.kind().needs_inputs)
+    except PluginError:
+        return False
+
+
 @hookimpl
 def zoopress_techniques() -> list[type[WeightQuantization]]:
     """Register the technique."""
@@ -221,3 +223,10 @@ def zoopress_techniques() -> list[type[WeightQuantization]]:
 def zoopress_layers() -> dict[str, str]:
     """Register what artifacts call a quantized weight."""
     return {"quantized": "zoopress_plugins.quantization.forms.quantized:QuantizedWeight"}
+
+
+@hookimpl
+def zoopress_rounders() -> dict[str, str]:
+    """Register the rounders, each in the file of its name."""
+    package = "zoopress_plugins.quantization.rounding"
+    return {name: f"{package}.{name}:{kind}" for name, kind in _ROUNDERS.items()}

@@ -14,6 +14,12 @@ from zoopress.techniques.criterion import (
     UnitCriterion as UnitCriterion,
     WeightCriterion as WeightCriterion,
 )
+from zoopress.techniques.rounder import (
+    Matrix as Matrix,
+    Rounded as Rounded,
+    Rounder as Rounder,
+    RounderChoice as RounderChoice,
+)
 from zoopress.techniques.scope import (
     EVERYTHING as EVERYTHING,
     Scope as Scope,

@@ -17,6 +17,7 @@ from zoopress.testing.entropy_coders import (
     check_entropy_coder as check_entropy_coder,
 )
 from zoopress.testing.losses import check_loss as check_loss
+from zoopress.testing.rounders import check_rounder as check_rounder
 from zoopress.testing.tiny import (
     artifact_bytes as artifact_bytes,
     context_for as context_for,

@@ -38,6 +38,7 @@ from zoopress.testing.criteria import check_criterion
 from zoopress.testing.deployment import check_exporter, check_runtime
 from zoopress.testing.entropy_coders import check_entropy_coder
 from zoopress.testing.losses import check_loss
+from zoopress.testing.rounders import check_rounder
 from zoopress.testing.tiny import tiny_card
 
 TINY = "the tiny models"
@@ -267,6 +268,7 @@ CHECKS: dict[str, Callable[[Request, str], Iterator[Step]]] = {
     "criterion": _chosen("criterion", check_criterion),
     "loss": _chosen("loss", check_loss),
     "block": _chosen("block", check_block),
+    "rounder": _chosen("rounder", check_rounder),
     "gate": _gate,
     "command": _command,
     "card": _card,

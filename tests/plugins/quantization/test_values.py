@@ -30,6 +30,7 @@ class Alone:
     """As much of a context as techniques use that look at weights alone."""
 
     seed = 0
+    plugins = PLUGINS
 
     def track(self, items: Iterable[Any]) -> Iterable[Any]:
         return items

@@ -30,6 +30,9 @@ PLUGINS = load_plugins()
 class Tracking:
     """As much of a context as the technique uses."""
 
+    plugins = PLUGINS
+    seed = 0
+
     def track(self, items: list[object]) -> list[object]:
         return items
 
