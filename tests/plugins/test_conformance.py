@@ -11,6 +11,12 @@ from zoopress.testing.conformance import check_hash_seed
 pytestmark = pytest.mark.usefixtures("brief_latency")
 
 EXAMPLES: dict[str, list[dict[str, Any]]] = {
+    "activation_quantization": [
+        {},
+        {"mode": "dynamic", "correct_biases": True},
+        {"per": "channel", "bits": 6, "observer": "aciq"},
+    ],
+    "activation_smoothing": [{}],
     "admm_quantization": [
         {"training": {"steps": 4}, "interval": 2},
         {"training": {"steps": 4}, "grid": "power_of_two", "bits": 4, "scale": "tensor"},
@@ -90,6 +96,7 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
         {"threshold": "mean", "group_size": 16, "weighting": "inputs"},
     ],
     "truncated_svd": [{"parameters": 0.5}, {"rank": 4}, {"energy": 0.5}],
+    "weight_equalization": [{}],
     "vector_quantization": [
         {"length": 4, "bits": 4},
         {"bits": 3, "weighting": "inputs", "correction": True},

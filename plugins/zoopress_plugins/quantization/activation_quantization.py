@@ -89,6 +89,11 @@ class ActivationQuantizationConfig(Config):
         description="1 − mean cosine of the outputs with and without, at most",
     )
 
+    correct_biases: bool = Field(
+        default=False,
+        description="whether layers' biases take back what rounding shifts in their mean outputs",
+    )
+
     @model_validator(mode="after")
     def _go_together(self) -> Self:
         if self.mode == "static" and self.per == "token":
@@ -152,6 +157,7 @@ class ActivationQuantization(Technique[ActivationQuantizationConfig]):
 
     def apply(self, model: Model, context: Context) -> Outcome:
         """Choose ranges, measure harm, and put grids before the layers that bear them."""
+        from zoopress_plugins.quantization.activations.bias_correction import correct_biases
         from zoopress_plugins.quantization.activations.damage import Harm, bearable
         from zoopress_plugins.quantization.activations.inputs import seen_by, some_samples
         from zoopress_plugins.quantization.activations.synthetic import calibration_inputs
@@ -224,7 +230,15 @@ class ActivationQuantization(Technique[ActivationQuantizationConfig]):
             "calibration_samples": sum(map(_length, batches)),
             "harm_of_each": _rounded(alone),
         }
-        return Outcome(touched=names, shrinks=False, notes=notes)
+        touched = list(names)
+        if config.correct_biases:
+            assert context.teacher is not None, "a stage's context has a teacher"
+            context.progress("correcting biases")
+            biases, without = correct_biases(model, context.teacher(None), context.call, batches)
+            touched += biases
+            notes["biases_corrected"] = len(biases)
+            notes |= {"biases_left": without} if without else {}
+        return Outcome(touched=touched, shrinks=False, notes=notes)
 
     def _select(self, model: Model, left: dict[str, str]) -> dict[str, nn.Module]:
         """Return the layers to work on by name.

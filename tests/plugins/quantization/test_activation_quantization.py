@@ -15,7 +15,7 @@ from zoopress.models.input_grid import InputGrid, input_grids
 from zoopress.models.model import Model
 from zoopress.plugins import load_plugins
 from zoopress.techniques import Context, Outcome
-from zoopress.testing import check_technique, run_chain, tiny_card
+from zoopress.testing import run_chain, tiny_card
 from zoopress.testing.tiny import built, context_for, reload_artifact
 from zoopress_plugins.pruning.neuron_pruning import NeuronPruning, NeuronPruningConfig
 from zoopress_plugins.quantization.activation_quantization import (
@@ -147,12 +147,6 @@ def test_fixed_point_scales_hold_the_range() -> None:
 
 
 # The technique.
-
-
-@pytest.mark.slow  # at its defaults it is held to the rules as all techniques are
-@pytest.mark.parametrize("config", [{"mode": "dynamic"}, {"per": "channel", "bits": 6}])
-def test_it_conforms(config: dict[str, Any]) -> None:
-    check_technique(technique(**config))
 
 
 @pytest.mark.parametrize("name", ["cnn", "lstm"])
