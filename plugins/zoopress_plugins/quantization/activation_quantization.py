@@ -83,7 +83,7 @@ class ActivationQuantizationConfig(Config):
         "max_harm: they keep their inputs as they are, or the stage fails and names them",
     )
     max_harm: float = Field(
-        default=0.002,
+        default=0.001,
         gt=0,
         le=1,
         description="1 − mean cosine of the outputs with and without, at most",
