@@ -23,7 +23,7 @@ from small_zoo import write_zoo
 from zoopress.errors import InputError
 from zoopress.progress import Event, Reporter, terminal, zoo_board
 from zoopress.progress.boards import Board, LiveBoard, PlainBoard
-from zoopress.progress.displays import JsonDisplay, LiveDisplay, PlainDisplay
+from zoopress.progress.displays import JsonDisplay, LiveDisplay, PlainDisplay, Row
 
 
 def console(stream: StringIO) -> Console:
@@ -383,3 +383,19 @@ def test_who_asked_for_silence_hears_what_is_loud_all_the_same(
     reporter.warn("mind")
     reporter.warn("stop", loud=True)
     assert capsys.readouterr().err == "WARNING: stop\n"
+
+
+def test_time_left_is_told_from_the_items_of_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("zoopress.progress.displays.time.monotonic", lambda: now[0])
+    row = Row("stage", started=0.0)
+    for done in range(1, 51):  # what an earlier run had done
+        row.advance({"text": f"weight {done}", "fraction": done / 200})
+    assert row.left == ""
+    for done in range(51, 101):
+        now[0] += 10.0
+        row.advance({"text": f"weight {done}", "fraction": done / 200})
+    assert row.left == "about 16 min 40 s left"  # a hundred of ten seconds each
+    assert str(row) == "stage: 8 min 20 s, 50%, about 16 min 40 s left, weight 100"
+    row.advance({"text": "evaluating", "fraction": None})
+    assert row.left == ""

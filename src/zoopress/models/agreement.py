@@ -14,6 +14,8 @@ from zoopress.models.packing import PackedWeight
 ROWS = (1, 4, 17, 65)
 """Numbers of rows at which products are compared: kernels are for few, up to bounds of theirs."""
 
+_DOUBLES = 1 << 22
+
 # Float32 sums of products, of any order, against their exact ones: relative to the absolute
 # products. An input rounded to 16 bits is off by 300 times as much.
 _SUMS = 64 * torch.finfo(torch.float32).eps
@@ -49,7 +51,7 @@ def disagreement(
         What is wrong, None if nothing is.
     """
     with torch.no_grad():
-        dense = packed.dense().double()
+        dense = packed.dense()
         input = input[torch.arange(max(ROWS), device=input.device) % len(input)]
         for dtype in dtypes:
             cast = input.to(dtype)
@@ -86,17 +88,18 @@ def wrong_rows(packed: PackedWeight) -> str | None:
 def _wrong_in(
     packed: PackedWeight, dense: Tensor, input: Tensor, bias: Tensor | None
 ) -> str | None:
-    exact = F.linear(input.double(), dense, None if bias is None else bias.double())
     plain = F.linear(input, dense.to(input.dtype), bias)
     if not bool(plain.isfinite().all()):
         return None
-    absolute = F.linear(
-        input.double().abs(), dense.abs(), None if bias is None else bias.abs().double()
-    )
+    wide = input.double()
+    exact = _in_doubles(dense, lambda rows: F.linear(wide, rows))
+    absolute = _in_doubles(dense, lambda rows: F.linear(wide.abs(), rows.abs()))
+    rounded = _in_doubles(dense, lambda rows: F.linear(wide.square(), rows.square())).sqrt()
+    if bias is not None:
+        exact, absolute = exact + bias.double(), absolute + bias.abs().double()
     step = torch.finfo(input.dtype).eps
     # A kernel may take weights as they are before they are rounded to the type of the dense weight.
     anew = 2 * torch.finfo(packed.dtype).eps
-    rounded = F.linear(input.double().square(), dense.square()).sqrt()
     for rows in ROWS:
         some = slice(rows)
         allowed = (
@@ -121,6 +124,12 @@ def _wrong_in(
                     "product may lose. It must round neither inputs nor sums more than that product"
                 )
     return None
+
+
+def _in_doubles(dense: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return [rows, out] of a weight [out, in], some of it in double precision at a time."""
+    most = max(1, _DOUBLES // max(1, dense.shape[1]))
+    return torch.cat([product(rows.double()) for rows in dense.split(most)], -1)
 
 
 def _layouts(input: Tensor, all: bool) -> Iterator[tuple[str, Tensor]]:

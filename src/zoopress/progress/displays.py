@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TextIO
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 FIRST_BEAT_SECONDS, BEAT_SECONDS = 10.0, 30.0
 """When a step that goes on gets a plain line of its own, and how often after that."""
+_LATELY, _FEWEST, _LEAST_LEFT = 32, 4, 30.0
+"""Of how many items, and how few, time left is told, and how many seconds are worth a word."""
 
 
 @dataclass
@@ -29,10 +32,17 @@ class Row:
     item: str = ""
     fraction: float | None = None
     started: float = field(default_factory=time.monotonic)
+    _lately: deque[tuple[float, float]] = field(
+        default_factory=lambda: deque(maxlen=_LATELY), repr=False
+    )
 
     def advance(self, event: Event) -> None:
         """Take in an event "progress"."""
         self.item, self.fraction = str(event.get("text", "")), event.get("fraction")
+        if self.fraction is None or (self._lately and self.fraction < self._lately[-1][1]):
+            self._lately.clear()  # another part of the step
+        if self.fraction is not None:
+            self._lately.append((time.monotonic(), self.fraction))
 
     @property
     def seconds(self) -> float:
@@ -43,8 +53,21 @@ class Row:
         """How much is done; empty if that is not known."""
         return "" if self.fraction is None else f"{self.fraction:.0%}"
 
+    @property
+    def left(self) -> str:
+        """About how much time is left, as things went lately; empty if it is little or unknown.
+
+        What a killed run had done goes by in a moment, and tells nothing of the rest.
+        """
+        if len(self._lately) < _FEWEST:
+            return ""
+        (start, before), (now, fraction) = self._lately[0], self._lately[-1]
+        gone = fraction - before
+        seconds = (1 - fraction) * (now - start) / gone - (time.monotonic() - now) if gone else 0.0
+        return f"about {show_seconds(seconds)} left" if seconds >= _LEAST_LEFT else ""
+
     def __str__(self) -> str:
-        parts = (show_seconds(self.seconds), self.percent, self.item)
+        parts = (show_seconds(self.seconds), self.percent, self.left, self.item)
         return f"{self.title}: {', '.join(part for part in parts if part)}"
 
 
@@ -185,7 +208,8 @@ def rows_table(rows: Iterable[Row]) -> RenderableType:
             animation_time=time.monotonic(),
         )
         item = Text(row.item, style="dim", no_wrap=True, overflow="ellipsis")
-        texts = (Text(row.percent), Text(show_seconds(row.seconds)), item)
+        taken = ", ".join(filter(None, (show_seconds(row.seconds), row.left)))
+        texts = (Text(row.percent), Text(taken), item)
         table.add_row(Text(row.title), bar, *texts)
     return table
 
