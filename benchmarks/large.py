@@ -111,3 +111,101 @@ def _write_tensor(stream: Any, shape: tuple[int, ...], drawn: Any, seed: int) ->
         some = halves[: min(left, halves.size)]
         stream.write(np.roll(some, int(generator.integers(some.size))).data)
         left -= some.size
+
+
+def settings_of(total: int) -> dict[str, Any]:
+    """Return the config of a llama of about so many bytes, at least a small one."""
+    width = 4096 if total > 2_000_000_000 else 512
+    vocabulary = 32_000 if width == 4096 else 2_000
+    one, none = (
+        sum(2 * int(np.prod(shape)) for shape in tensors(config(n, width, vocabulary)).values())
+        for n in (1, 0)
+    )
+    return config(max(2, round((total - none) / (one - none))), width, vocabulary)
+
+
+def measure(folder: Path, name: str, memory: str) -> dict[str, Any]:
+    """Compress the checkpoint by a recipe; tell seconds, peaks of memory, and the report's word."""
+    card = {
+        "name": "llama",
+        "source": f"path:{folder / 'checkpoint'}",
+        "task": "fidelity",
+        "measures": [],
+        "data": {
+            "random": {"input_ids": {"shape": [16], "dtype": "int64", "high": 1000}},
+            "calibration_samples": 2,
+            "evaluation_samples": 2,
+            "batch_size": 2,
+        },
+    }
+    (folder / "card.yaml").write_text(json.dumps(card))
+    (folder / "recipe.yaml").write_text(json.dumps({"stages": RECIPES[name]}))
+    out, start = folder / "out", time.perf_counter()
+    command = ["run", folder / "card.yaml", folder / "recipe.yaml", "--out", out]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "zoopress", *map(str, command), "--memory", memory, "--quiet"],
+        env={**os.environ, "ZOOPRESS_STORE": str(folder / "store")},
+    )
+    peak = own = 0
+    while process.poll() is None:
+        peak = max(peak, status_bytes(process.pid, "VmHWM"))
+        own = max(own, status_bytes(process.pid, "RssAnon"))
+        time.sleep(0.05)
+    if process.returncode:
+        raise SystemExit(f"{name}: zoopress run failed")
+    report = json.loads((out / "report.json").read_text())
+    shutil.rmtree(folder / "store")
+    return {
+        "seconds": time.perf_counter() - start,
+        "peak_bytes": peak,
+        "own_bytes": own,
+        "result_bytes": sum(f.stat().st_size for f in (out / "artifact").rglob("*") if f.is_file()),
+        "cosine": report["stages"][-1]["fidelity"]["cosine"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--gigabytes", type=float, default=8.0)
+    parser.add_argument("--memory", default="4GB")
+    parser.add_argument("--recipe", action="append", choices=RECIPES, help="all by default")
+    parser.add_argument("--folder", type=Path, help="where there is room for four of them")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+        folder = Path(name)
+        (folder / "checkpoint").mkdir()
+        total = write_checkpoint(folder / "checkpoint", settings_of(int(arguments.gigabytes * 1e9)))
+        runs = {
+            recipe: measure(folder, recipe, arguments.memory)
+            for recipe in arguments.recipe or RECIPES
+        }
+    figures: dict[str, Any] = {
+        "command": f"python {' '.join(['benchmarks/large.py', *sys.argv[1:]])}",
+        "machine": {**describe_machine(), "threads": len(os.sched_getaffinity(0))},
+        "bytes": total,
+        "memory": arguments.memory,
+        "runs": runs,
+    }
+    rows = [
+        (
+            recipe,
+            f"{run['peak_bytes'] / 1e9:.2f}",
+            f"{run['own_bytes'] / 1e9:.2f}",
+            f"{run['result_bytes'] / 1e9:.2f}",
+            f"{run['seconds'] / 60:.0f}",
+            f"{run['cosine']:.4f}",
+        )
+        for recipe, run in runs.items()
+    ]
+    header = ["recipe", "peak, GB", "of it not mapped, GB", "result, GB", "minutes", "cosine"]
+    lines = [
+        f"A llama of {total / 1e9:.2f} GB in bfloat16, random weights, compressed with "
+        f"`--memory {arguments.memory}`. The peak is of resident memory, mapped files included.",
+        "",
+        *table(header, rows),
+    ]
+    write("large", "Large models", lines, figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ LEAST_BYTES = 1 << 16
 SHARE = 8
 """This part of the memory that may be used is left to files that are mapped."""
 _LEAST_RESIDENT = 48 << 20
-_SECONDS = 0.01
+_SECONDS, _TICKS = 0.01, 50
 _PRESENT, _SWAPPED, _OF_FILE = (np.uint64(1 << bit) for bit in (63, 62, 61))
 
 
@@ -113,9 +115,13 @@ class WeightsOnDisk:
     def watch(self, stop: threading.Event) -> None:
         """Release what is resident whenever it is too much, until told to stop."""
         start, most = _resident_bytes(), max(_LEAST_RESIDENT, self.memory_bytes // SHARE)
-        while not stop.wait(_SECONDS):
+        for tick in count(1):
+            if stop.wait(_SECONDS):
+                return
             if _resident_bytes() - start > most:
                 self.release()
+            if tick % _TICKS == 0:
+                _trim()
 
     def _keep(self, span: _Span) -> None:
         with self._lock:
@@ -198,6 +204,13 @@ def _release(span: _Span, table: Any) -> None:
         )
 
 
+def _trim() -> None:
+    """Let the heap give back what is free: between small things that stay, it keeps it."""
+    with suppress(AttributeError):  # not of GNU's library
+        _libc().malloc_trim(0)
+
+
+@cache
 def _libc() -> Any:
     return ctypes.CDLL(None)
 
