@@ -7,13 +7,23 @@ that process's peak of resident memory, mapped files included, and how much of i
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from results_files import table, write
+from streaming import status_bytes
 
 from zoopress.artifacts.checkpoints.safetensors_file import build_header
+from zoopress.evaluation.machine import describe_machine
 
 RECIPES: dict[str, list[dict[str, Any]]] = {
     "8 bits": [{"technique": "weight_quantization", "bits": 8}],

@@ -94,7 +94,7 @@ def grown(root: Path, memory: int) -> int:
 
 @pytest.mark.parametrize(
     ("width", "layers"),
-    [(512, 16), pytest.param(1024, 16, marks=pytest.mark.slow)],
+    [(512, 8), pytest.param(1024, 16, marks=pytest.mark.slow)],
 )
 def test_memory_is_bounded_whatever_the_model(width: int, layers: int, tmp_path: Path) -> None:
     stages = [{"technique": "weight_quantization", "bits": 8, "clipping": "none"}]
