@@ -20,6 +20,7 @@ from zoopress.errors import DeploymentError
 from zoopress.exporters.integer_weights import use_integers
 from zoopress.models.outputs import largest_difference
 from zoopress_plugins.deployment.named_call import Flat, NamedCall, output_names
+from zoopress_plugins.deployment.onnx_inputs import use_quantizers
 from zoopress_plugins.deployment.onnx_readers import open_onnx
 from zoopress_plugins.deployment.onnx_weights import OPSET, DequantizedWeight, move_into_integers
 
@@ -55,6 +56,7 @@ def write_onnx(artifact: Opened, folder: Path) -> None:
     call = _small(artifact.call("A program follows a call"))
     module = copy.deepcopy(artifact.module)
     use_integers(module, DequantizedWeight)
+    use_quantizers(module)
     named = NamedCall(module, call)
     names = output_names(call(artifact.module))
     _check_names(named.names, names)

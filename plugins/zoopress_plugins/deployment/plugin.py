@@ -10,7 +10,10 @@ _PACKAGE = __name__.rpartition(".")[0]
 @hookimpl
 def zoopress_exporters() -> dict[str, str]:
     """Register what writes models for other programs."""
-    return {"onnx": f"{_PACKAGE}.onnx_exporter:Onnx"}
+    return {
+        "onnx": f"{_PACKAGE}.onnx_exporter:Onnx",
+        "openvino": f"{_PACKAGE}.openvino_exporter:OpenVinoFiles",
+    }
 
 
 @hookimpl

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from zoopress.artifacts.artifact import load_artifact
 from zoopress.errors import DeploymentError, InputError
+from zoopress.models.input_grid import input_grids
 from zoopress.models.model import Model
 from zoopress.models.outputs import half_the_digits, output_tensors
 from zoopress.models.packing import packed_weights, unpack
@@ -172,11 +174,14 @@ class Opened:
     def bound(self, module: nn.Module) -> float:
         """Return how far outputs may be from those of `module`, relative to the largest.
 
-        That is `half_the_digits` of the coarsest float type that it computes in.
+        That is `half_the_digits` of the coarsest float type that it computes in, or of the
+        coarsest grid that inputs are rounded to: what differs in the last digit before, may be
+        rounded to the next of its places.
         """
         types = {p.dtype for p in module.parameters()}
         types |= {packed.computes_in for packed in packed_weights(module).values()}
-        return half_the_digits(*types)
+        steps = [math.ldexp(1.0, -grid.bits) for grid in input_grids(module).values()]
+        return max([half_the_digits(*types), *map(math.sqrt, steps)])
 
 
 def open_artifact(

@@ -25,8 +25,8 @@ def export(
         str,
         typer.Option(
             "--to",
-            help="Exporter: safetensors, torch_export, onnx, compressed_tensors, gguf, gguf_q4_k, "
-            "or one that a plugin brings.",
+            help="Exporter: safetensors, torch_export, onnx, openvino, compressed_tensors, gguf, "
+            "gguf_q4_k, or one that a plugin brings.",
             autocompletion=completion_of("exporters"),
         ),
     ],

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import zoopress
 from zoopress.errors import DeploymentError
 from zoopress.exporters import Call, Exported, Opened, export, open_artifact
+from zoopress.models.input_grid import input_grids
 from zoopress.models.outputs import largest_difference
 from zoopress.plugins import load_plugins
 from zoopress.runtimes import start
@@ -129,6 +130,45 @@ def test_load_takes_the_first_call_for_an_example(
     assert largest_difference(artifact.module(inputs), module(inputs)) < 1e-5
     assert largest_difference(artifact.module(inputs[:2]), module(inputs[:2])) < 1e-5
     assert all(parameter.numel() == 0 or parameter.is_meta for parameter in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        ("cnn", {"per": "channel", "bits": 6, "symmetric": True}),
+        ("lstm", {"mode": "dynamic"}),
+    ],
+)
+def test_input_grids_are_operators_of_onnx_and_run_as_they_were_evaluated(
+    model: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZOOPRESS_CACHE", str(tmp_path / "cache"))
+    chain = []
+    for name, settings in (
+        ("weight_quantization", {"symmetric": True}),
+        ("activation_quantization", options),
+    ):
+        kind = PLUGINS.technique(name)
+        chain.append(kind(kind.config_type.model_validate(settings)))
+    made = run_chain(chain, tiny_card(model, tmp_path), tmp_path / "run", PLUGINS)
+    inputs = torch.rand(3, 3, 16, 16) if model == "cnn" else torch.randint(0, 64, (3, 10))
+    factory = getattr(testing_models, model)
+    artifact = open_artifact(made.artifact, PLUGINS, factory, example=Call.of(inputs))
+    grids = input_grids(artifact.module)
+    assert len(grids) > 1
+    done = export("onnx", artifact, tmp_path / "onnx", PLUGINS)
+    assert done.difference is not None
+    assert done.difference < 0.01
+    kinds = [node.op_type for node in ir.load(done.files[0]).graph]
+    static = not next(iter(grids.values())).dynamic
+    assert kinds.count("QuantizeLinear") == (len(grids) if static else 0)
+    if model == "lstm":
+        return
+    other = export("openvino", artifact, tmp_path / "openvino", PLUGINS)
+    assert {path.name for path in other.files} == {"openvino_model.xml", "openvino_model.bin"}
+    assert other.difference is not None
+    assert other.difference < 0.02
+    assert other.size_bytes < 1.2 * done.size_bytes + 100_000  # integers stay integers
 
 
 class Several(nn.Module):
