@@ -49,6 +49,8 @@ def open_with_onnxruntime(file: Path) -> Run:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads()
     options.log_severity_level = 3
+    # By default, what enters a layer that only has quantized weights is rounded to 8 bits.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     if not _rounds_inputs(file):
         # Else weights would be made floats again in every call.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
