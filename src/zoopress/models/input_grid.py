@@ -268,8 +268,12 @@ def make_input_grid(
     return InputGrid(bits, symmetric, per, dynamic, axis, channels if per == "channel" else None)
 
 
-def hold_input_grid(module: nn.Module, grid: InputGrid) -> Callable[[], None]:
+def hold_input_grid(module: nn.Module, grid: nn.Module) -> Callable[[], None]:
     """Let a layer round its first input to a grid.
+
+    Args:
+        module: the layer.
+        grid: an `InputGrid`, or what stands for one while it is trained.
 
     Returns:
         A function that takes it back.

@@ -327,17 +327,22 @@ def _hold_dense(module: nn.Module, name: str, dense: dict[int, nn.Parameter]) ->
     Tied weights share their packed tensors, and so one dense weight: `dense` has those made before
     by the storage of their packed tensors, none of which is made anew while others are freed.
     """
-    holding: Any = type(module)
     packed = module._modules[name]
     assert isinstance(packed, PackedWeight)
     key = next(packed.buffers()).untyped_storage()._cdata  # without memory, too
     if key not in dense:
         dense[key] = nn.Parameter(settled(packed.value()), requires_grad=False)
+    release_packed(module, name, dense[key])
+
+
+def release_packed(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    """Put a parameter in the place of a module's packed weight `name`; undoes `hold_packed`."""
+    holding: Any = type(module)
     left = tuple(other for other in holding._packed_names if other != name)
     del module._modules[name]
     base = holding._unpacked_class
     module.__class__ = _holding_class(base, left) if left else base
-    module.register_parameter(name, dense[key])
+    module.register_parameter(name, parameter)
     if isinstance(module, nn.RNNBase) and not left:
         module._init_flat_weights()  # the list that it computes with, and references to check it
 

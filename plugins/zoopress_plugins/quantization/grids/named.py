@@ -14,6 +14,7 @@ from zoopress_plugins.quantization.grids.small_floats import float4_levels, floa
 BITS: dict[str, tuple[int, ...]] = {
     "binary": (1,),
     "ternary": (2,),
+    "odd": (2, 3, 4, 5, 6, 7),
     "nf4": (4,),
     "fp4": (4,),
     "fp8_e4m3": (8,),
@@ -44,6 +45,8 @@ def named_grid(name: str, bits: int) -> LevelGrid:
             return LevelGrid(name, torch.tensor([-1.0, 1.0]), unit=1.0)
         if name == "ternary":
             return LevelGrid(name, torch.tensor([-1.0, 0.0, 1.0]), unit=1.0)
+        if name == "odd":  # evenly spaced without a zero, as signs are
+            return LevelGrid(name, 2 * torch.arange(2.0**bits) - (2**bits - 1), unit=1.0)
         if name == "nf4":
             return LevelGrid(name, normal_float_levels())
         if name == "fp4":

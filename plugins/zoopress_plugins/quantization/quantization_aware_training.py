@@ -1,0 +1,239 @@
+"""Quantization-aware training: a model is trained while it computes with what will be stored.
+
+Each weight has a float shadow that steps of the optimizer move; forward passes see it rounded, and
+gradients pass straight through. How it is rounded is a choice, one quantizer a file in `trained/`;
+the codes that come out are those that the best evaluation saw.
+
+Sources: Jacob et al. 2018, arXiv:1712.05877, section 3; Bengio et al. 2013, arXiv:1308.3432
+(straight-through); Polino et al. 2018, arXiv:1802.05668, section 3 (quantized distillation); those
+of each quantizer are in its file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, model_validator
+
+from zoopress.errors import StageError
+from zoopress.plugins import hookimpl
+from zoopress.techniques import (
+    ACTIVATION_RANGES,
+    MATRICES,
+    Effects,
+    Kind,
+    Outcome,
+    Technique,
+    WeightSelection,
+)
+from zoopress_plugins.distillation.distillation import Distillation, DistillationConfig
+from zoopress_plugins.quantization.packing_weights import pack_weights
+from zoopress_plugins.quantization.trained import (
+    WEIGHT_BITS,
+    InputScheme,
+    WeightScheme,
+    has_zero,
+    input_scheme,
+    weight_scheme,
+)
+
+if TYPE_CHECKING:
+    from zoopress.models.model import Model
+    from zoopress.models.weights import Weight
+    from zoopress.techniques import Context
+    from zoopress.training.constraints import Constraint
+    from zoopress_plugins.quantization.trained.quantizer import InputQuantizer, WeightQuantizer
+
+
+class QuantizationAwareTrainingConfig(WeightSelection):
+    """What rounds weights and inputs, and the training in which it does."""
+
+    kinds: tuple[Kind, ...] = Field(
+        default=(*MATRICES, "embedding"), min_length=1, description="kinds of weights"
+    )
+    weights: WeightScheme = Field(
+        default="learned_step",
+        description="what rounds weights: `learned_step` (LSQ), `dorefa`, `scaled_sign` "
+        "(XNOR-Net), `binary_connect`, `ternary` (fixed thresholds), `trained_ternary`, "
+        "`ternary_connect` (drawn), `stochastic_rounding` (fixed point)",
+    )
+    bits: int | None = Field(
+        default=None,
+        ge=1,
+        le=8,
+        description="bits of a weight's code; by default 4, or what the scheme has",
+    )
+    inputs: InputScheme | None = Field(
+        default=None,
+        description="what rounds the inputs of the same layers: `learned_step` (LSQ), `pact`, "
+        "`dorefa`, `half_wave_gaussian`; by default they stay floats",
+    )
+    input_bits: int = Field(default=8, ge=2, le=8, description="bits of an input's code")
+    training: DistillationConfig = Field(
+        description="the training, with the keys of `distillation`, such as {epochs: 10, alpha: 0.5}"
+    )
+
+    @model_validator(mode="after")
+    def _check_training(self) -> QuantizationAwareTrainingConfig:
+        allowed = WEIGHT_BITS[self.weights]
+        if self.bits is not None and self.bits not in allowed:
+            raise ValueError(
+                f"'bits' of 'weights: {self.weights}' may be {', '.join(map(str, allowed))}, not "
+                f"{self.bits}"
+            )
+        if self.training.lora is not None:
+            raise ValueError("'lora' leaves weights as they are; leave it out of 'training'")
+        return self
+
+    @property
+    def code_bits(self) -> int:
+        """Bits of a weight's code."""
+        allowed = WEIGHT_BITS[self.weights]
+        return self.bits or (4 if 4 in allowed else allowed[0])
+
+
+class QuantizationAwareTraining(Technique[QuantizationAwareTrainingConfig]):
+    """Train a model while it computes with rounded weights and inputs, and store these."""
+
+    name = "quantization_aware_training"
+    family = "quantization"
+    config_type = QuantizationAwareTrainingConfig
+    needs = Distillation.needs
+    timed = False
+
+    def effects(self) -> Effects:
+        """Require float weights, and leave none of the kinds it works on."""
+        config = self.config
+        ranges = frozenset({ACTIVATION_RANGES} if config.inputs else ())
+        return Effects(
+            requires=config.properties(), destroys=config.properties(), adds=ranges
+        )
+
+    def apply(self, model: Model, context: Context) -> Outcome:
+        """Train with quantizers in the weights' places, and pack what they give."""
+        from zoopress_plugins.quantization.trained.held import AfterSteps, held
+
+        config, notes = self.config, dict[str, Any]()
+        weights, left = config.fitting(model)
+        rounding = self._weight_quantizers(model, weights, left)
+        inputs = self._input_quantizers(model, [weight for weight, _ in rounding], context, notes)
+        for quantizer in (*(q for _, q in rounding), *inputs.values()):
+            quantizer.to(context.device)
+
+        def constrain(steps: int) -> Constraint:
+            other = context.constrain(steps) if context.constrain else None
+            return AfterSteps([*(q for _, q in rounding), *inputs.values()], other)
+
+        with held(model, rounding, inputs):
+            within = replace(context, constrain=constrain)
+            trained = Distillation(config.training).apply(model, within)
+        model.values_changed()
+        by_name = {weight.name: quantizer for weight, quantizer in rounding}
+        packed = pack_weights(
+            model,
+            [weight for weight, _ in rounding],
+            context,
+            lambda weight: by_name[weight.name].form(),
+            left,
+            "Use fewer bits, or leave this stage out.",
+            {**notes, **trained.notes},
+        )
+        for name, grid in inputs.items():
+            model.quantize_input(name, *grid.grid())
+        others = [name for name in trained.touched if name in model.tensors()]
+        return replace(packed, touched=list(dict.fromkeys([*packed.touched, *others, *inputs])))
+
+    def _weight_quantizers(
+        self, model: Model, weights: Sequence[Weight], left: dict[str, str]
+    ) -> list[tuple[Weight, WeightQuantizer]]:
+        """Return what rounds each weight; of those that would take no fewer bytes, say so.
+
+        Raises:
+            StageError: if a weight is pruned and has no code for zero, or none takes fewer bytes.
+        """
+        config = self.config
+        pruned = [weight.name for weight in weights if weight.name in model.masks]
+        if pruned and not has_zero(config.weights, config.code_bits):
+            raise StageError(
+                f"'weights: {config.weights}' has no zero, and weights are pruned: "
+                f"{', '.join(pruned[:3])}. Take 'ternary', 'trained_ternary' or 'learned_step', or "
+                "leave them out with 'exclude'."
+            )
+        found = []
+        for weight in weights:
+            quantizer = weight_scheme(config.weights)(weight, config.code_bits)
+            size = quantizer.form().nbytes
+            if size >= weight.parameter.nbytes:
+                left[weight.name] = f"packed it would take {size:,} bytes, as many or more"
+            else:
+                found.append((weight, quantizer))
+        if not found:
+            raise StageError(
+                f"None of the {len(weights)} selected weights takes fewer bytes packed. Use fewer "
+                "bits, or leave this stage out."
+            )
+        return found
+
+    def _input_quantizers(
+        self, model: Model, weights: Sequence[Weight], context: Context, notes: dict[str, Any]
+    ) -> Mapping[str, InputQuantizer]:
+        """Return what rounds the inputs of the weights' layers, by the layers' names.
+
+        Raises:
+            StageError: if there is no layer whose input can be rounded so.
+        """
+        from zoopress.models.input_grid import no_input_grid
+        from zoopress_plugins.quantization.trained.seen_inputs import seen_inputs
+
+        config = self.config
+        if config.inputs is None:
+            return {}
+        kind = input_scheme(config.inputs)
+        layers, kept = {}, dict[str, str]()
+        for path in dict.fromkeys(place.path for w in weights for place in w.locations):
+            layer = model.module.get_submodule(path)
+            reason = no_input_grid(layer)
+            if reason is None:
+                layers[path] = layer
+            else:
+                kept[path] = reason
+        seen = seen_inputs(layers, lambda b: context.call(model.module, b), context.batches())
+        found = {}
+        for path in layers:
+            told = seen.get(path)
+            reason = "no calibration input reaches it" if told is None else kind.refusal(told)
+            if told is None or reason:
+                kept[path] = str(reason)
+            else:
+                found[path] = kind(told, config.input_bits)
+        if kept:
+            notes["inputs_left"] = kept
+        if not found:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in list(kept.items())[:3])
+            raise StageError(
+                f"No layer's input can be rounded by 'inputs: {config.inputs}': {reasons}. Take "
+                "another, or leave 'inputs' out."
+            )
+        notes["inputs_rounded"] = len(found)
+        return found
+
+    def cards(self) -> Sequence[str]:
+        """Return the teacher's card, if it is another than the model's own."""
+        return Distillation(self.config.training).cards()
+
+    def training_work(self, training: int, validation: int) -> tuple[int, int]:
+        """Return what the training does."""
+        return Distillation(self.config.training).training_work(training, validation)
+
+    def working_bytes(self, total: int, largest: int) -> int:
+        """Return room for the training, shadows, and what a pass keeps of rounding them."""
+        training = Distillation(self.config.training).working_bytes(total, largest)
+        return training + 4 * total
+
+
+@hookimpl
+def zoopress_techniques() -> list[type[QuantizationAwareTraining]]:
+    """Register the technique."""
+    return [QuantizationAwareTraining]

@@ -1,0 +1,1 @@
+"""Quantizers of what enters layers, one a file."""
