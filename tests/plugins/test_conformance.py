@@ -84,6 +84,11 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
         {"sparsity": 0.25, "criterion": {"name": "random", "draw": 1}},
         {"sparsity": 0.25, "criterion": "geometric_median"},
     ],
+    "quantization_aware_training": [
+        {"training": {"steps": 3}, "inputs": "learned_step"},
+        {"training": {"steps": 3}, "weights": "trained_ternary", "inputs": "pact"},
+        {"training": {"steps": 3}, "weights": "scaled_sign", "kinds": ("recurrent", "embedding")},
+    ],
     "rate_distortion_quantization": [
         {"slope": 1e-6, "kinds": ("conv", "embedding", "vector")},
         {"target": {"cosine": 0.8}},

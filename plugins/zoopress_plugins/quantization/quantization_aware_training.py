@@ -72,7 +72,7 @@ class QuantizationAwareTrainingConfig(WeightSelection):
     )
     input_bits: int = Field(default=8, ge=2, le=8, description="bits of an input's code")
     training: DistillationConfig = Field(
-        description="the training, with the keys of `distillation`, such as {epochs: 10, alpha: 0.5}"
+        description="the training, with the keys of `distillation`, such as {epochs: 10}"
     )
 
     @model_validator(mode="after")
@@ -107,9 +107,7 @@ class QuantizationAwareTraining(Technique[QuantizationAwareTrainingConfig]):
         """Require float weights, and leave none of the kinds it works on."""
         config = self.config
         ranges = frozenset({ACTIVATION_RANGES} if config.inputs else ())
-        return Effects(
-            requires=config.properties(), destroys=config.properties(), adds=ranges
-        )
+        return Effects(requires=config.properties(), destroys=config.properties(), adds=ranges)
 
     def apply(self, model: Model, context: Context) -> Outcome:
         """Train with quantizers in the weights' places, and pack what they give."""

@@ -46,7 +46,7 @@ class WeightQuantizer(nn.Module, ABC):
     def form(self) -> Form:
         """Return the packed form of what `forward` gives in evaluation mode."""
 
-    def after_step(self) -> None:  # noqa: B027
+    def after_step(self) -> None:
         """Change what a step of the optimizer has made, such as shadows beyond a range."""
 
 
@@ -114,7 +114,7 @@ class InputQuantizer(nn.Module, ABC):
         like = self.like(values, scale)
         return passing(rounded, torch.where(like.isfinite(), like, 0.0)).to(x.dtype)
 
-    def after_step(self) -> None:  # noqa: B027
+    def after_step(self) -> None:
         """Change what a step of the optimizer has made."""
 
     def grid(self) -> tuple[dict[str, bool | int | str], dict[str, Tensor]]:

@@ -21,7 +21,8 @@ class LearnedInputStep(InputQuantizer):
 
     def scale(self) -> Tensor:
         """Return the step."""
-        return self.step().squeeze(0)
+        step: Tensor = self.step()
+        return step.squeeze(0)
 
     def like(self, x: Tensor, scale: Tensor) -> Tensor:
         """Return what has LSQ's derivatives: of the step, the error of rounding."""

@@ -24,7 +24,8 @@ class Pact(InputQuantizer):
 
     def scale(self) -> Tensor:
         """Return α ÷ the highest code."""
-        return self.alpha().squeeze(0) / self.limits[1]
+        alpha: Tensor = self.alpha()
+        return alpha.squeeze(0) / self.limits[1]
 
     def like(self, x: Tensor, scale: Tensor) -> Tensor:
         """Return x clipped: the derivative of α is 1 where it clips, 0 elsewhere (eq. 3)."""
