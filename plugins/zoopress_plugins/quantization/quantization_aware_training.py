@@ -21,6 +21,7 @@ from zoopress.errors import StageError
 from zoopress.plugins import hookimpl
 from zoopress.techniques import (
     ACTIVATION_RANGES,
+    MASKS,
     MATRICES,
     Effects,
     Kind,
@@ -107,7 +108,10 @@ class QuantizationAwareTraining(Technique[QuantizationAwareTrainingConfig]):
         """Require float weights, and leave none of the kinds it works on."""
         config = self.config
         ranges = frozenset({ACTIVATION_RANGES} if config.inputs else ())
-        return Effects(requires=config.properties(), destroys=config.properties(), adds=ranges)
+        without_zero = frozenset(() if has_zero(config.weights) else {MASKS})
+        return Effects(
+            requires=config.properties(), destroys=config.properties() | without_zero, adds=ranges
+        )
 
     def apply(self, model: Model, context: Context) -> Outcome:
         """Train with quantizers in the weights' places, and pack what they give."""
@@ -153,7 +157,7 @@ class QuantizationAwareTraining(Technique[QuantizationAwareTrainingConfig]):
         """
         config = self.config
         pruned = [weight.name for weight in weights if weight.name in model.masks]
-        if pruned and not has_zero(config.weights, config.code_bits):
+        if pruned and not has_zero(config.weights):
             raise StageError(
                 f"'weights: {config.weights}' has no zero, and weights are pruned: "
                 f"{', '.join(pruned[:3])}. Take 'ternary', 'trained_ternary' or 'learned_step', or "

@@ -113,7 +113,7 @@ def test_what_is_stored_is_bit_by_bit_what_training_computed_with(
     tokens = torch.randint(0, 17, (3, 5))
     weights = list(subject.weights())
     masked = [weight for weight in weights if weight.kind == "conv"]
-    for weight in masked if has_zero(scheme, bits) else []:
+    for weight in masked if has_zero(scheme) else []:
         subject.mask(weight, torch.rand(weight.parameter.shape) < 0.5)
     pairs = [(weight, weight_scheme(scheme)(weight, bits)) for weight in weights]
     state = {name: tensor.shape for name, tensor in subject.tensors().items()}
@@ -172,9 +172,9 @@ def test_an_input_grid_gives_bit_by_bit_what_its_quantizer_gave(
             assert torch.equal(input_grids(subject.module)["0"](x), rounded)
         rounded.sum().backward()
         assert x.grad is not None
-        low_end, high_end = (end * float(quantizer.scale()) for end in quantizer.limits)
+        low_end, high_end = (end * float(quantizer.scale().detach()) for end in quantizer.limits)
         inside = (x > low_end) & (x < high_end)
-        assert torch.equal(x.grad, inside.float())
+        assert torch.allclose(x.grad, inside.float())
         assert len(rounded.unique()) <= 2**bits
 
 
@@ -200,9 +200,9 @@ def test_the_clip_of_pact_learns_from_what_it_clips() -> None:
     assert math.isclose(float(pact.alpha.factor.grad), 2.0 * (4 + 8), rel_tol=1e-6)
 
 
-def test_half_wave_steps_are_those_of_the_paper() -> None:
-    """Cai et al. 2017 give 0.538 for two bits with even steps."""
-    assert abs(half_wave_step(2) - 0.65) < 0.15
+def test_half_wave_steps_are_those_of_the_best_even_quantizer_of_normal_numbers() -> None:
+    """Max 1960, table II: 0.6508 for seven levels, three of which are above zero."""
+    assert abs(half_wave_step(2) - 0.6508) < 0.002
     assert half_wave_step(2) > half_wave_step(3) > half_wave_step(4)
 
 
@@ -235,15 +235,14 @@ def test_the_packed_model_is_the_one_that_was_evaluated_best(
 
 def test_training_rounded_beats_rounding_after_training(tmp_path: Path) -> None:
     """With signs alone the network has to learn what it knew anew."""
-    subject, task = model(), Classification()
+    subject = model()
     training = {**TRAINING, "steps": 150, "learning_rate": 0.02}
     outcome = quantize(tmp_path, subject, weights="scaled_sign", training=training)
-    first, *_ = losses = [e["loss"] for e in outcome.notes["evaluations"]]
-    assert min(losses) < first / 2
-    assert task.name
+    losses = [evaluation["loss"] for evaluation in outcome.notes["evaluations"]]
+    assert min(losses) < losses[0] / 2
 
 
-@pytest.mark.parametrize("scheme", [s for s in WEIGHT_SCHEMES if has_zero(s, 2)])
+@pytest.mark.parametrize("scheme", [s for s in WEIGHT_SCHEMES if has_zero(s)])
 def test_masked_weights_stay_zero(tmp_path: Path, scheme: str) -> None:
     subject = model()
     masks = {}
@@ -315,7 +314,7 @@ def test_it_composes_with_pruning_before_and_coding_after(tmp_path: Path) -> Non
         tmp_path / "run",
     )
     loaded = reload_artifact(result.artifact, card)
-    assert len(input_grids(loaded.module)) == 7
+    assert len(input_grids(loaded.module)) == 6
     for packed in packed_weights(loaded.module).values():
         dense = packed.dense()
         assert bool((dense == 0).float().mean() >= 0.4)

@@ -34,7 +34,7 @@ WEIGHT_BITS: dict[WeightScheme, tuple[int, ...]] = {
 """The bits that a code of each may have; three levels are stored in 1.6 of their two."""
 
 
-def has_zero(scheme: WeightScheme, bits: int) -> bool:
+def has_zero(scheme: WeightScheme) -> bool:
     """Tell whether a pruned weight has a code."""
     return scheme not in ("scaled_sign", "binary_connect", "dorefa")
 

@@ -15,7 +15,7 @@ from zoopress_plugins.quantization.trained.straight_through import Factor
 class Pact(InputQuantizer):
     """Clips at α, which is trained, and rounds evenly in between.
 
-    An input with a sign is clipped at −α as well.
+    An input with a sign is clipped at the lowest code as well, a step below −α.
     """
 
     def __init__(self, seen: SeenInput, bits: int) -> None:
@@ -29,10 +29,9 @@ class Pact(InputQuantizer):
 
     def like(self, x: Tensor, scale: Tensor) -> Tensor:
         """Return x clipped: the derivative of α is 1 where it clips, 0 elsewhere (eq. 3)."""
-        alpha = (scale * self.limits[1]).to(x.dtype)
-        clipped = torch.where(x.detach() >= alpha.detach(), alpha, x)
-        floor = -alpha if self.signed else torch.zeros_like(alpha)
-        return torch.where(x.detach() <= floor.detach(), floor, clipped)
+        low, high = ((scale * end).to(x.dtype) for end in self.limits)
+        clipped = torch.where(x.detach() >= high.detach(), high, x)
+        return torch.where(x.detach() <= low.detach(), low, clipped)
 
     def after_step(self) -> None:
         """Keep α above zero."""
