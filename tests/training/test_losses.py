@@ -28,6 +28,7 @@ from zoopress.training.loss import Loss, LossChoice, Seen
 from zoopress.training.loss_term import make_term
 from zoopress.yaml_source import parse_yaml
 from zoopress_plugins.distillation.paired_layers import paired_layers
+from zoopress_plugins.quantization.losses.periodic import Periodic, PeriodicConfig
 from zoopress_plugins.transfer.fine_tuning import FineTuning, FineTuningConfig
 from zoopress_plugins.transfer.losses.l1 import L1
 from zoopress_plugins.transfer.losses.l2_sp import L2Sp
@@ -41,6 +42,7 @@ NAMES = [
     "kl_divergence",
     "l1",
     "l2_sp",
+    "periodic",
     "mean_squared_error",
     "relational",
 ]
@@ -82,6 +84,13 @@ def test_l1_sums_the_magnitudes_of_the_weights_that_are_selected() -> None:
 def test_l2_sp_is_half_the_squared_distance_from_the_start() -> None:
     now, start = {"w": torch.tensor([[1.0, -2.0]])}, {"w": torch.tensor([[0.0, 1.0]])}
     assert float(L2Sp(SelectedParameters()).value(seen(now, start), None)) == (1 + 9) / 2
+
+
+def test_the_periodic_penalty_is_zero_on_levels_and_one_between() -> None:
+    weights = {"w": torch.tensor([[7.0, -3.0, 0.0, 1.5], [0.5, 14.0, 0.0, 4.0]])}
+    value = float(Periodic(PeriodicConfig(bits=4)).value(seen(weights), None))
+    # Steps are 1 and 2: one weight lies halfway, one a quarter of the way, whose sin² is a half.
+    assert value == pytest.approx((1 + 0.5) / 8, abs=1e-6)
 
 
 def train(folder: Path, plugins: Plugins, task_weight: float = 1.0, **given: Any) -> Model:

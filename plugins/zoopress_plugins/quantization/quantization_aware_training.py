@@ -29,6 +29,7 @@ from zoopress.techniques import (
     Technique,
     WeightSelection,
 )
+from zoopress.training.config import TrainingConfig
 from zoopress_plugins.distillation.distillation import Distillation, DistillationConfig
 from zoopress_plugins.quantization.packing_weights import pack_weights
 from zoopress_plugins.quantization.trained import (
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from zoopress.models.weights import Weight
     from zoopress.techniques import Context
     from zoopress.training.constraints import Constraint
+    from zoopress.training.term import Term
     from zoopress_plugins.quantization.trained.quantizer import InputQuantizer, WeightQuantizer
 
 
@@ -72,6 +74,22 @@ class QuantizationAwareTrainingConfig(WeightSelection):
         "`dorefa`, `half_wave_gaussian`; by default they stay floats",
     )
     input_bits: int = Field(default=8, ge=2, le=8, description="bits of an input's code")
+    periodic: float = Field(
+        default=0.0,
+        ge=0,
+        description="weight of a penalty, sin²(π w ÷ step), that pulls shadows to multiples of "
+        "learned steps",
+    )
+    stochastic_precision: float = Field(
+        default=0.0,
+        ge=0,
+        description="weight of what the model learns from itself with inputs of up to 8 bits, "
+        "drawn for each layer and batch (SPEQ)",
+    )
+    self_study: TrainingConfig | None = Field(
+        default=None,
+        description="a training on labels alone before the teacher comes, as QKD has it",
+    )
     training: DistillationConfig = Field(
         description="the training, with the keys of `distillation`, such as {epochs: 10}"
     )
@@ -84,7 +102,15 @@ class QuantizationAwareTrainingConfig(WeightSelection):
                 f"'bits' of 'weights: {self.weights}' may be {', '.join(map(str, allowed))}, not "
                 f"{self.bits}"
             )
-        if self.training.lora is not None:
+        if self.periodic and self.weights != "learned_step":
+            raise ValueError("'periodic' pulls to learned steps; use 'weights: learned_step'")
+        if self.stochastic_precision and (self.inputs is None or self.input_bits == 8):
+            raise ValueError(
+                "'stochastic_precision' teaches with inputs of more bits: give 'inputs', and "
+                "'input_bits' below 8"
+            )
+        trainings = [self.training, *([self.self_study] if self.self_study else [])]
+        if any(each.lora is not None for each in trainings):
             raise ValueError("'lora' leaves weights as they are; leave it out of 'training'")
         return self
 
@@ -129,7 +155,10 @@ class QuantizationAwareTraining(Technique[QuantizationAwareTrainingConfig]):
             return AfterSteps([*(q for _, q in rounding), *inputs.values()], other)
 
         with held(model, rounding, inputs):
-            within = replace(context, constrain=constrain)
+            terms = [*context.terms, *self._terms(model, context, rounding, inputs)]
+            within = replace(context, constrain=constrain, terms=terms)
+            if config.self_study:
+                notes["self_study"] = within.train(model, config.self_study).notes()
             trained = Distillation(config.training).apply(model, within)
         model.values_changed()
         by_name = {weight.name: quantizer for weight, quantizer in rounding}
@@ -146,6 +175,28 @@ class QuantizationAwareTraining(Technique[QuantizationAwareTrainingConfig]):
             model.quantize_input(name, *grid.grid())
         others = [name for name in trained.touched if name in model.tensors()]
         return replace(packed, touched=list(dict.fromkeys([*packed.touched, *others, *inputs])))
+
+    def _terms(
+        self,
+        model: Model,
+        context: Context,
+        rounding: Sequence[tuple[Weight, WeightQuantizer]],
+        inputs: Mapping[str, InputQuantizer],
+    ) -> list[Term]:
+        """Return what is lowered besides the training's own loss."""
+        from zoopress_plugins.quantization.trained.terms import PulledToSteps, StochasticPrecision
+        from zoopress_plugins.quantization.trained.weights.learned_step import LearnedStep
+
+        config, terms = self.config, list["Term"]()
+        if config.periodic:
+            steps = [q for _, q in rounding if isinstance(q, LearnedStep)]
+            terms.append(PulledToSteps(config.periodic, steps))
+        if config.stochastic_precision:
+            assert context.task is not None
+            grids = list(inputs.values())
+            weight = config.stochastic_precision
+            terms.append(StochasticPrecision(weight, context.task, model.module, grids))
+        return terms
 
     def _weight_quantizers(
         self, model: Model, weights: Sequence[Weight], left: dict[str, str]
@@ -226,8 +277,12 @@ class QuantizationAwareTraining(Technique[QuantizationAwareTrainingConfig]):
         return Distillation(self.config.training).cards()
 
     def training_work(self, training: int, validation: int) -> tuple[int, int]:
-        """Return what the training does."""
-        return Distillation(self.config.training).training_work(training, validation)
+        """Return what both trainings do, and the passes of the model that teaches itself."""
+        trained, looked_at = Distillation(self.config.training).training_work(training, validation)
+        if self.config.self_study:
+            before = self.config.self_study.work(training, validation)
+            trained, looked_at = trained + before[0], looked_at + before[1]
+        return trained, looked_at + (trained if self.config.stochastic_precision else 0)
 
     def working_bytes(self, total: int, largest: int) -> int:
         """Return room for the training, shadows, and what a pass keeps of rounding them."""

@@ -146,6 +146,7 @@ class Context:
             more when `apply` has returned.
         constrain: makes what a training holds to around each step, besides masks and codes; given
             how many steps it takes, once the weights are where they are trained.
+        terms: what its trainings lower besides, whoever starts them.
         stored_bytes: returns the bytes of all files of the artifact that a model would make, given
             what the technique would report of it; the model is left as it is. None where there is
             no artifact.
@@ -166,6 +167,7 @@ class Context:
     teacher: Callable[[str | None], nn.Module] | None = None
     recover: Callable[[Model], None] | None = None
     constrain: Callable[[int], Constraint] | None = None
+    terms: Sequence[Term] = ()
     stored_bytes: Callable[[Model, Outcome], int] | None = None
     original_bytes: int = 0
     shelf: Shelf | None = None
@@ -204,6 +206,7 @@ class Context:
         from zoopress.training.loop import train
 
         assert self.task is not None, "a stage's context has a task"
+        terms = [*terms, *self.terms]
         if config.losses:
             from zoopress.techniques.teaching import chosen_terms
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +18,23 @@ def batch_norms(module: nn.Module) -> list[_BatchNorm]:
         for layer in module.modules()
         if isinstance(layer, _BatchNorm) and layer._buffers.get("running_mean") is not None
     ]
+
+
+@contextmanager
+def statistics_kept(module: nn.Module) -> Iterator[None]:
+    """Let passes leave running statistics as they are, in training mode too."""
+    layers = batch_norms(module)
+    before = [(layer.momentum, layer._buffers.get("num_batches_tracked")) for layer in layers]
+    counts = [None if count is None else count.clone() for _, count in before]
+    try:
+        for layer in layers:
+            layer.momentum = 0.0
+        yield
+    finally:
+        for layer, (momentum, count), old in zip(layers, before, counts, strict=True):
+            layer.momentum = momentum
+            if count is not None and old is not None:
+                count.copy_(old)
 
 
 class _Moments:

@@ -52,6 +52,12 @@ class TrainingConfig(Config):
     max_gradient_norm: float | None = Field(
         default=1.0, gt=0, description="gradients are scaled down to this norm; null: never"
     )
+    sharpness: float | None = Field(
+        default=None,
+        gt=0,
+        description="take gradients where the loss is highest within so far of the weights (SAM), "
+        "which takes twice the time; 0.05 is usual",
+    )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
         description="of forward passes; auto: bfloat16 on a GPU that has it, float32 elsewhere",
@@ -101,6 +107,7 @@ class TrainingConfig(Config):
         if not training:
             return 0, 0
         trained = self.step_count(training) * training / self.steps_per_epoch(training)
+        trained *= 2 if self.sharpness else 1
         return round(trained), validation * (self.evaluations + 1 if self.evaluations else 0)
 
     def teacher_runs(self, training: int, validation: int) -> int:
@@ -116,6 +123,8 @@ class TrainingConfig(Config):
     def _check(self) -> TrainingConfig:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give either 'epochs' or 'steps'")
+        if self.sharpness and self.packed == "tune":
+            raise ValueError("'sharpness' moves weights, not what 'packed: tune' trains; leave one")
         if self.patience is not None and not self.evaluations:
             raise ValueError("'patience' counts evaluations, so 'evaluations' cannot be 0")
         return self

@@ -15,13 +15,14 @@ from zoopress.errors import StageError, ZoopressError
 from zoopress.models.packing import packed_weights
 from zoopress.tasks import Batch
 from zoopress.tasks.failures import place_in_model
-from zoopress.training.batch_norm import batch_norms, recalibrate
+from zoopress.training.batch_norm import batch_norms, recalibrate, statistics_kept
 from zoopress.training.checkpoint import Checkpoint, Saved
-from zoopress.training.constraints import Constraint
+from zoopress.training.constraints import Constraint, PrunedWeights
 from zoopress.training.objective import Objective
 from zoopress.training.optimization import schedule_factor, set_learning_rate
 from zoopress.training.result import Evaluation
 from zoopress.training.sampling import Sampler, derived_seed, seed_everything
+from zoopress.training.sharpness import climbed
 
 if TYPE_CHECKING:
     from zoopress.progress import Progress
@@ -181,11 +182,39 @@ class Walk:
     def _take_step(self) -> float:
         """Take one step and return the loss before it."""
         seed_everything(derived_seed(self._seed, "step", self.step))
-        augmentation = torch.Generator().manual_seed(derived_seed(self._seed, "data", self.step))
         rate = schedule_factor(
             self._config.schedule, self._config.warm_up, self.step, self._sampler.steps
         )
         set_learning_rate(self._optimizer, rate)
+        loss = self._differentiate()
+        self._check_finite("loss", loss, rate)
+        if self._config.sharpness:
+            self._climb(self._config.sharpness)
+        for constraint in self._constraints:
+            constraint.before_step()
+        limit = self._config.max_gradient_norm or math.inf
+        norm = nn.utils.clip_grad_norm_(self._trained, limit)
+        self._check_finite("norm of the gradients", float(norm), rate)
+        self._optimizer.step()
+        for constraint in self._constraints:
+            constraint.after_step()
+        return loss
+
+    def _climb(self, radius: float) -> None:
+        """Take the gradients anew where the loss is highest nearby, with the same random numbers.
+
+        Pruned weights are not moved: their gradients are none.
+        """
+        for constraint in self._constraints:
+            if isinstance(constraint, PrunedWeights):
+                constraint.before_step()
+        with climbed(self._trained, radius), statistics_kept(self._module):
+            seed_everything(derived_seed(self._seed, "step", self.step))
+            self._differentiate()
+
+    def _differentiate(self) -> float:
+        """Take the gradients of a step, and return the loss."""
+        augmentation = torch.Generator().manual_seed(derived_seed(self._seed, "data", self.step))
         self._optimizer.zero_grad(set_to_none=True)
         passes = self._sampler.passes(self.step)
         total, loss = sum(map(len, passes)), 0.0
@@ -199,15 +228,6 @@ class Walk:
             if parameter.grad is not None and parameter.grad.layout != torch.strided:
                 # Of an embedding with sparse=True; norms, decay and AdamW know dense ones alone.
                 parameter.grad = parameter.grad.to_dense()
-        self._check_finite("loss", loss, rate)
-        for constraint in self._constraints:
-            constraint.before_step()
-        limit = self._config.max_gradient_norm or math.inf
-        norm = nn.utils.clip_grad_norm_(self._trained, limit)
-        self._check_finite("norm of the gradients", float(norm), rate)
-        self._optimizer.step()
-        for constraint in self._constraints:
-            constraint.after_step()
         return loss
 
     def _backward(self, loss: Tensor) -> None:

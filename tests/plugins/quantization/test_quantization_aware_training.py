@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from zoopress.plugins import load_plugins
 from zoopress.techniques import Context, Outcome
 from zoopress.testing import reload_artifact, run_chain, tiny_card
 from zoopress.training import checkpoint
+from zoopress.training.config import TrainingConfig
 from zoopress_plugins.coding.entropy_coding import EntropyCoding, EntropyCodingConfig
 from zoopress_plugins.pruning.magnitude_pruning import MagnitudePruning, MagnitudePruningConfig
 from zoopress_plugins.quantization.quantization_aware_training import (
@@ -41,7 +43,8 @@ from zoopress_plugins.quantization.trained.held import held
 from zoopress_plugins.quantization.trained.inputs.half_wave_gaussian import half_wave_step
 from zoopress_plugins.quantization.trained.inputs.pact import Pact
 from zoopress_plugins.quantization.trained.quantizer import SeenInput
-from zoopress_plugins.quantization.trained.weights.learned_step import stepped
+from zoopress_plugins.quantization.trained.terms import PulledToSteps, drawn_bits
+from zoopress_plugins.quantization.trained.weights.learned_step import LearnedStep, stepped
 from zoopress_plugins.quantization.trained.weights.stochastic_rounding import (
     stochastically_rounded,
 )
@@ -298,6 +301,61 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     assert same(whole.module, again.module)
 
 
+def test_the_model_learns_from_itself_with_inputs_of_more_bits(tmp_path: Path) -> None:
+    free, taught = model(), model()
+    options = {"inputs": "learned_step", "input_bits": 2, "training": {**TRAINING, "alpha": 1.0}}
+    quantize(tmp_path / "free", free, **options)
+    outcome = quantize(tmp_path / "taught", taught, stochastic_precision=1.0, **options)
+    assert outcome.notes["evaluations"][0]["loss"] > 0
+    assert not same(free.module, taught.module)
+    (norm,) = [m for m in taught.module.modules() if isinstance(m, nn.BatchNorm1d)]
+    assert int(norm.num_batches_tracked or 0) <= TRAINING["steps"]  # type: ignore[operator]
+    assert all(grid.bits == 2 for grid in input_grids(taught.module).values())
+
+
+def test_drawn_bits_cover_the_same_range_more_finely() -> None:
+    torch.manual_seed(0)
+    quantizer = Pact(SeenInput(0.0, 3.0, 1.0, 1.0), 2)
+    x = torch.linspace(-1, 5, 4001)
+    with torch.no_grad():
+        coarse = quantizer(x)
+        for _ in range(8):
+            with drawn_bits([quantizer], 8):
+                assert quantizer.finer is not None
+                fine = quantizer(x)
+                assert len(fine.unique()) == 2**quantizer.finer
+            assert float(fine.max()) == pytest.approx(3.0)
+        assert torch.equal(quantizer(x), coarse)
+
+
+def test_the_periodic_penalty_pulls_shadows_to_their_levels(tmp_path: Path) -> None:
+    def distance(weight: float) -> float:
+        subject, gaps = model(), []
+        pairs = [(w, LearnedStep(w, 3)) for w in subject.weights(["linear"])]
+        term = PulledToSteps(weight, [quantizer for _, quantizer in pairs])
+        with held(subject, pairs, {}):
+            within = replace(context(tmp_path / str(weight)), terms=[term])
+            within.train(
+                subject, TrainingConfig(steps=60, learning_rate=0.003, weight_decay=0), [], 1.0
+            )
+        for _, quantizer in pairs:
+            levels = (quantizer.matrix() / quantizer.step()[:, None]).detach().flatten()
+            gaps.append((levels - levels.round()).abs())
+        return float(torch.cat(gaps).mean())
+
+    assert distance(3.0) < 0.6 * distance(0.0)
+
+
+def test_self_study_comes_before_the_teacher(tmp_path: Path) -> None:
+    """Kim et al. 2019, QKD: two trainings of the same shadows."""
+    subject = model()
+    outcome = quantize(tmp_path, subject, self_study={"steps": 20, "learning_rate": 0.01})
+    study = outcome.notes["self_study"]
+    assert study["steps"] == 20
+    assert outcome.notes["steps"] == TRAINING["steps"]
+    assert len(packed_weights(subject.module)) == 3
+
+
 def test_it_composes_with_pruning_before_and_coding_after(tmp_path: Path) -> None:
     training = {"steps": 4, "batch_size": 16, "learning_rate": 0.003, "alpha": 0.5}
     aware = config(
@@ -326,3 +384,7 @@ def test_what_makes_no_sense_is_refused() -> None:
         config(weights="scaled_sign", bits=3)
     with pytest.raises(ValidationError, match="'lora' leaves weights"):
         config(training={**TRAINING, "lora": {}})
+    with pytest.raises(ValidationError, match="'periodic' pulls to learned steps"):
+        config(weights="ternary", periodic=0.1)
+    with pytest.raises(ValidationError, match="'input_bits' below 8"):
+        config(inputs="pact", stochastic_precision=0.1)

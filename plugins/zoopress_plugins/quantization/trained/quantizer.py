@@ -80,6 +80,7 @@ class InputQuantizer(nn.Module, ABC):
     def __init__(self, seen: SeenInput, bits: int) -> None:
         super().__init__()
         self.bits = bits
+        self.finer: int | None = None  # bits of a teacher's pass, over the same range
         self.signed = seen.low < 0
 
     @staticmethod
@@ -107,8 +108,11 @@ class InputQuantizer(nn.Module, ABC):
         values = x.to(torch.promote_types(x.dtype, torch.float32))
         scale = self.scale()
         with torch.no_grad():
-            held = scale.detach().to(values.dtype)
-            rounded = (values / held).round_().clamp_(*self.limits).mul_(held)
+            held, ends = scale.detach().to(values.dtype), self.limits
+            if self.finer is not None:
+                ends = limits(self.finer, self.signed)
+                held = held * (self.limits[1] / ends[1])
+            rounded = (values / held).round_().clamp_(*ends).mul_(held)
         if not torch.is_grad_enabled():
             return rounded.to(x.dtype)
         like = self.like(values, scale)

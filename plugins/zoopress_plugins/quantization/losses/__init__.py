@@ -1,0 +1,1 @@
+"""Losses that make rounding cost less."""
