@@ -42,8 +42,8 @@ NAMES = [
     "kl_divergence",
     "l1",
     "l2_sp",
-    "periodic",
     "mean_squared_error",
+    "periodic",
     "relational",
 ]
 
