@@ -180,7 +180,7 @@ def _shrink(node: Any, key: str, sizes: Any, ratio: float, layers: int) -> Any:
 
 def _shrunk_number(key: str, value: int, sizes: Any, ratio: float, layers: int) -> int:
     if _VOCAB.search(key) and "type" not in key:
-        return min(value, VOCABULARY)
+        return min(value, VOCABULARY) if value > 1 else VOCABULARY
     if _TOKEN.search(key):
         return value if value < VOCABULARY else VOCABULARY - 1 - value % 64
     if key in ("image_size", "img_size") and value > 32:

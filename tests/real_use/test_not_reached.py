@@ -160,3 +160,23 @@ def test_the_notes_name_what_no_sample_reached(case: MakeCase, stage: str) -> No
     notes = case(SOURCES["fused"]).compress(STAGES[stage], targets=LOOSE).report.last.notes
     (found,) = [value for key, value in notes.items() if key.startswith("not_reached")]
     assert 0.25 <= found["experts"] < 0.5  # a quarter, and neurons that no sample moves
+
+
+def test_a_branch_that_no_input_reaches_is_named_as_that() -> None:
+    import torch
+    from torch import nn
+
+    from zoopress.dependencies import find_dependencies
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.unused = nn.Linear(4, 8), nn.Linear(8, 2), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor, other: bool = False) -> Tensor:
+            return (self.unused if other else self.b)(self.a(x).relu())
+
+    module = Net().eval()
+    found = find_dependencies(module, lambda: module(torch.randn(3, 4)))
+    assert found.fixed["unused"] == "the calibration data does not reach it"
+    assert "which the calibration data does not reach" in found.fixed["a"]

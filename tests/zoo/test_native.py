@@ -351,3 +351,23 @@ def test_shards_have_an_index_that_transformers_reads(
     expected = logits(zoopress.load(made("bert", "neurons")), "bert")
     assert torch.equal(logits(loaded, "bert"), expected)
     assert torch.equal(logits(zoopress.load(tmp_path), "bert"), expected)
+
+
+def test_a_model_of_several_text_parts_is_not_called_on_made_up_tokens() -> None:
+    from zoopress_zoo.opening import _tokens
+
+    parts = {"text_encoder": AutoConfig.for_model("t5"), "audio_encoder": {"model_type": "encodec"}}
+    parts = {
+        name: part if isinstance(part, dict) else part.to_dict() for name, part in parts.items()
+    }
+    config = transformers.MusicgenConfig(**parts, decoder={"model_type": "musicgen_decoder"})
+
+    class Core(torch.nn.Module):
+        main_input_name = "input_ids"
+
+    core = Core()
+    core.config = config  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="Multiple valid text configs"):
+        config.get_text_config()
+    found = _tokens(core, 12)
+    assert found is None or int(found["input_ids"].max()) < config.decoder.vocab_size

@@ -109,7 +109,10 @@ def _tokens(core: Any, length: int) -> dict[str, Tensor] | None:
     """Return tokens for a model that takes them, and for its decoder; None for another."""
     import torch
 
-    config = core.config.get_text_config()
+    try:
+        config = core.config.get_text_config(decoder=True)
+    except ValueError:  # of several parts that read text, none comes first
+        return None
     vocabulary = getattr(config, "vocab_size", None)
     if getattr(core, "main_input_name", "") != "input_ids" or type(vocabulary) is not int:
         return None

@@ -70,7 +70,8 @@ def find_dependencies(module: nn.Module, *runs: Callable[[], Any]) -> Dependenci
     if held:
         groups = _groups(trace)
     unreached = tuple(dict.fromkeys(each.path for each in unread))
-    return Dependencies(tuple(groups), _fixed(module, trace.nodes, groups), unreached, held)
+    fixed = _fixed(module, trace.nodes, groups, unreached)
+    return Dependencies(tuple(groups), fixed, unreached, held)
 
 
 @contextmanager
@@ -212,7 +213,9 @@ def _clusters(found: list[tuple[Member, ...]], trace: Trace) -> tuple[list[int],
     return clusters, broken
 
 
-def _fixed(module: nn.Module, nodes: Nodes, groups: list[NeuronGroup]) -> dict[str, str]:
+def _fixed(
+    module: nn.Module, nodes: Nodes, groups: list[NeuronGroup], unreached: Collection[str]
+) -> dict[str, str]:
     """Return why layers keep all their outputs, by path."""
     reasons = nodes.fixed(nodes.components())
     axes = {(axis.path, axis.tensor, axis.axis): axis for axis in nodes.axes}
@@ -227,6 +230,8 @@ def _fixed(module: nn.Module, nodes: Nodes, groups: list[NeuronGroup]) -> dict[s
         reason = "it is used in a way that cannot be followed"
         if weight.parameter.shape[weight.output_axis] == 1:
             reason = "it has a single neuron"
+        elif weight.path in unreached:
+            reason = "the calibration data does not reach it"
         elif axis is not None:
             mine = reasons[axis.start : axis.start + axis.size]
             if bool((mine != 0).any()):

@@ -169,7 +169,9 @@ def differing(values: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]
     return [
         name
         for name, value in values.items()
-        if name in others and not _meta(others[name]) and not _equal(value, others[name])
+        if name in others
+        and not (_meta(value) or _meta(others[name]))
+        and not _equal(value, others[name])
     ]
 
 
