@@ -6,10 +6,13 @@ tr(E H Eᵀ), the mean of their squares, summed over outputs.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from zoopress.techniques.rounder import Matrix, Rounded, level_limits, spread
+from zoopress.techniques.rounder import Matrix, Rounded, spread
+from zoopress_plugins.quantization.rounding.kernels import improve_lines
+from zoopress_plugins.quantization.rounding.lines import Lines, as_lines
 from zoopress_plugins.quantization.rounding.uniform_grid import (
     dequantized,
     in_groups,
@@ -60,32 +63,18 @@ def descend(matrix: Matrix, rounded: Rounded, inputs: Tensor, order: Tensor) -> 
         inputs: [in, in], with a positive diagonal.
         order: [in], of columns.
     """
-    low, high = level_limits(matrix.bits, matrix.symmetric)
-    scale = spread(rounded.scale.float(), matrix).T
-    zero = torch.zeros_like(scale)
-    if rounded.zero_point is not None:
-        zero = spread(rounded.zero_point.float(), matrix).T
-    weights = matrix.values.T
-    keep = None if matrix.keep is None else matrix.keep.T
-    levels = rounded.levels.float().T.clone()
-    errors = weights - (levels - zero) * scale
-    pull = inputs @ errors  # [in, out]: half the derivative
-    alone = inputs.diagonal()
-    for some in order.split(_BLOCK):
-        near = inputs[some][:, some]
-        mine, change = pull[some], torch.zeros(len(some), weights.shape[1])
-        for place, column in enumerate(some.tolist()):
-            target = weights[column] - errors[column] + mine[place] / alone[column]
-            new = ((target / scale[column]).round() + zero[column]).clamp(low, high)
-            if keep is not None:
-                new = torch.where(keep[column], new, zero[column])
-            moved = (levels[column] - new) * scale[column]
-            levels[column] = new
-            change[place] = moved
-            mine[place + 1 :] += near[place + 1 :, place, None] * moved
-        errors[some] += change
-        pull += inputs[:, some] @ change
-    return Rounded(levels.T.contiguous(), rounded.scale, rounded.zero_point)
+    lines = Lines(matrix, rounded, order)
+    held = lines.values()
+    ordered = np.ascontiguousarray(inputs[order][:, order].numpy())
+    # Half the derivative of what outputs err.
+    pull = ordered @ (as_lines(matrix.values.float(), order) - held)
+    for start in range(0, len(ordered), _BLOCK):
+        some = slice(start, min(start + _BLOCK, len(ordered)))
+        moves = np.empty_like(held[some])
+        near = np.ascontiguousarray(ordered[some, some])
+        improve_lines(held[some], pull[some], near, *lines.grid(some), lines.levels[some], moves)
+        pull[some.stop :] += ordered[some.stop :, some] @ moves
+    return Rounded(lines.found(), rounded.scale, rounded.zero_point)
 
 
 def refitted(matrix: Matrix, rounded: Rounded, inputs: Tensor) -> Rounded:
