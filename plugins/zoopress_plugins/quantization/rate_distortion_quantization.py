@@ -72,6 +72,20 @@ class Target(Config):
         ((name, value),) = self.model_dump(exclude_none=True).items()
         return name, value
 
+    def claim(self, figure: float, context: Context) -> Claim:
+        """Return what was asked for and a figure reached, so that more of it is better."""
+        name, value = self.chosen()
+        # Rounded, since it is written to the manifest, whose bytes count.
+        figure = float(f"{figure:.6g}")
+        if name == "bits_per_weight":
+            return Claim("bits saved of 32 per weight", 32 - value, 32 - figure, 0)
+        if name == "max_metric_drop":
+            return Claim("gain of the metric on validation data", -value, -figure, 0)
+        if name in ("ratio", "size_bytes"):
+            ratio = value if name == "ratio" else context.original_bytes / value
+            return Claim("compression ratio", ratio, figure, 1e-5)
+        return Claim(f"{name} on calibration inputs", value, figure, 0)
+
 
 class RateDistortionConfig(WeightSelection):
     """What to reach and how; give `target` or `slope`."""
@@ -163,17 +177,7 @@ class RateDistortionQuantization(Technique[RateDistortionConfig]):
     def claim(self, figure: float, context: Context) -> Claim:
         """Return what was asked for and a figure reached, so that more of it is better."""
         assert self.config.target is not None
-        name, value = self.config.target.chosen()
-        # Rounded, since it is written to the manifest, whose bytes count.
-        figure = float(f"{figure:.6g}")
-        if name == "bits_per_weight":
-            return Claim("bits saved of 32 per weight", 32 - value, 32 - figure, 0)
-        if name == "max_metric_drop":
-            return Claim("gain of the metric on validation data", -value, -figure, 0)
-        if name in ("ratio", "size_bytes"):
-            ratio = value if name == "ratio" else context.original_bytes / value
-            return Claim("compression ratio", ratio, figure, 1e-5)
-        return Claim(f"{name} on calibration inputs", value, figure, 0)
+        return self.config.target.claim(figure, context)
 
     def gradient_passes(self) -> float:
         """Return how often sensitivities take gradients: once, of a few samples at a time."""

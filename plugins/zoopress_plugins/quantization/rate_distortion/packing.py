@@ -142,11 +142,16 @@ def packed_copy(
     packings: Sequence[Packing | None],
 ) -> Model:
     """Return a model with packed weights; all other tensors are shared with `model`."""
-    tensors = (*model.module.parameters(), *model.module.buffers())
-    module = copy.deepcopy(model.module, {id(tensor): tensor for tensor in tensors})
-    other = replace(model, module=module, edits=list(model.edits), masks=dict(model.masks))
+    other = copy_of_structure(model)
     pack(other, select(other), packings)
     return other
+
+
+def copy_of_structure(model: Model) -> Model:
+    """Return a model of its own that shares all tensors with another."""
+    tensors = (*model.module.parameters(), *model.module.buffers())
+    module = copy.deepcopy(model.module, {id(tensor): tensor for tensor in tensors})
+    return replace(model, module=module, edits=list(model.edits), masks=dict(model.masks))
 
 
 def starting_slope(
