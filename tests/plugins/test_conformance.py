@@ -78,6 +78,11 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
         {"sparsity": 0.6, "scope": "global", "kinds": ("linear", "embedding")},
         {"sparsity": 0.5, "criterion": {"name": "random", "draw": 3}},
     ],
+    "mixed_precision": [
+        {"target": {"bits_per_weight": 7}},
+        {"target": {"ratio": 2}, "sensitivity": "moments", "group_size": 16, "symmetric": False},
+        {"target": {"cosine": 0.9}, "rounding": "hqq", "bits": (3, 4, 8), "floats": False},
+    ],
     "neuron_pruning": [
         {"sparsity": 0.25},
         {"sparsity": 0.25, "scope": "global", "criterion": "magnitude"},

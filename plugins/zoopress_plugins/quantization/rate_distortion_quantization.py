@@ -139,6 +139,13 @@ class RateDistortionQuantization(Technique[RateDistortionConfig]):
     config_type = RateDistortionConfig
     needs = frozenset({"calibration"})
 
+    def __init__(self, config: RateDistortionConfig) -> None:
+        super().__init__(config)
+        sizes = (None, "ratio", "size_bytes", "bits_per_weight")
+        if (config.target.chosen()[0] if config.target else None) not in sizes:
+            # Of the stage, not of the class: bytes are counted without the original.
+            self.__dict__.update(needs=frozenset({"calibration", "teacher"}))
+
     def effects(self) -> Effects:
         """Require float weights, and leave none of the kinds it works on."""
         return Effects(requires=self.config.properties(), destroys=self.config.properties())

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _MILD_BITS = 7
 """From so many on, ranges of activations stay what they are."""
-_AT_ONCE = 1 << 22
+AT_ONCE = 1 << 22
 """Weights that are rounded together."""
 _NEAREST = "nearest"
 _ROUNDERS = {
@@ -48,15 +48,14 @@ _ROUNDERS = {
 }
 
 
-class WeightQuantizationConfig(WeightSelection):
-    """How to round, and what."""
+class UniformGridConfig(WeightSelection):
+    """What weights to round to a uniform grid, and how, whatever its bits."""
 
     kinds: tuple[Kind, ...] = Field(
         default=(*MATRICES, "embedding"),
         min_length=1,
         description="kinds of weights",
     )
-    bits: int = Field(default=8, ge=2, le=8, description="bits of a weight's code")
     group_size: int | None = Field(
         default=None, ge=8, description="weights that share a scale; a whole row without it"
     )
@@ -76,6 +75,12 @@ class WeightQuantizationConfig(WeightSelection):
         description="whether weights that are zero stay so, though no stage of the recipe pruned "
         "them",
     )
+
+
+class WeightQuantizationConfig(UniformGridConfig):
+    """How to round, and what."""
+
+    bits: int = Field(default=8, ge=2, le=8, description="bits of a weight's code")
 
 
 def quantize(
@@ -102,7 +107,7 @@ def quantize(
 
     size = min(group_size or matrix.shape[1], matrix.shape[1])
     whole = Matrix("", matrix, bits, size, symmetric, clipping)
-    return joined_codes([stored(nearest(some), bits) for some in in_parts(whole, _AT_ONCE)])
+    return joined_codes([stored(nearest(some), bits) for some in in_parts(whole, AT_ONCE)])
 
 
 class WeightQuantization(Technique[WeightQuantizationConfig]):
@@ -145,7 +150,7 @@ class WeightQuantization(Technique[WeightQuantizationConfig]):
         seen = measured_inputs(model, weights, context) if rounder.needs_inputs else {}
         for weight in context.track(weights):
             mask = model.masks.get(weight.name)
-            codes, scale, zero_point = work.codes(weight, mask, seen.get(weight.name), _AT_ONCE)
+            codes, scale, zero_point = work.codes(weight, mask, seen.get(weight.name), AT_ONCE)
             tensors = {"codes": pack_codes(codes, config.bits), "scale": scale}
             if zero_point is not None:
                 tensors["zero_point"] = zero_point
@@ -200,7 +205,7 @@ class WeightQuantization(Technique[WeightQuantizationConfig]):
 
     def working_bytes(self, total: int, largest: int) -> int:
         """Return room for a weight's codes, and for what is made of the rows rounded together."""
-        return largest // 2 + 7 * min(largest, 4 * _AT_ONCE)
+        return largest // 2 + 7 * min(largest, 4 * AT_ONCE)
 
 
 def _needs_inputs(choice: RounderChoice) -> bool:

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from zoopress.evaluation.sensitivity import output_distance
+from zoopress.models.weights import as_matrix
 from zoopress.store.files import write_atomic
 from zoopress.tasks.batches import batch_length
 from zoopress_plugins.quantization.activations.inputs import some_samples
 from zoopress_plugins.quantization.bit_allocation.knapsack import Numbers
-from zoopress_plugins.quantization.bit_allocation.options import dense_form, quantized_form
+from zoopress_plugins.quantization.bit_allocation.options import Forms, dense_form
 from zoopress_plugins.quantization.layer_moments import input_moments
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def measure_damages(
     model: Model,
     weights: Sequence[Weight],
     widths: Sequence[Sequence[int | None]],
+    forms: Forms,
     config: MixedPrecisionConfig,
     context: Context,
     batches: Sequence[Any],
@@ -58,6 +60,7 @@ def measure_damages(
         model: left as it was.
         weights: of it.
         widths: the bits to try.
+        forms: makes what is tried.
         config: of the technique.
         context: of the stage.
         batches: calibration inputs.
@@ -73,7 +76,7 @@ def measure_damages(
         for bits in asked:
             if damage is None:
                 damage = _damage(model, weights, config, context, batches, len(config.bits), notes)
-            dense = dense_form(weight, quantized_form(weight, bits, config))
+            dense = dense_form(weight, forms.of(weight, bits))
             own[str(bits)] = damage(weight, dense)
         if asked:
             write_atomic(file, json.dumps(known))
@@ -134,21 +137,15 @@ def _damage(
 
 
 def _relative(weight: Weight, dense: Tensor, moments: Tensor | None) -> float:
-    """Return ‖ΔW x‖² ÷ ‖W x‖² over inputs of second moments E[x xᵀ]; without them, of white ones."""
+    """Return ‖ΔW x‖² ÷ ‖W x‖² over inputs of moments E[x xᵀ]; without, of white ones."""
     with torch.no_grad():
         before = weight.matrix().float()
-        change = before - _matrix(weight, dense).float()
+        change = before - as_matrix(dense, weight.output_axis).float()
         energies = []
         for matrix in (change, before):
             product = matrix if moments is None else matrix @ moments.to(matrix)
             energies.append(max(0.0, float((product.double() * matrix.double()).sum())))
     return energies[0] / energies[1] if energies[1] else float(energies[0] > 0)
-
-
-def _matrix(weight: Weight, dense: Tensor) -> Tensor:
-    from zoopress.models.weights import as_matrix
-
-    return as_matrix(dense, weight.output_axis)
 
 
 def _read(file: Path) -> dict[str, dict[str, float]]:

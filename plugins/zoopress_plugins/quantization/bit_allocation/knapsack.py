@@ -25,7 +25,7 @@ _ROUNDING = 1e-12
 """Of sums: what is within it counts as equal."""
 
 
-class Infeasible(Exception):
+class InfeasibleError(Exception):
     """Even the least costs are more than the budget.
 
     Attributes:
@@ -74,12 +74,12 @@ def choose(
         most: partial choices that are kept at a time; fewer make it faster and inexact.
 
     Raises:
-        Infeasible: if no choice is within the budget.
+        InfeasibleError: if no choice is within the budget.
     """
     least = float(sum(group.min() for group in costs))
     budget = budget + _ROUNDING * abs(budget)
     if least > budget:
-        raise Infeasible(least)
+        raise InfeasibleError(least)
     multiplier, start, bound = _relax(costs, damages, budget)
     start = _filled(costs, damages, budget, start)
     ceiling = _sum(damages, start)

@@ -1,4 +1,4 @@
-"""One option of each group: as good as trying all, or worse by no more than the gap that is told."""
+"""One option of each group: as good as trying all, or off by no more than the gap told."""
 
 from itertools import product
 
@@ -8,7 +8,7 @@ from hypothesis import given, strategies as st
 
 from zoopress_plugins.quantization.bit_allocation.knapsack import (
     Choice,
-    Infeasible,
+    InfeasibleError,
     Numbers,
     choose,
 )
@@ -44,7 +44,7 @@ def test_it_equals_trying_all_choices(
     budget = share * sum(group.max() for group in costs)
     expected = by_trying_all(groups, budget)
     if expected is None:
-        with pytest.raises(Infeasible) as refused:
+        with pytest.raises(InfeasibleError) as refused:
             choose(costs, damages, budget)
         assert refused.value.least == pytest.approx(sum(group.min() for group in costs))
         return
