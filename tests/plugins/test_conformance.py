@@ -81,7 +81,7 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
     "mixed_precision": [
         {"target": {"bits_per_weight": 7}},
         {"target": {"ratio": 2}, "sensitivity": "moments", "group_size": 16, "symmetric": False},
-        {"target": {"cosine": 0.9}, "rounding": "hqq", "bits": (3, 4, 8), "floats": False},
+        {"target": {"size_bytes": 20_000}, "rounding": "hqq", "bits": (2, 4), "floats": False},
     ],
     "neuron_pruning": [
         {"sparsity": 0.25},
