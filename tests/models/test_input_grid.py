@@ -193,7 +193,7 @@ def test_hostile_grids_are_refused(tensor: str, value: Tensor, words: str, tmp_p
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"bits": 9}, "bits must be 2 to 8"),
+        ({"bits": 9}, "bits must be 1 to 8"),
         ({"per": "row"}, "per must be"),
         ({"per": "token"}, "dynamic"),
         ({"symmetric": 1}, "symmetric must be"),

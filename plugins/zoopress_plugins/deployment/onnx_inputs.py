@@ -23,7 +23,9 @@ class QuantizedInput(InputGrid):
             return x
         values = x.to(torch.float32)
         low, high = self.limits
-        if self.bits < 8:  # the operators clip at the ends of a byte
+        if self.is_sign:  # no operator rounds away from zero
+            values = torch.where(values >= 0, 1.0, -1.0) * self._stored(values)[0]
+        elif self.bits < 8:  # the operators clip at the ends of a byte
             scale, zero = self._stored(values)
             values = torch.clamp(values, (low - zero) * scale, (high - zero) * scale)
         axis = {} if self.per != "channel" else {"axis": self.axis % x.ndim}

@@ -71,9 +71,11 @@ class QuantizationAwareTrainingConfig(WeightSelection):
     inputs: InputScheme | None = Field(
         default=None,
         description="what rounds the inputs of the same layers: `learned_step` (LSQ), `pact`, "
-        "`dorefa`, `half_wave_gaussian`; by default they stay floats",
+        "`dorefa`, `half_wave_gaussian`, `sign` (XNOR-Net); by default they stay floats",
     )
-    input_bits: int = Field(default=8, ge=2, le=8, description="bits of an input's code")
+    input_bits: int | None = Field(
+        default=None, ge=1, le=8, description="bits of an input's code; 8 by default, 1 of `sign`"
+    )
     periodic: float = Field(
         default=0.0,
         ge=0,
@@ -104,15 +106,24 @@ class QuantizationAwareTrainingConfig(WeightSelection):
             )
         if self.periodic and self.weights != "learned_step":
             raise ValueError("'periodic' pulls to learned steps; use 'weights: learned_step'")
-        if self.stochastic_precision and (self.inputs is None or self.input_bits == 8):
+        if self.inputs == "sign" and self.input_bits not in (None, 1):
+            raise ValueError(f"'inputs: sign' has 1 bit, not {self.input_bits}")
+        if self.stochastic_precision and (
+            self.inputs in (None, "sign") or self.code_bits_of_inputs == 8
+        ):
             raise ValueError(
-                "'stochastic_precision' teaches with inputs of more bits: give 'inputs', and "
-                "'input_bits' below 8"
+                "'stochastic_precision' teaches with inputs of more bits: give 'inputs' other than "
+                "'sign', and 'input_bits' below 8"
             )
         trainings = [self.training, *([self.self_study] if self.self_study else [])]
         if any(each.lora is not None for each in trainings):
             raise ValueError("'lora' leaves weights as they are; leave it out of 'training'")
         return self
+
+    @property
+    def code_bits_of_inputs(self) -> int:
+        """Bits of an input's code."""
+        return self.input_bits or (1 if self.inputs == "sign" else 8)
 
     @property
     def code_bits(self) -> int:
@@ -243,7 +254,7 @@ class QuantizationAwareTraining(Technique[QuantizationAwareTrainingConfig]):
         config = self.config
         if config.inputs is None:
             return {}
-        kind = input_scheme(config.inputs)
+        kind, bits = input_scheme(config.inputs), config.code_bits_of_inputs
         layers, kept = {}, dict[str, str]()
         for path in dict.fromkeys(place.path for w in weights for place in w.locations):
             layer = model.module.get_submodule(path)
@@ -257,10 +268,12 @@ class QuantizationAwareTraining(Technique[QuantizationAwareTrainingConfig]):
         for path in layers:
             told = seen.get(path)
             reason = "no calibration input reaches it" if told is None else kind.refusal(told)
+            if told is not None and told.low < 0 and bits == 1 and config.inputs != "sign":
+                reason = "its input goes below zero, for which one bit is 'sign' alone"
             if told is None or reason:
                 kept[path] = str(reason)
             else:
-                found[path] = kind(told, config.input_bits)
+                found[path] = kind(told, bits)
         if kept:
             notes["inputs_left"] = kept
         if not found:

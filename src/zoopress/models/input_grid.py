@@ -42,7 +42,7 @@ class InputGrid(nn.Module):
         zero_point: the code of zero, of the codes' type and the shape of `scale`; the same.
 
     Attributes:
-        bits: of a code, 2 to 8.
+        bits: of a code, 1 to 8; a symmetric one of 1 bit is a sign, −1 or 1.
         symmetric: whether codes have a sign (int8) and zero is 0; else they are uint8.
         per: what has a scale of its own.
         dynamic: whether the range is taken of each call's input, or stored.
@@ -63,8 +63,8 @@ class InputGrid(nn.Module):
         channels: int | None = None,
     ) -> None:
         super().__init__()
-        if type(bits) is not int or not 2 <= bits <= 8:
-            raise ValueError(f"bits must be 2 to 8, not {bits!r}")
+        if type(bits) is not int or not 1 <= bits <= 8:
+            raise ValueError(f"bits must be 1 to 8, not {bits!r}")
         for name, flag in (("symmetric", symmetric), ("dynamic", dynamic)):
             if type(flag) is not bool:
                 raise ValueError(f"{name} must be true or false, not {flag!r}")
@@ -77,6 +77,8 @@ class InputGrid(nn.Module):
                 "per 'token' rounds rows of the last axis, which in a convolution are no tokens; "
                 "use 'tensor' or 'channel'"
             )
+        if bits == 1 and symmetric and dynamic:
+            raise ValueError("signs need a stored scale, since no range of a call tells it")
         self.bits, self.symmetric, self.per, self.dynamic = bits, symmetric, per, dynamic
         self.axis, self.channels = axis, channels
         shape: tuple[int, ...] = ()
@@ -94,9 +96,16 @@ class InputGrid(nn.Module):
         return torch.int8 if self.symmetric else torch.uint8
 
     @property
+    def is_sign(self) -> bool:
+        """Whether codes are signs: 1 from zero on, −1 below."""
+        return self.bits == 1 and self.symmetric
+
+    @property
     def limits(self) -> tuple[int, int]:
         """The lowest and the highest code."""
         half = 1 << (self.bits - 1)
+        if self.is_sign:
+            return -1, 1
         return (-half, half - 1) if self.symmetric else (0, 2 * half - 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -185,6 +194,9 @@ class InputGrid(nn.Module):
         """Return codes as new floats, NaN among them, with scale and zero point as floats."""
         values = x.to(torch.promote_types(x.dtype, torch.float32))
         scale, zero = self._of_call(values) if self.dynamic else self._stored(values)
+        if self.is_sign:
+            signs = torch.where(values >= 0, 1.0, -1.0).to(values.dtype)
+            return torch.where(values.isnan(), values, signs), scale, zero
         levels = (values / scale).round_().add_(zero).clamp_(*self.limits)
         return levels, scale, zero
 

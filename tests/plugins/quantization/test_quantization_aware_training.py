@@ -160,9 +160,9 @@ def test_an_input_grid_gives_bit_by_bit_what_its_quantizer_gave(
     torch.manual_seed(0)
     seen = SeenInput(low, 3.0, 0.7, 0.8)
     if input_scheme(inputs).refusal(seen):
-        assert low < 0
+        assert (low < 0) == (inputs == "half_wave_gaussian")
         return
-    for bits in (2, 5, 8):
+    for bits in (1,) if inputs == "sign" else (2, 5, 8):
         quantizer = input_scheme(inputs)(seen, bits)
         for parameter in quantizer.parameters():
             with torch.no_grad():
@@ -175,6 +175,10 @@ def test_an_input_grid_gives_bit_by_bit_what_its_quantizer_gave(
             assert torch.equal(input_grids(subject.module)["0"](x), rounded)
         rounded.sum().backward()
         assert x.grad is not None
+        if inputs == "sign":
+            assert len(rounded.unique()) == 2
+            assert torch.equal(x.grad, (x.abs() <= 0.8**0.5).float())
+            return
         low_end, high_end = (end * float(quantizer.scale().detach()) for end in quantizer.limits)
         inside = (x > low_end) & (x < high_end)
         assert torch.allclose(x.grad, inside.float())
@@ -207,6 +211,20 @@ def test_half_wave_steps_are_those_of_the_best_even_quantizer_of_normal_numbers(
     """Max 1960, table II: 0.6508 for seven levels, three of which are above zero."""
     assert abs(half_wave_step(2) - 0.6508) < 0.002
     assert half_wave_step(2) > half_wave_step(3) > half_wave_step(4)
+
+
+def test_networks_of_signs_train_and_name_what_has_none(tmp_path: Path) -> None:
+    subject = model()
+    outcome = quantize(tmp_path, subject, weights="scaled_sign", inputs="sign")
+    grids = input_grids(subject.module)
+    assert set(grids) == {"0"}  # the others come behind a ReLU
+    assert set(outcome.notes["inputs_left"]) == {"4", "6"}
+    x = torch.tensor([[0.3, -0.2, 0.0, -9.0, float("nan"), 5.0]])
+    with torch.no_grad():
+        signs = grids["0"](x) / grids["0"].scale
+    assert signs.nan_to_num(7.0).tolist() == [[1.0, -1.0, 1.0, -1.0, 7.0, 1.0]]
+    codes, _, _ = grids["0"].codes(x[:, :4])
+    assert codes.tolist() == [[1, -1, 1, -1]]
 
 
 def test_stochastic_rounding_is_right_in_the_mean() -> None:

@@ -17,7 +17,7 @@ WeightScheme = Literal[
     "ternary_connect",
     "stochastic_rounding",
 ]
-InputScheme = Literal["learned_step", "pact", "dorefa", "half_wave_gaussian"]
+InputScheme = Literal["learned_step", "pact", "dorefa", "half_wave_gaussian", "sign"]
 WEIGHT_SCHEMES: tuple[WeightScheme, ...] = get_args(WeightScheme)
 INPUT_SCHEMES: tuple[InputScheme, ...] = get_args(InputScheme)
 
@@ -69,11 +69,13 @@ def input_scheme(name: InputScheme) -> type[InputQuantizer]:
     from zoopress_plugins.quantization.trained.inputs.half_wave_gaussian import HalfWaveGaussian
     from zoopress_plugins.quantization.trained.inputs.learned_step import LearnedInputStep
     from zoopress_plugins.quantization.trained.inputs.pact import Pact
+    from zoopress_plugins.quantization.trained.inputs.sign import Sign
 
     kinds: dict[InputScheme, type[InputQuantizer]] = {
         "learned_step": LearnedInputStep,
         "pact": Pact,
         "dorefa": DoReFaInputs,
         "half_wave_gaussian": HalfWaveGaussian,
+        "sign": Sign,
     }
     return kinds[name]

@@ -97,6 +97,10 @@ class InputQuantizer(nn.Module, ABC):
     def scale(self) -> Tensor:
         """Return what codes are multiplied by, 0-d float32, with gradients if it is learned."""
 
+    def levels(self, values: Tensor, scale: Tensor, ends: tuple[int, int]) -> Tensor:
+        """Return the codes of values as new floats, NaN among them."""
+        return (values / scale).round_().clamp_(*ends)
+
     @abstractmethod
     def like(self, x: Tensor, scale: Tensor) -> Tensor:
         """Return what has the derivatives that rounding shall have, of the shape of x."""
@@ -112,7 +116,7 @@ class InputQuantizer(nn.Module, ABC):
             if self.finer is not None:
                 ends = limits(self.finer, self.signed)
                 held = held * (self.limits[1] / ends[1])
-            rounded = (values / held).round_().clamp_(*ends).mul_(held)
+            rounded = self.levels(values, held, ends).mul_(held)
         if not torch.is_grad_enabled():
             return rounded.to(x.dtype)
         like = self.like(values, scale)
