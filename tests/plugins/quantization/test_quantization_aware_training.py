@@ -13,6 +13,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+import zoopress
 from synthetic_task import Classification, perceptron, same
 from zoopress.errors import StageError
 from zoopress.models.input_grid import input_grids
@@ -21,6 +22,7 @@ from zoopress.models.packing import differentiable, packed_weights
 from zoopress.plugins import load_plugins
 from zoopress.techniques import Context, Outcome
 from zoopress.testing import reload_artifact, run_chain, tiny_card
+from zoopress.testing.models import cnn
 from zoopress.training import checkpoint
 from zoopress.training.config import TrainingConfig
 from zoopress_plugins.coding.entropy_coding import EntropyCoding, EntropyCodingConfig
@@ -406,3 +408,20 @@ def test_what_makes_no_sense_is_refused() -> None:
         config(weights="ternary", periodic=0.1)
     with pytest.raises(ValidationError, match="'input_bits' below 8"):
         config(inputs="pact", stochastic_precision=0.1)
+
+
+@pytest.mark.slow
+def test_signs_run_elsewhere_as_they_were_evaluated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setenv("ZOOPRESS_CACHE", str(tmp_path / "cache"))
+    training = {"steps": 3, "batch_size": 16}
+    signs = config(kinds=["conv"], weights="scaled_sign", inputs="sign", training=training)
+    card = tiny_card("cnn", tmp_path / "card")
+    made = run_chain([QuantizationAwareTraining(signs)], card, tmp_path / "run")
+    x = torch.randn(5, 3, 16, 16)
+    own = zoopress.load(made.artifact, factory=cnn)
+    other = zoopress.load(made.artifact, factory=cnn, runtime="onnxruntime")
+    with torch.no_grad():
+        assert torch.allclose(own(x), other(x), atol=1e-5)
