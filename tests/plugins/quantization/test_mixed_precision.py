@@ -200,3 +200,60 @@ def test_configs_that_mean_nothing_are_refused() -> None:
     for wrong in ({"target": {"ratio": 4}, "bits": [9]}, {"target": {}}, {"bits": [4]}):
         with pytest.raises(ValidationError):
             MixedPrecisionConfig.model_validate(wrong)
+
+
+class Odd(torch.nn.Module):
+    """A tied table, a transposed convolution, fused gates, experts in one parameter, and NaN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(40, 24)
+        self.gates = torch.nn.GRU(24, 24, batch_first=True)
+        self.up = torch.nn.ConvTranspose1d(24, 24, 3, padding=1)
+        self.experts = torch.nn.Parameter(torch.randn(3, 24, 24) / 5)
+        self.unused = torch.nn.Linear(24, 24)
+        self.out = torch.nn.Linear(24, 40, bias=False)
+        self.out.weight = self.table.weight
+        with torch.no_grad():
+            self.unused.weight[0, 0] = torch.nan
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x, _ = self.gates(self.table(tokens))
+        x = self.up(x.mT).mT
+        x = torch.einsum("blc,edc->bld", x, self.experts).tanh()
+        return self.out(x)
+
+
+@pytest.mark.parametrize("sensitivity", ["outputs", "none"])
+def test_every_kind_of_weight_gets_bits_and_tied_ones_count_once(
+    sensitivity: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    module = Odd().eval()
+    tokens = torch.randint(0, 40, (8, 10))
+    context = Context(
+        seed=0,
+        device=torch.device("cpu"),
+        batches=lambda: [tokens],
+        call=lambda module, batch: module(batch).detach(),
+        progress=lambda item, fraction=None: None,
+        checkpoint=tmp_path,
+        plugins=PLUGINS,
+    )
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    model = Model(module, PLUGINS.layers)
+    stage = technique(target={"bits_per_weight": 6}, sensitivity=sensitivity)
+    outcome = stage.apply(model, context)
+    bits = outcome.notes["bits"]
+    kinds = {"table.weight", "gates.weight_ih_l0", "gates.weight_hh_l0", "up.weight", "experts"}
+    assert set(bits) == kinds
+    assert "NaN" in outcome.notes["left"]["unused.weight"]
+    packed = packed_weights(module)
+    for name, width in bits.items():
+        if width != "float":
+            assert packed[name].bits == width
+            off = (packed[name].value() - before[name]).norm() / before[name].norm()
+            assert 0 < off < 2.0 ** (2 - int(width))
+    if bits["table.weight"] != "float":
+        assert packed["out.weight"].codes.data_ptr() == packed["table.weight"].codes.data_ptr()
+    assert bool(module(tokens).isfinite().all())
