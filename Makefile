@@ -76,6 +76,7 @@ bench: $(VENV)/.dev bench-data  ## Measure what README and docs claim.
 	$(BIN)/python benchmarks/store.py
 	$(BIN)/python benchmarks/distillation.py
 	$(BIN)/python benchmarks/train_mnist.py
+	$(BIN)/python benchmarks/train_quantized.py
 	$(BIN)/python benchmarks/perplexity.py
 
 docs: $(VENV)/.docs  ## Build the documentation into site/.
