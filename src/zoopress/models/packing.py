@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zoopress.kernels.products import CodedRows, multiply, serves
 from zoopress.models.codes import (
     AnyLayout as AnyLayout,
     CodeLayout as CodeLayout,
@@ -40,6 +41,9 @@ from zoopress.models.packed_call import (
     refuse_export,
 )
 from zoopress.models.weights import as_matrix
+
+DECODED = "decoded as it is multiplied"
+"""What `PackedWeight.kernel` says where no dense weight is made, and products are as fast."""
 
 Product = Literal["linear", "embedding"]
 """A product of which a packed weight may be a factor: with vectors, or with one-hot indices."""
@@ -90,7 +94,17 @@ class PackedWeight(nn.Module, ABC):
     def kernel(self, product: Product) -> str | None:
         """Name what computes a product here without the dense weight, None if nothing does.
 
-        Override it together with `dense_rows`, `linear` or `embedding`.
+        Override it together with `linear` or `embedding`.
+        """
+        if product == "embedding":
+            return "only the rows looked up are made" if self._makes_rows() else None
+        return DECODED if self._decodes() else None
+
+    def coded_rows(self) -> CodedRows | None:
+        """Return the weight [out, in] as codes that a product can decode, None if it is none.
+
+        Whoever has it needs no kernel of its own. It shares the weight's buffers, and is asked for
+        in each call.
         """
         return None
 
@@ -172,6 +186,10 @@ class PackedWeight(nn.Module, ABC):
             input: of any float type, in one piece, with a row or more; without gradients.
             bias: of the same type.
         """
+        if self._decodes() and input.dtype != torch.float64:
+            rows = self.coded_rows()
+            assert rows is not None
+            return multiply(input, rows, bias)
         if self._makes_rows():
             return linear_in_blocks(self, input, bias)
         return F.linear(input, self.dense().to(input.dtype), bias)
@@ -185,6 +203,14 @@ class PackedWeight(nn.Module, ABC):
     def extra_repr(self) -> str:
         """Return what `repr` says of it."""
         return f"{tuple(self.shape)}, dtype={self.computes_in}"
+
+    def _decodes(self) -> bool:
+        return (
+            self.output_axis == 0
+            and len(self.shape) == 2
+            and serves(self.device)
+            and self.coded_rows() is not None
+        )
 
     def _makes_rows(self) -> bool:
         return type(self).dense_rows is not PackedWeight.dense_rows

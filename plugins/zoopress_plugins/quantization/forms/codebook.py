@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from zoopress.coding.bits import packed_size, unpack_codes
-from zoopress.models.packing import CodeLayout, PackedWeight, Product
+from zoopress.kernels.products import CodedRows
+from zoopress.models.packing import CodeLayout, PackedWeight
 from zoopress_plugins.quantization.forms.packed_rows import dense_from_rows, matrix_size
 
 
@@ -42,9 +43,9 @@ class CodebookWeight(PackedWeight):
         """Return some rows of the matrix [n, columns]."""
         return self._values(self.codes[some])
 
-    def kernel(self, product: Product) -> str | None:
-        """Name what computes a look-up without the dense weight."""
-        return "only the rows looked up are made" if product == "embedding" else None
+    def coded_rows(self) -> CodedRows:
+        """Return the codes as products decode them, with a value for each."""
+        return CodedRows(self.codes, self.columns, self.bits, False, table=self._table().float())
 
     def code_layouts(self) -> dict[str, CodeLayout]:
         """Return that `codes` holds codes, and that 0 is zero's."""
@@ -56,8 +57,10 @@ class CodebookWeight(PackedWeight):
 
     def _values(self, codes: Tensor) -> Tensor:
         """Return the weights [n, columns] of rows of packed codes."""
+        indices = unpack_codes(codes, self.bits, self.columns).reshape(-1).int()
+        return self._table().index_select(0, indices).to(self.dtype).view(-1, self.columns)
+
+    def _table(self) -> Tensor:
         # In float32 at least: in 16 bits the gradient of a value that many weights share is lost.
         codebook = self.codebook.to(torch.promote_types(self.dtype, torch.float32))
-        table = torch.cat([codebook.new_zeros(1), codebook])
-        indices = unpack_codes(codes, self.bits, self.columns).reshape(-1).int()
-        return table.index_select(0, indices).to(self.dtype).view(-1, self.columns)
+        return torch.cat([codebook.new_zeros(1), codebook])

@@ -8,14 +8,10 @@ import torch
 from torch import Tensor
 
 from zoopress.coding.layout import Integers, Scan
+from zoopress.kernels.products import CodedRows
 from zoopress.models.export_form import ExportForm
-from zoopress.models.packed_call import linear_in_blocks
-from zoopress.models.packing import CodeLayout, PackedWeight, Product
-from zoopress_plugins.quantization.forms.packed_rows import (
-    blocks_serve,
-    dense_from_rows,
-    scales_outputs,
-)
+from zoopress.models.packing import CodeLayout, PackedWeight
+from zoopress_plugins.quantization.forms.packed_rows import dense_from_rows
 
 Steps = Literal["tensor", "row", "column", "both"]
 
@@ -110,20 +106,13 @@ class GridWeight(PackedWeight):
         """Name the steps."""
         return tuple(n for n in ("row_step", "column_step") if getattr(self, n) is not None)
 
-    def kernel(self, product: Product) -> str | None:
-        """Name what computes a product here without the dense weight."""
-        if product == "embedding":
-            return "only the rows looked up are dequantized"
-        return blocks_serve(self.shape) if scales_outputs(self) else None
+    def coded_rows(self) -> CodedRows:
+        """Return the codes as products decode them; inputs are multiplied by steps of columns."""
+        return CodedRows(self.codes, self.columns, 8 * self.codes.itemsize, True, self.row_step)
 
     def linear(self, input: Tensor, bias: Tensor | None) -> Tensor:
         """Compute input [rows, in] times the weight [out, in] transposed, plus bias [out]."""
-        if not scales_outputs(self) or input.dtype == torch.bfloat16:
+        if self.column_step is None or input.dtype == torch.float64:
             return super().linear(input, bias)
-        kind = torch.promote_types(input.dtype, torch.float32)
-        given = input.to(kind)
-        if self.column_step is not None:
-            given = given * self.column_step.to(kind)
-        scale = torch.ones(1, device=input.device) if self.row_step is None else self.row_step
-        result = linear_in_blocks(self, given, bias, self.codes.__getitem__, scale)
-        return result.to(input.dtype)
+        scaled = input.float() * self.column_step.float()
+        return super().linear(scaled, None if bias is None else bias.float()).to(input.dtype)

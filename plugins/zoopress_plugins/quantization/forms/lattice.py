@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from zoopress.coding.layout import Integers
-from zoopress.models.packing import Codes, PackedWeight, Product
+from zoopress.models.packing import Codes, PackedWeight
 from zoopress_plugins.quantization.forms.dither import Lattice, dither, points_of
 from zoopress_plugins.quantization.forms.packed_rows import dense_from_rows, matrix_size
 
@@ -77,10 +77,6 @@ class LatticeWeight(PackedWeight):
         """Return some rows of the matrix [n, columns]."""
         step = self.step[:, None] if len(self.step) == 1 else self.step[some, None]
         return (self._in_steps(some) * step.float()).to(self.dtype)
-
-    def kernel(self, product: Product) -> str | None:
-        """Name what computes a look-up without the dense weight."""
-        return "only the rows looked up are made" if product == "embedding" else None
 
     def code_layouts(self) -> dict[str, Integers]:
         """Return that `codes` holds integers."""

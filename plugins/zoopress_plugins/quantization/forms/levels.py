@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from zoopress.coding.bits import packed_size, unpack_codes
+from zoopress.kernels.products import CodedRows
 from zoopress.models.export_form import ExportForm
-from zoopress.models.packing import AnyLayout, CodeLayout, OwnCodes, PackedWeight, Product
+from zoopress.models.packing import AnyLayout, CodeLayout, OwnCodes, PackedWeight
 from zoopress_plugins.quantization.forms.digits import digit_bytes, pack_digits, unpack_digits
 from zoopress_plugins.quantization.forms.packed_rows import dense_from_rows, matrix_size
 from zoopress_plugins.quantization.grids.named import named_grid
@@ -81,9 +82,20 @@ class LevelsWeight(PackedWeight):
             scale = torch.where(levels < 0, self._spread(self.negative_scale, some, kind), scale)
         return (levels * scale).to(self.dtype)
 
-    def kernel(self, product: Product) -> str | None:
-        """Name what computes a look-up without the dense weight."""
-        return "only the rows looked up are made" if product == "embedding" else None
+    def coded_rows(self) -> CodedRows | None:
+        """Return the codes as products decode them, where each has one value and one scale."""
+        if self.in_digits or self.negative_scale is not None:
+            return None
+        groups = self.scale.shape[1] > 1
+        return CodedRows(
+            self.codes,
+            self.columns,
+            self.bits,
+            signed=False,
+            scale=self.scale if groups else self.scale.flatten(),
+            group_size=self.group_size if groups else None,
+            table=self._table(torch.float32),
+        )
 
     def code_layouts(self) -> dict[str, AnyLayout]:
         """Return that `codes` holds codes, and which of them is zero's, if any."""

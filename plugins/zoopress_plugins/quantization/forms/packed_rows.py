@@ -9,18 +9,6 @@ from zoopress.models.packed_call import is_traced
 from zoopress.models.packing import PackedWeight
 from zoopress.models.weights import from_matrix
 
-IN_BLOCKS = "dequantized block by block"
-"""What `PackedWeight.kernel` says where making rows takes no longer than the product with them."""
-
-_LARGE = 1 << 22
-"""Fewer weights lie in the cache, and are multiplied up to four times as fast if they are dense."""
-
-
-def blocks_serve(shape: torch.Size) -> str | None:
-    """Return `IN_BLOCKS` for a weight so large that reading it takes the time, None for others."""
-    return IN_BLOCKS if shape.numel() >= _LARGE else None
-
-
 # Made at once: what is made on the way for a whole tensor would take many times its size.
 _BLOCK_WEIGHTS = 1 << 18
 
@@ -58,12 +46,3 @@ def dense_from_rows(weight: PackedWeight, columns: int) -> Tensor:
     if weight.output_axis == 0:
         return matrix.view(weight.shape)
     return from_matrix(matrix, weight.shape, weight.output_axis)
-
-
-def scales_outputs(weight: PackedWeight) -> bool:
-    """Tell whether outputs may be multiplied by the scales of rows, which saves a pass of weights.
-
-    Codes times scales are exact in float32, so it is the same product there; in 16 bits they are
-    rounded, and the weight is what they are rounded to.
-    """
-    return weight.dtype in (torch.float32, torch.float64)

@@ -6,19 +6,11 @@ import torch
 from torch import Tensor
 
 from zoopress.coding.bits import packed_size, unpack_codes
+from zoopress.kernels.products import CodedRows
 from zoopress.models.export_form import ExportForm
-from zoopress.models.packed_call import linear_in_blocks
-from zoopress.models.packing import CodeLayout, PackedWeight, Product
+from zoopress.models.packing import CodeLayout, PackedWeight
 from zoopress.models.weights import as_matrix
-from zoopress_plugins.quantization.forms.packed_rows import (
-    IN_BLOCKS,
-    blocks_serve,
-    dense_from_rows,
-    scales_outputs,
-)
-
-INT4_KERNEL_ROWS = 32
-INT4_KERNEL_GROUPS = (32, 64, 128, 256)
+from zoopress_plugins.quantization.forms.packed_rows import dense_from_rows
 
 
 class QuantizedWeight(PackedWeight):
@@ -65,8 +57,6 @@ class QuantizedWeight(PackedWeight):
         self.register_buffer("scale", torch.empty(rows, groups, dtype=torch.bfloat16))
         zero_point = None if symmetric else torch.empty(rows, groups, dtype=torch.uint8)
         self.register_buffer("zero_point", zero_point)
-        self._kernel_weight: Tensor | None = None
-        self._kernel_scale: Tensor | None = None
 
     def dense(self) -> Tensor:
         """Return the weight in its own shape and type."""
@@ -119,59 +109,17 @@ class QuantizedWeight(PackedWeight):
         """Name the scales."""
         return ("scale",)
 
-    def changed(self) -> None:
-        """Forget the form in which the int4 kernel reads codes and scales."""
-        self._kernel_weight = self._kernel_scale = None
-
-    def kernel(self, product: Product) -> str | None:
-        """Name what computes a product here without the dense weight, None if nothing does."""
-        if product == "embedding":
-            return "only the rows looked up are dequantized"
-        if self._has_int4_kernel():
-            return f"torch int4 kernel up to {INT4_KERNEL_ROWS} rows, {IN_BLOCKS} for more"
-        # Elsewhere, making the weight takes several times as long as the product.
-        return blocks_serve(self.shape) if self._scales_outputs() else None
-
-    def linear(self, input: Tensor, bias: Tensor | None) -> Tensor:
-        """Compute input [rows, in] times the weight [out, in] transposed, plus bias [out]."""
-        if self._scales_outputs() and input.dtype != torch.bfloat16:
-            codes = self.codes.view(torch.int8)
-            return linear_in_blocks(self, input, bias, codes.__getitem__, self.scale.view(-1))
-        # The kernel rounds what it returns to bfloat16, so a bias would be added to rounded sums.
-        fits = input.dtype == torch.bfloat16 and bias is None and len(input) <= INT4_KERNEL_ROWS
-        return (
-            self._int4(input) if fits and self._has_int4_kernel() else super().linear(input, bias)
-        )
-
-    def _scales_outputs(self) -> bool:
-        return (
-            scales_outputs(self) and self.bits == 8 and self.symmetric and self.scale.shape[1] == 1
-        )
-
-    def _has_int4_kernel(self) -> bool:
-        return (
-            self.bits == 4
-            and self.computes_in == torch.bfloat16  # for other types it is slower than the product
-            and self.symmetric  # it would round zero points times scales to bfloat16
-            and self.group_size in INT4_KERNEL_GROUPS
-            and self.columns % self.group_size == 0
-            and self.rows % 16 == 0
-            and len(self.shape) == 2
-            and self.output_axis == 0
-            and self.device.type == "cpu"
-            # Without vector instructions it is slower than dequantizing.
-            and torch.backends.cpu.get_cpu_capability() != "DEFAULT"
-        )
-
-    def _int4(self, input: Tensor) -> Tensor:
-        if self._kernel_weight is None or self._kernel_scale is None:
-            # The kernel counts from 0 and takes 8 as zero.
-            levels = unpack_codes(self.codes, 4, self.columns).to(torch.int32) ^ 8
-            self._kernel_weight = torch._convert_weight_to_int4pack_for_cpu(levels, 1)
-            pairs = torch.stack([self.scale, torch.zeros_like(self.scale)], -1)
-            self._kernel_scale = pairs.transpose(0, 1).contiguous()
-        return torch._weight_int4pack_mm_for_cpu(
-            input, self._kernel_weight, self.group_size, self._kernel_scale
+    def coded_rows(self) -> CodedRows:
+        """Return the codes as products decode them."""
+        whole = self.scale.shape[1] == 1
+        return CodedRows(
+            self.codes,
+            self.columns,
+            self.bits,
+            self.symmetric,
+            self.scale.view(-1) if whole else self.scale,
+            self.zero_point,
+            None if whole else self.group_size,
         )
 
 

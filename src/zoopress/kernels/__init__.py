@@ -1,0 +1,1 @@
+"""Products with weights that stay coded, compiled for the machine at hand."""
