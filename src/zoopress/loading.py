@@ -40,8 +40,8 @@ def load(
         factory: for a model whose architecture is a Python function: that function, or
             "file.py:function" or "package.module:function". An artifact is never trusted to name
             code, so this must come from you.
-        unpacking: which quantized weights become dense once and for all. "auto": those that no
-            low-bit kernel of this machine serves, which would else be rebuilt in every call;
+        unpacking: which quantized weights become dense once and for all. "auto": those that nothing
+            multiplies as they are, which would else be rebuilt in every call;
             "none": the least memory; "all": the original's memory and speed at any batch size.
         verify: whether to compare every file's SHA-256 first.
         progress: called with each tensor's name.

@@ -70,7 +70,9 @@ def multiply(input: Tensor, weight: CodedRows, bias: Tensor | None) -> Tensor:
     if padded != columns:
         given = torch.nn.functional.pad(given, (0, padded - columns))
     given = given.contiguous()
-    added = None if bias is None else bias.detach().float().contiguous()
+    # A bias that learns is added by an operation that has a derivative.
+    learns = bias is not None and torch.is_grad_enabled() and bias.requires_grad
+    added = None if bias is None or learns else bias.detach().float().contiguous()
     result = given.new_empty(rows, outputs)
     codes = weight.codes.contiguous()
     scale = None if weight.scale is None else _readable(weight.scale)
@@ -119,6 +121,9 @@ def multiply(input: Tensor, weight: CodedRows, bias: Tensor | None) -> Tensor:
     }
     task = array("q", [fields[name] for name in FIELDS])
     run_in_threads(work_address(), task.buffer_info()[0], pieces)
+    if learns:
+        assert bias is not None
+        result = result + bias.float()
     return result.to(input.dtype).view(*input.shape[:-1], outputs)
 
 
