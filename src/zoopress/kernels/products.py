@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from zoopress.kernels import machine_code
+from zoopress.kernels.task import FIELDS
 from zoopress.kernels.threads import run_in_threads
 
 _BLOCK_FLOATS = 1 << 15
@@ -60,12 +62,10 @@ def multiply(input: Tensor, weight: CodedRows, bias: Tensor | None) -> Tensor:
         weight: on a CPU.
         bias: [outputs].
     """
-    from zoopress.kernels.coded_rows import FIELDS, TILE_FLOATS, work_address
-    from zoopress.kernels.vector_code import LANES, TILE_OUTPUTS
-
+    kernel = machine_code.kernel()
     columns = input.shape[-1]
     rows = input.numel() // columns
-    outputs, padded = len(weight.codes), -(-columns // LANES) * LANES
+    outputs, padded = len(weight.codes), -(-columns // kernel.lanes) * kernel.lanes
     given = input.detach().float().reshape(rows, columns)
     if padded != columns:
         given = torch.nn.functional.pad(given, (0, padded - columns))
@@ -80,11 +80,11 @@ def multiply(input: Tensor, weight: CodedRows, bias: Tensor | None) -> Tensor:
     groups = 0 if weight.group_size is None else -(-columns // weight.group_size)
     threads = torch.get_num_threads()
     size = min(max(_BLOCK_FLOATS // padded, 1), 64, -(-outputs // threads))
-    size = -(-size // TILE_OUTPUTS) * TILE_OUTPUTS
+    size = -(-size // kernel.tile_outputs) * kernel.tile_outputs
     blocks = -(-outputs // size)
     part = rows if blocks >= 4 * threads else max(_FEW_ROWS, -(-rows * blocks // (4 * threads)))
     pieces = blocks * -(-rows // part)
-    slot = size * padded + 2 * size + TILE_FLOATS
+    slot = size * padded + 2 * size + kernel.tile_rows * kernel.tile_outputs
     scratch = given.new_empty(min(threads, pieces) * slot)
 
     def place(tensor: Tensor | None) -> int:
@@ -120,7 +120,7 @@ def multiply(input: Tensor, weight: CodedRows, bias: Tensor | None) -> Tensor:
         "slot_floats": slot,
     }
     task = array("q", [fields[name] for name in FIELDS])
-    run_in_threads(work_address(), task.buffer_info()[0], pieces)
+    run_in_threads(kernel.address, task.buffer_info()[0], pieces)
     if learns:
         assert bias is not None
         result = result + bias.float()

@@ -145,20 +145,18 @@ read_bfloat16 = _reader(
 )
 
 
-def pointer(kind: Any) -> Any:
-    """Return a function that takes an address as a pointer, of which numba makes an array."""
+@intrinsic
+def rescale(typing, values, zero, scale):  # type: ignore[no-untyped-def]
+    """Turn `LANES` floats into (value − zero) · scale, in place."""
 
-    @intrinsic
-    def point(typing, address):  # type: ignore[no-untyped-def]
-        def generate(context: Any, b: Builder, signature: Any, arguments: Sequence[Any]) -> Any:
-            return b.inttoptr(arguments[0], context.get_value_type(types.CPointer(kind)))
+    def generate(context: Any, b: Builder, signature: Any, arguments: Sequence[Any]) -> Any:
+        values, zero, scale = arguments
+        floats = ir.VectorType(_FLOAT, LANES)
+        moved = b.fsub(_load(b, values, floats), _spread(b, zero, floats))
+        _store(b, b.fmul(moved, _spread(b, scale, floats)), values)
+        return context.get_dummy_value()
 
-        return types.CPointer(kind)(types.uintp), generate
-
-    return point
-
-
-floats_at = pointer(types.float32)
+    return types.void(types.uintp, types.float32, types.float32), generate
 
 
 @intrinsic

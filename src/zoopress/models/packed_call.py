@@ -119,7 +119,9 @@ def refuse_export() -> None:
 
 def _is_plain(packed: PackedWeight, input: Tensor, bias: Tensor | None) -> bool:
     """Tell whether an input is one that `PackedWeight.linear` is to know."""
-    if packed.is_differentiable or is_traced():
+    # Whoever watches torch's operations, to count or to trace them, is to see the product.
+    watched = torch._C._len_torch_dispatch_stack() > 0
+    if packed.is_differentiable or is_traced() or watched:
         return False
     return (
         type(input) in (Tensor, nn.Parameter)
