@@ -21,8 +21,14 @@ from zoopress.exporters.integer_weights import use_integers
 from zoopress.models.outputs import largest_difference
 from zoopress_plugins.deployment.named_call import Flat, NamedCall, output_names
 from zoopress_plugins.deployment.onnx_inputs import use_quantizers
+from zoopress_plugins.deployment.onnx_layers import fold_normalizations, split_products
 from zoopress_plugins.deployment.onnx_readers import open_onnx
-from zoopress_plugins.deployment.onnx_weights import OPSET, DequantizedWeight, move_into_integers
+from zoopress_plugins.deployment.onnx_weights import (
+    OPSET,
+    DequantizedWeight,
+    move_into_integers,
+    remove_unused,
+)
 
 MODEL = "model.onnx"
 _EXTERNAL_BYTES = 1 << 30
@@ -113,7 +119,10 @@ def _model(module: nn.Module, call: NamedCall, outputs: list[str], lengths: Leng
             dynamo=True,
         )
     assert made is not None
+    split_products(made.model)
     move_into_integers(made.model)
+    fold_normalizations(made.model)
+    remove_unused(made.model)
     return made.model
 
 

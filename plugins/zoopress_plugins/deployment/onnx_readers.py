@@ -44,25 +44,44 @@ def open_onnx(file: Path) -> Run:
 
 def open_with_onnxruntime(file: Path) -> Run:
     """Return what runs a file in ONNX Runtime on the CPU, with the integers that are in it."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads()
-    options.log_severity_level = 3
-    # By default, what enters a layer that only has quantized weights is rounded to 8 bits.
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-    if not _rounds_inputs(file):
-        # Else weights would be made floats again in every call.
-        options.add_session_config_entry("session.disable_quant_qdq", "1")
-    session = onnxruntime.InferenceSession(
-        str(file), sess_options=options, providers=["CPUExecutionProvider"]
-    )
+    session = session_of_onnxruntime(file)
 
     def run(tensors: dict[str, Tensor]) -> list[Tensor]:
         given = {name: array_of(tensor) for name, tensor in tensors.items()}
         return [torch.from_numpy(np.asarray(each)) for each in session.run(None, given)]
 
     return run
+
+
+def session_of_onnxruntime(file: Path, optimized: Path | None = None) -> Any:
+    """Return ONNX Runtime's session of a file, that computes what the file says.
+
+    Args:
+        file: of ONNX.
+        optimized: where it writes the graph that it runs, if it shall.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads()
+    options.log_severity_level = 3
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    # By default, what enters a layer that only has quantized weights is rounded to 8 bits.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    disabled: list[str] = []
+    if _rounds_inputs(file):
+        # Joined to a Gemm, what could be a product of integers would be one of floats.
+        disabled.append("MatMulAddFusion")
+    else:
+        # Else weights would be made floats again in every call.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    return onnxruntime.InferenceSession(
+        str(file),
+        sess_options=options,
+        providers=["CPUExecutionProvider"],
+        disabled_optimizers=disabled,
+    )
 
 
 def open_with_openvino(file: Path) -> Run:

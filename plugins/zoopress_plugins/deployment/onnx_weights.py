@@ -93,7 +93,6 @@ def move_into_integers(model: ir.Model) -> None:
     ]
     for node in wanted:
         _write(graph, node, found[str(node.outputs[0].name)])
-    _remove_unused(model)
 
 
 def _is_read(value: ir.Value, found: dict[str, _Integers]) -> bool:
@@ -103,7 +102,8 @@ def _is_read(value: ir.Value, found: dict[str, _Integers]) -> bool:
     return any(str(user.outputs[0].name) not in found for user, _ in value.uses())
 
 
-def _constant(value: ir.Value | None) -> np.ndarray[Any, Any] | None:
+def constant_of(value: ir.Value | None) -> np.ndarray[Any, Any] | None:
+    """Return what is constant of a graph, None of what is not."""
     if value is None:
         return None
     tensor = ir.convenience.get_const_tensor(value)
@@ -114,7 +114,7 @@ def _read(node: ir.Node) -> _Integers | None:
     first = node.inputs[0]
     if first is None or any(user.op_type != node.op_type for user, _ in first.uses()):
         return None  # rearranged, a table that is looked up in as well would be there twice
-    given = [_constant(value) for value in node.inputs]
+    given = [constant_of(value) for value in node.inputs]
     codes, scale, zero = (*given, None, None)[:3]
     if codes is None or scale is None or (len(node.inputs) > 2 and zero is None):
         return None
@@ -151,7 +151,7 @@ def _write(graph: ir.Graph, node: ir.Node, integers: _Integers) -> None:
         whole = integers.block if integers.is_blocked(axis) else codes.shape[axis]
         attributes = {"axis": axis, "block_size": whole if axis in shared else 1}
     inputs = [
-        _initializer(graph, f"{output.name}.{part}", array)
+        add_initializer(graph, f"{output.name}.{part}", array)
         for part, array in (("codes", codes), ("scale", scale), ("zero_point", zero))
         if array is not None
     ]
@@ -186,7 +186,8 @@ _TYPES = (
 )
 
 
-def _initializer(graph: ir.Graph, name: str, array: np.ndarray[Any, Any]) -> ir.Value:
+def add_initializer(graph: ir.Graph, name: str, array: np.ndarray[Any, Any]) -> ir.Value:
+    """Add a constant to a graph."""
     value = ir.Value(name=name, const_value=ir.tensor(np.ascontiguousarray(array), name=name))
     value.shape, value.dtype = value.const_value.shape, value.const_value.dtype
     graph.register_initializer(value)
@@ -203,7 +204,7 @@ def _transpose(node: ir.Node, found: dict[str, _Integers]) -> _Integers | None:
 
 def _reshape(node: ir.Node, found: dict[str, _Integers]) -> _Integers | None:
     given = found.get(str(node.inputs[0].name)) if node.inputs[0] is not None else None
-    shape = _constant(node.inputs[1])
+    shape = constant_of(node.inputs[1])
     if given is None or shape is None or 0 in shape:
         return None
     target = given.codes.reshape(shape).shape
@@ -252,7 +253,7 @@ def _scale_shape(
 
 def _unsqueeze(node: ir.Node, found: dict[str, _Integers]) -> _Integers | None:
     given = found.get(str(node.inputs[0].name)) if node.inputs[0] is not None else None
-    axes = _constant(node.inputs[1])
+    axes = constant_of(node.inputs[1])
     if given is None or axes is None:
         return None
     return given.map(lambda array: np.expand_dims(array, tuple(int(axis) for axis in axes)))
@@ -260,7 +261,7 @@ def _unsqueeze(node: ir.Node, found: dict[str, _Integers]) -> _Integers | None:
 
 def _squeeze(node: ir.Node, found: dict[str, _Integers]) -> _Integers | None:
     given = found.get(str(node.inputs[0].name)) if node.inputs[0] is not None else None
-    axes = _constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    axes = constant_of(node.inputs[1]) if len(node.inputs) > 1 else None
     if given is None or axes is None:
         return None
     return given.map(lambda array: array.squeeze(tuple(int(axis) for axis in axes)))
@@ -268,7 +269,7 @@ def _squeeze(node: ir.Node, found: dict[str, _Integers]) -> _Integers | None:
 
 def _slice(node: ir.Node, found: dict[str, _Integers]) -> _Integers | None:
     given = found.get(str(node.inputs[0].name)) if node.inputs[0] is not None else None
-    rest = [_constant(value) for value in node.inputs[1:]]
+    rest = [constant_of(value) for value in node.inputs[1:]]
     if given is None or len(rest) < 3 or any(each is None for each in rest):
         return None
     starts, ends, axes, *steps = rest
@@ -335,7 +336,8 @@ _MOVES: dict[str, Callable[[ir.Node, dict[str, _Integers]], _Integers | None]] =
 }
 
 
-def _remove_unused(model: ir.Model) -> None:
+def remove_unused(model: ir.Model) -> None:
+    """Remove what no output needs, in place."""
     import onnx_ir.passes.common as passes
 
     passes.RemoveUnusedNodesPass()(model)
