@@ -46,7 +46,8 @@ def load(
         verify: whether to compare every file's SHA-256 first.
         progress: called with each tensor's name.
         runtime: what runs it: "eager", PyTorch as it comes; "compile", `torch.compile`;
-            "onnxruntime"; "openvino"; or one that a plugin brings.
+            "onnxruntime"; "openvino"; one that a plugin brings; or "auto", the fastest of them
+            here, timed at the first start and remembered (logged by `zoopress.runtimes`).
         example_inputs: what the model may be called with: a tensor [samples, …], a tuple of what it
             takes by position, or a dict of what it takes by name. With them a runtime's outputs are
             compared with those of the model as it is. A runtime that cannot do without takes the

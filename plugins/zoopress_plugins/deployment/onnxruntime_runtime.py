@@ -17,6 +17,7 @@ class OnnxRuntime(Runtime):
     """Runs what the exporter `onnx` writes."""
 
     needs_example = True
+    libraries = ("onnxruntime", "onnxscript")
 
     def refusal(self, artifact: Opened) -> str | None:
         """Refuse what the exporter refuses, and where ONNX Runtime is not installed."""

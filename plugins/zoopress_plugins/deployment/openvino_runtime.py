@@ -17,6 +17,7 @@ class OpenVino(Runtime):
     """Runs what the exporter `onnx` writes."""
 
     needs_example = True
+    libraries = ("openvino", "onnxscript")
 
     def refusal(self, artifact: Opened) -> str | None:
         """Refuse what the exporter refuses, and where OpenVINO is not installed."""

@@ -57,8 +57,8 @@ def evaluate(
         str,
         typer.Option(
             "--runtime",
-            help="What runs the compressed model: eager, compile, onnxruntime, openvino, or one "
-            "that a plugin brings.",
+            help="What runs the compressed model: eager, compile, onnxruntime, openvino, auto, or "
+            "one that a plugin brings.",
             autocompletion=completion_of("runtimes"),
         ),
     ] = "eager",

@@ -61,7 +61,7 @@ def evaluate_artifact(
         with reporter.step(f"preparing the runtime {runtime}"):
             started = start_on_task(runtime, model, built, manifest, folder, task, plugins)
         module = started.module
-        in_runtime = {"runtime": runtime, "runtime_difference": started.difference}
+        in_runtime = {"runtime": started.runtime, "runtime_difference": started.difference}
     with reporter.step("running the compressed model") as progress:
         run = run_all(task, module, progress)
     fidelity = compare_runs(task, reference, run, original)

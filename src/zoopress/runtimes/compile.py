@@ -22,6 +22,7 @@ class Compile(Runtime):
     """Compiles a model when it is first called, and again for inputs of another number of axes."""
 
     fixes_batch = False  # what it has not compiled for, it compiles for
+    libraries = ("torch",)
 
     def refusal(self, artifact: Opened) -> str | None:
         """Refuse where nothing can be compiled, as without a C++ compiler."""

@@ -9,6 +9,7 @@ from zoopress.plugins import hookimpl
 def zoopress_runtimes() -> dict[str, str]:
     """Register what runs models."""
     return {
+        "auto": "zoopress.runtimes.auto:Auto",
         "eager": "zoopress.runtimes.eager:Eager",
         "compile": "zoopress.runtimes.compile:Compile",
     }

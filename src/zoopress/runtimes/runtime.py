@@ -25,10 +25,18 @@ class Runtime(ABC):
         fixes_batch: whether what it makes could be fixed to the example's number of samples. Then
             its outputs are also compared for one sample more.
         needs_example: whether it cannot do without example inputs.
+        libraries: distributions on whose versions its speed depends.
+
+    Attributes:
+        plugins: what is registered; there from the start on.
+        chosen: which other runtime runs the model, for one that chooses.
     """
 
     fixes_batch: ClassVar[bool] = True
     needs_example: ClassVar[bool] = False
+    libraries: ClassVar[tuple[str, ...]] = ()
+    plugins: Plugins
+    chosen: str | None = None
 
     @abstractmethod
     def refusal(self, artifact: Opened) -> str | None:
@@ -62,11 +70,13 @@ class Started:
         difference: the largest of its outputs from the artifact's own, relative to the largest of
             these; None if no example was there to compare on.
         bound: how large that may be.
+        runtime: the runtime's name, of that which was chosen where one chooses.
     """
 
     module: nn.Module
     difference: float | None
     bound: float
+    runtime: str
 
 
 def start(name: str, artifact: Opened, plugins: Plugins) -> Started:
@@ -82,6 +92,7 @@ def start(name: str, artifact: Opened, plugins: Plugins) -> Started:
         DeploymentError: if it refuses the model, fails, or computes something else.
     """
     runtime: Runtime = plugins.resolve("runtimes", name)()
+    runtime.plugins = plugins
     if runtime.needs_example:
         artifact.call(f"The runtime {name!r} follows the model through a call")
     reason = runtime.refusal(artifact)
@@ -116,7 +127,7 @@ def start(name: str, artifact: Opened, plugins: Plugins) -> Started:
                 f"{call.samples} samples the outputs differ by {difference:.2g} of the largest, "
                 f"more than {bound:.2g}. Use another runtime, and tell its author."
             )
-    return Started(module, difference, bound)
+    return Started(module, difference, bound, runtime.chosen or name)
 
 
 def _calls(runtime: Runtime, example: Call | None) -> list[Call]:
