@@ -2,13 +2,13 @@
 
 Which point of the grid a weight is rounded to, the nearest or a better one, is a rounder's to say.
 
-Sources: Jacob et al. 2018, arXiv:1712.05877, section 2.1 (the affine grid); those of rounders stand
-in their files, `rounding/`.
+Sources: Jacob et al. 2018, arXiv:1712.05877, section 2.1 (the affine grid); Lin et al. 2023,
+arXiv:2306.00978 (scaled channels); those of rounders stand in their files, `rounding/`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -70,6 +70,11 @@ class UniformGridConfig(WeightSelection):
         default=RounderChoice(name=_NEAREST),
         description="how weights are rounded: a name, or {name: NAME, …} with options",
     )
+    scaling: Literal["none", "awq"] = Field(
+        default="none",
+        description="whether channels with strong inputs are scaled up before, and down in the "
+        "layer that makes them, so that outputs err less (AWQ)",
+    )
     keep_zeros: bool = Field(
         default=True,
         description="whether weights that are zero stay so, though no stage of the recipe pruned "
@@ -120,7 +125,7 @@ class WeightQuantization(Technique[WeightQuantizationConfig]):
 
     def __init__(self, config: WeightQuantizationConfig) -> None:
         super().__init__(config)
-        if _needs_inputs(config.rounding):
+        if config.scaling != "none" or _needs_inputs(config.rounding):
             # Of the stage, not of the class: to the nearest is rounded without data.
             self.__dict__.update(needs=frozenset({"calibration"}), weight_by_weight=False)
 
@@ -147,7 +152,14 @@ class WeightQuantization(Technique[WeightQuantizationConfig]):
         rounder = config.rounding.make(context.plugins)
         grid = Grid(config.bits, config.group_size, config.symmetric, config.clipping == "mse")
         work = Work(rounder, grid, config.keep_zeros, context.seed)
-        seen = measured_inputs(model, weights, context) if rounder.needs_inputs else {}
+        rescaled: list[str] = []
+        notes: dict[str, Any] = {}
+        if config.scaling == "awq":
+            from zoopress_plugins.quantization.channel_scaling import scale_channels
+
+            rescaled, notes = scale_channels(model, weights, context, work)
+        needed = rounder.needs_inputs or config.scaling != "none"
+        seen = measured_inputs(model, weights, context) if needed else {}
         for weight in context.track(weights):
             mask = model.masks.get(weight.name)
             codes, scale, zero_point = work.codes(weight, mask, seen.get(weight.name), AT_ONCE)
@@ -164,7 +176,7 @@ class WeightQuantization(Technique[WeightQuantizationConfig]):
         after = sum(buffer.nbytes for weight in weights for buffer in packed[weight.name].buffers())
         saved, per_weight = (8 * (before - after) / count, 8 * after / count)
         return Outcome(
-            touched=[weight.name for weight in weights],
+            touched=list(dict.fromkeys([*rescaled, *(weight.name for weight in weights)])),
             claims=[
                 # A quarter of the saving may go into scales, zero points and rows padded to bytes.
                 Claim("bits saved per weight", 8 * before / count - config.bits, saved, 0.25)
@@ -173,6 +185,7 @@ class WeightQuantization(Technique[WeightQuantizationConfig]):
                 "bits_per_weight": per_weight,
                 **({"left": left} if left else {}),
                 **work.notes(),
+                **notes,
             },
         )
 

@@ -64,7 +64,7 @@ def scaled(module: nn.Module, link: Link, scale: Tensor) -> dict[str, Tensor]:
         reader = module.get_submodule(path)
         weight = reader._parameters["weight"]
         assert weight is not None
-        found[_full(path, "weight")] = _along(weight, _reading_axis(reader), scale)
+        found[_full(path, "weight")] = _along(weight, reading_axis(reader), scale)
     return found
 
 
@@ -83,7 +83,7 @@ def find_links(model: Model, run: Run) -> tuple[list[Link], dict[str, str]]:
     left: dict[str, str] = {}
     taken: set[str] = set()
     for readers, started in readings:
-        odd = [path for path in readers if _reading_axis(module.get_submodule(path)) is None]
+        odd = [path for path in readers if reading_axis(module.get_submodule(path)) is None]
         if odd:
             left |= dict.fromkeys(readers, f"{odd[0]} has no column for each channel that it reads")
             continue
@@ -195,7 +195,7 @@ def _output_axis(part: nn.Module) -> int:
     return 1 if _is_conv1d(part) or _is_transposed(part) else 0
 
 
-def _reading_axis(part: nn.Module) -> int | None:
+def reading_axis(part: nn.Module) -> int | None:
     """Return the axis of a weight along which inputs lie, None if groups share it."""
     groups = getattr(part, "groups", 1)
     if groups == 1:
@@ -207,9 +207,14 @@ def _reading_axis(part: nn.Module) -> int | None:
     return 0 if depthwise else None
 
 
+def reads_all_channels(part: nn.Module) -> bool:
+    """Tell whether each output of a layer reads all channels, not those of a group."""
+    return getattr(part, "groups", 1) == 1
+
+
 def _width(part: nn.Module) -> int:
     weight = part._parameters["weight"]
-    axis = _reading_axis(part)
+    axis = reading_axis(part)
     assert weight is not None
     assert axis is not None
     return weight.shape[axis]
@@ -239,7 +244,7 @@ def largest_of(module: nn.Module, path: str, reading: bool) -> Tensor:
     part = module.get_submodule(path)
     weight = part._parameters["weight"]
     assert weight is not None
-    axis = _reading_axis(part) if reading else _output_axis(part)
+    axis = reading_axis(part) if reading else _output_axis(part)
     assert axis is not None
     sizes = weight.detach().float().abs().movedim(axis, 0)
     return sizes.reshape(len(sizes), -1).amax(1)

@@ -12,7 +12,7 @@ class Nearest(Rounder[NoOptions]):
     name = "nearest"
 
     def round(self, matrix: Matrix) -> Rounded:
-        """Return the nearest points."""
-        from zoopress_plugins.quantization.rounding.uniform_grid import nearest
+        """Return the nearest points; where inputs are known, ranges are chosen by these as well."""
+        from zoopress_plugins.quantization.rounding.output_error import start_of
 
-        return nearest(matrix)
+        return start_of(matrix)

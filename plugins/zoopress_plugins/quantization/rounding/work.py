@@ -75,16 +75,16 @@ class Work:
             at_once: how many weights are rounded at once where rows know nothing of each other.
         """
         matrix = self.matrix(weight, mask)
-        if self.rounder.needs_inputs:
-            return stored(self._by_inputs(weight, self._ready(matrix), layer), matrix.bits)
+        if self.rounder.needs_inputs or (layer is not None and weight.kind != "embedding"):
+            return stored(self._by_inputs(weight, self.ready(matrix), layer), matrix.bits)
         return joined_codes(
             [
-                stored(self._checked(self._ready(some)), matrix.bits)
+                stored(self._checked(self.ready(some)), matrix.bits)
                 for some in in_parts(matrix, at_once)
             ]
         )
 
-    def _ready(self, matrix: Matrix) -> Matrix:
+    def ready(self, matrix: Matrix) -> Matrix:
         """Return a matrix in float32, with the zeros that stay."""
         values, keep = matrix.values.float(), matrix.keep
         if self.keep_zeros and not bool(values.all()):
@@ -104,14 +104,23 @@ class Work:
             self.alone.append(weight.name)
         return joined([(each.rows, self._of_rows(matrix, each)) for each in parts])
 
+    def check_inputs(self, name: str, inputs: Tensor) -> None:
+        """Refuse to weigh a weight's errors by what is not finite.
+
+        Raises:
+            StageError: if they are not.
+        """
+        if not bool(inputs.isfinite().all()):
+            raise StageError(
+                f"The inputs of {name!r} hold NaN or infinity on calibration data, so errors "
+                "cannot be weighed by them. Repair the data or the model, leave the weight out "
+                "with 'exclude', or use 'rounding: hqq' without 'scaling', which needs no data."
+            )
+
     def _of_rows(self, matrix: Matrix, some: Rows) -> Rounded:
         known = some.inputs
-        if known is not None and not bool(known.isfinite().all()):
-            raise StageError(
-                f"The inputs of {matrix.name!r} hold NaN or infinity on calibration data, so "
-                f"{self.rounder.name!r} cannot weigh errors by them. Repair the data or the model, "
-                "leave the weight out with 'exclude', or use 'rounding: hqq', which needs no data."
-            )
+        if known is not None:
+            self.check_inputs(matrix.name, known)
         whole = len(some.rows) == len(matrix.values)
         part = replace(
             matrix,
