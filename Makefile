@@ -78,6 +78,7 @@ bench: $(VENV)/.dev bench-data  ## Measure what README and docs claim.
 	$(BIN)/python benchmarks/train_mnist.py
 	$(BIN)/python benchmarks/train_quantized.py
 	$(BIN)/python benchmarks/perplexity.py
+	$(BIN)/python benchmarks/quantization.py
 
 docs: $(VENV)/.docs  ## Build the documentation into site/.
 	$(BIN)/mkdocs build --strict
