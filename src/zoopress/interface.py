@@ -2,7 +2,7 @@
 
 A plugin may say which version it was made for, in its module:
 
-    zoopress_hook_interface = "1.1"
+    zoopress_hook_interface = "1.2"
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from zoopress.provenance import update_line
 if TYPE_CHECKING:
     from zoopress.techniques import Technique
 
-HOOK_INTERFACE = (1, 1)
+HOOK_INTERFACE = (1, 2)
 """Version of the hooks.
 
 The first number grows when a plugin made for the one before may break; what goes then was told to

@@ -180,7 +180,7 @@ def test_technique_as_json_says_what_it_can_be_told_and_what_it_does() -> None:
     assert told["distribution"] == "zoopress"
     assert told["config"]["properties"]["bits"]["description"]
     assert "float linear weights" in told["effects"]["destroys"]
-    assert told["effects"]["activations"] == "changed"
+    assert told["effects"]["activations"] == "rounded"
     assert told["needs"] == []
     needy = json.loads(CliRunner().invoke(app, ["technique", "fine_tuning", "--json"]).stdout)
     assert needy["effects"] is None  # its config has no defaults that are valid
