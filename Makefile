@@ -9,7 +9,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c const
 # Dependency groups need it; a virtual environment starts with whatever pip Python came with.
 NEWER_PIP := $(BIN)/python -m pip install --disable-pip-version-check -q --upgrade "pip>=25.1"
 
-.PHONY: help quickstart test test-pages test-slow check format bench-data bench docs clean
+.PHONY: help quickstart test test-more test-slow check format bench-data bench docs clean
 
 help:            ## Show this list.
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
@@ -43,11 +43,11 @@ quickstart: $(VENV)/.use  ## Compress a real model, prove the result, load it an
 
 test: $(VENV)/.dev  ## Run the tests.
 	@echo "== Running the tests"
-	$(PYTEST) -m "not slow and not pages"
+	$(PYTEST) -m "not slow and not more"
 
-test-pages: $(VENV)/.dev  ## Do what pages, examples and scaffolds show, as a stranger would.
-	@echo "== Running what the documentation and the examples show"
-	$(PYTEST) -m "pages and not slow"
+test-more: $(VENV)/.dev  ## Run what CI tests besides: pages, examples, conformance, real use.
+	@echo "== Running pages, examples, conformance and real use"
+	$(PYTEST) -m "more and not slow"
 
 test-slow: $(VENV)/.dev  ## Run the tests that take long.
 	$(PYTEST) -m slow

@@ -38,6 +38,28 @@ settings.load_profile("zoopress")
 
 VOCABULARY, WIDTH, CLASSES = 19, 16, 5
 
+MORE = (
+    "plugins/deployment/",
+    "plugins/test_conformance.py",
+    "publishing/test_exports.py",
+    "real_use/",
+    "scaffolds/test_scaffold.py",
+    "test_docs",
+    "test_example_",
+    "testing/test_plugin_check.py",
+)
+"""Tests that `make test` leaves to `make test-more`, by how their paths begin."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark them."""
+    here = Path(__file__).parent
+    for item in items:
+        path = item.path
+        if path.is_relative_to(here) and path.relative_to(here).as_posix().startswith(MORE):
+            item.add_marker("more")
+
 
 @pytest.fixture
 def brief_latency(monkeypatch: pytest.MonkeyPatch) -> None:

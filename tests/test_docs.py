@@ -37,8 +37,6 @@ from zoopress.recipes.recipe import _RecipeFile
 from zoopress.scaffolds.zoo_files import TEMPLATES
 from zoopress.yaml_source import parse_yaml
 
-pytestmark = pytest.mark.pages
-
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]

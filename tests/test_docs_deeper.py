@@ -8,8 +8,6 @@ import pytest
 from page_packages import blocks_of, files_of, install_page, python
 from warm import WarmProcess
 
-pytestmark = pytest.mark.pages
-
 PAGE = Path(__file__).parents[1] / "docs" / "deeper-techniques.md"
 FILES = files_of(PAGE)
 

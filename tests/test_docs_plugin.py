@@ -11,8 +11,6 @@ from warm import WarmProcess
 from zoopress.plugins import HookSpecs
 from zoopress.testing import tiny_card
 
-pytestmark = pytest.mark.pages
-
 PAGE = Path(__file__).parents[1] / "docs" / "write-a-plugin.md"
 BLOCKS = blocks_of(PAGE)
 FILES = files_of(PAGE)

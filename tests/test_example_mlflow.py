@@ -11,8 +11,6 @@ import pytest
 
 from zoopress.testing import tiny_card
 
-pytestmark = pytest.mark.pages
-
 pytest.importorskip("mlflow", reason="the example needs mlflow-skinny, of the dependency group dev")
 pytest.importorskip("sqlalchemy", reason="MLflow needs it to write into a file")
 

@@ -13,8 +13,6 @@ from safetensors.torch import save_file
 
 from zoopress.testing import tiny_card
 
-pytestmark = pytest.mark.pages
-
 EXAMPLE = Path(__file__).parents[1] / "examples" / "zoopress-outlets"
 RECIPE = """\
 stages:

@@ -12,8 +12,6 @@ import pytest
 from warm import WarmProcess
 from zoopress.testing import tiny_card
 
-pytestmark = pytest.mark.pages
-
 EXAMPLES = Path(__file__).parents[1] / "examples"
 EXAMPLE = EXAMPLES / "zoopress-weight-sharing"
 PARTS = EXAMPLES / "zoopress-criterion-loss-block"

@@ -526,7 +526,7 @@ def test_of_the_core_what_a_result_depends_on_is_in_its_key(tmp_path: Path) -> N
         "progress/boards.py": [],
         "training/loop.py": ["trained", "probe"],
         "statistics/named/zeros.py": ["statistics", "probe"],
-        "artifacts/artifact.py": ["every stage", "probe"],
+        "artifacts/artifact.py": ["every stage", "trained", "probe"],
         "coding/bits.py": ["every stage", "trained", "report", "statistics", "energy", "probe"],
         "evaluation/energy.py": ["energy"],
         "evaluation/latency.py": ["report"],

@@ -18,8 +18,6 @@ from zoopress.plugins import load_plugins
 from zoopress.scaffolds.plugin import plugin_files, write_plugin
 from zoopress.techniques import Family
 
-pytestmark = pytest.mark.pages
-
 
 def python(
     *arguments: str, path: Path | None = None, program: str = sys.executable

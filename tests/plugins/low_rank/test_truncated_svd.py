@@ -27,6 +27,8 @@ PLUGINS = load_plugins()
 class Tracking:
     """As much of a context as the technique uses."""
 
+    plugins = PLUGINS
+
     def track(self, items: list[object], record: object = None) -> list[object]:
         return items
 
