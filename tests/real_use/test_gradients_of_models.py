@@ -174,3 +174,33 @@ def test_heads_of_training_alone_survive(case: MakeCase, technique: str) -> None
     result = it.compress(stage)
     trained = it.load(result).train()
     assert [t.shape for t in trained(it.module.inputs()[:4])] == [(4, 16), (4, 16)]
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        FISHER,
+        {"technique": "rate_distortion_quantization", "target": {"bits_per_weight": 5}},
+    ],
+)
+def test_what_a_model_keeps_of_a_call_has_no_part_in_the_next_ones_gradients(
+    case: MakeCase, stage: dict[str, object]
+) -> None:
+    forward = """
+if self.training:
+    self.kept = {}
+elif "bias" not in self.kept:
+    self.kept["bias"] = torch.tanh(self.table[:, self.index])
+kept = self.kept.get("bias", torch.tanh(self.table[:, self.index]))
+return self.b(torch.relu(self.a(x)) + kept.sum(0))
+"""
+    made = """
+self.table = nn.Parameter(torch.randn(3, 8))
+self.index = torch.arange(64) % 8
+self.kept = {}
+"""
+    it = case(net(forward, made))
+    result = it.compress(stage)
+    assert result.report.stages[-1].fidelity.cosine > 0.9
+    x = it.module.inputs()[:4]
+    assert error(it.model(x).detach(), it.load(result)(x).detach()) < 0.5

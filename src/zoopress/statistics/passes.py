@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zoopress.errors import StageError
+from zoopress.models.caches import caches_forgotten
 from zoopress.models.packing import differentiable
 from zoopress.models.weights import as_matrix
 from zoopress.statistics.accounts import Account
@@ -92,7 +93,8 @@ def watch_gradients(
         stack.enter_context(work.watch.watching())
         for done, sample in enumerate(samples, start=1):
             generator = torch.Generator().manual_seed((seed * 1_000_003 + done) % (1 << 63))
-            work.take(sample, generator)
+            with caches_forgotten(module):  # what it keeps of a call has that call's graph
+                work.take(sample, generator)
             told(done / count)
     _note_readers(work.watch, accounts)
 

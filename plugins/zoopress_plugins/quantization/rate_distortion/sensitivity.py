@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zoopress.errors import StageError
+from zoopress.models.caches import caches_forgotten
 from zoopress.models.packing import differentiable
 from zoopress.models.weights import Weight, as_matrix
 from zoopress.statistics.differentiation import gradients_of
@@ -129,20 +130,21 @@ def measure_sensitivities(
     parameters = [weight.parameter for weight in weights]
     with gradients_of(module, parameters), differentiable(module):
         for done, batch in enumerate(slices, start=1):
-            with failing("when gradients are taken in evaluation mode", _NO_GRADIENTS):
-                output, others = forward_all(context.task, module, batch)
-            if not output.requires_grad:
-                raise StageError(
-                    "The model's outputs have no gradients with respect to the weights selected, "
-                    "so their sensitivity cannot be measured. Set 'sensitivity' to 'none'."
-                )
-            for left in reversed(range(probes)):
-                scalar = probe(context.task, output, generator, others)
-                gradients = torch.autograd.grad(
-                    scalar, parameters, allow_unused=True, retain_graph=left > 0
-                )
-                for moment, gradient in zip(moments, gradients, strict=True):
-                    moment.add(gradient if gradient is None else gradient.to_dense())
+            with caches_forgotten(module):  # what it keeps of a call has that call's graph
+                with failing("when gradients are taken in evaluation mode", _NO_GRADIENTS):
+                    output, others = forward_all(context.task, module, batch)
+                if not output.requires_grad:
+                    raise StageError(
+                        "The model's outputs have no gradients with respect to the weights "
+                        "selected, so their sensitivity cannot be measured. Set 'sensitivity' to 'none'."
+                    )
+                for left in reversed(range(probes)):
+                    scalar = probe(context.task, output, generator, others)
+                    gradients = torch.autograd.grad(
+                        scalar, parameters, allow_unused=True, retain_graph=left > 0
+                    )
+                    for moment, gradient in zip(moments, gradients, strict=True):
+                        moment.add(gradient if gradient is None else gradient.to_dense())
             for moment in moments:
                 moment.end_slice()
             context.progress("measuring sensitivities", done / len(slices))
