@@ -70,11 +70,6 @@ class UniformGridConfig(WeightSelection):
         default=RounderChoice(name=_NEAREST),
         description="how weights are rounded: a name, or {name: NAME, …} with options",
     )
-    scaling: Literal["none", "awq"] = Field(
-        default="none",
-        description="whether channels with strong inputs are scaled up before, and down in the "
-        "layer that makes them, so that outputs err less (AWQ)",
-    )
     keep_zeros: bool = Field(
         default=True,
         description="whether weights that are zero stay so, though no stage of the recipe pruned "
@@ -86,6 +81,11 @@ class WeightQuantizationConfig(UniformGridConfig):
     """How to round, and what."""
 
     bits: int = Field(default=8, ge=2, le=8, description="bits of a weight's code")
+    scaling: Literal["none", "awq"] = Field(
+        default="none",
+        description="whether channels with strong inputs are scaled up before, and down in the "
+        "layer that makes them, so that outputs err less (AWQ)",
+    )
 
 
 def quantize(

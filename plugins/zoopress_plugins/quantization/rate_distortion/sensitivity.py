@@ -136,7 +136,8 @@ def measure_sensitivities(
                 if not output.requires_grad:
                     raise StageError(
                         "The model's outputs have no gradients with respect to the weights "
-                        "selected, so their sensitivity cannot be measured. Set 'sensitivity' to 'none'."
+                        "selected, so their sensitivity cannot be measured. Set 'sensitivity' to "
+                        "'none'."
                     )
                 for left in reversed(range(probes)):
                     scalar = probe(context.task, output, generator, others)
