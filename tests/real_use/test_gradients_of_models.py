@@ -204,3 +204,19 @@ self.kept = {}
     assert result.report.stages[-1].fidelity.cosine > 0.9
     x = it.module.inputs()[:4]
     assert error(it.model(x).detach(), it.load(result)(x).detach()) < 0.5
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        FISHER,
+        {"technique": "rate_distortion_quantization", "target": {"bits_per_weight": 5}},
+        DISTILLED,
+    ],
+)
+def test_a_forward_that_overwrites_what_gradients_need_is_named_as_the_cause(
+    case: MakeCase, stage: dict[str, object]
+) -> None:
+    forward = "h = torch.exp(self.a(x))\nh.add_(1)\nreturn self.b(h)"
+    with pytest.raises(ZoopressError, match=r"No gradients can be taken.*changes them in place"):
+        case(net(forward)).compress(stage)

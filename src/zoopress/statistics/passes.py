@@ -25,7 +25,7 @@ from zoopress.statistics.statistic import Objective
 from zoopress.statistics.targets import Target
 from zoopress.statistics.watch import Watch
 from zoopress.tasks import Task
-from zoopress.tasks.failures import failing
+from zoopress.tasks.failures import differentiating, failing
 from zoopress.tasks.gradients import takes_gradients
 
 _NO_GRADIENTS = "Choose what needs no gradients, such as another criterion."
@@ -157,9 +157,10 @@ class _Gradients:
                 scalar = probe(self.task, output, generator, others)
             else:
                 scalar = self.task.loss(output, without_inference(sample.target))
-            gradients = torch.autograd.grad(
-                scalar, tensors, allow_unused=True, retain_graph=left > 0
-            )
+            with differentiating(_NO_GRADIENTS):
+                gradients = torch.autograd.grad(
+                    scalar, tensors, allow_unused=True, retain_graph=left > 0
+                )
             summed: dict[str, Tensor] = {}
             for name, gradient in zip(names, gradients, strict=True):
                 if gradient is not None and gradient.layout != torch.strided:

@@ -9,6 +9,10 @@ from pathlib import Path
 
 from zoopress.errors import StageError, ZoopressError
 
+_OF_KEPT_TENSORS = (
+    *("backward through the graph a second time", "modified by an inplace operation"),
+    *("is not part of the autograd graph", "Inference tensors cannot"),
+)
 _OURS = frozenset({"zoopress", "zoopress_plugins", "zoopress_zoo", "zoopress_flows"})
 
 
@@ -46,5 +50,27 @@ def failing(when: str, remedy: str) -> Iterator[None]:
             raise
         raise StageError(
             f"The model's own code fails {when}: {type(error).__name__}: {error} ({place}). "
+            f"{remedy}"
+        ) from error
+
+
+@contextmanager
+def differentiating(remedy: str) -> Iterator[None]:
+    """Say that no gradients can be taken through what a model's own code made.
+
+    Args:
+        remedy: a sentence.
+
+    Raises:
+        StageError: instead of what torch raises then.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in _OF_KEPT_TENSORS):
+            raise
+        raise StageError(
+            f"No gradients can be taken through the model: {str(error).splitlines()[0]} Its own "
+            "code keeps tensors of one forward pass for the next, or changes them in place. "
             f"{remedy}"
         ) from error

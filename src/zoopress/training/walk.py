@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from zoopress.errors import StageError, ZoopressError
 from zoopress.models.packing import packed_weights
 from zoopress.tasks import Batch
-from zoopress.tasks.failures import place_in_model
+from zoopress.tasks.failures import differentiating, place_in_model
 from zoopress.training.batch_norm import batch_norms, recalibrate, statistics_kept
 from zoopress.training.checkpoint import Checkpoint, Saved
 from zoopress.training.constraints import Constraint, PrunedWeights
@@ -33,10 +33,7 @@ RECALIBRATION_SAMPLES = 10_000
 _LOSSES = 100
 _SECONDS_BETWEEN_NEWS = 0.5
 _BATCH_NORM_OF_ONE = "more than 1 value per channel"
-_OF_KEPT_TENSORS = (
-    *("backward through the graph a second time", "modified by an inplace operation"),
-    *("is not part of the autograd graph", "Inference tensors cannot"),
-)
+_LET_GO = "Let it keep only what does not depend on weights, or detach it."
 
 
 class Walk:
@@ -222,25 +219,14 @@ class Walk:
             batch = self._objective.on_device(self._training.batch(rows, augmentation))
             # By samples, so that several passes give what one large one would.
             part = self._loss(batch) * (len(rows) / total)
-            self._backward(part)
+            with differentiating(_LET_GO):
+                part.backward()
             loss += float(part.detach())
         for parameter in self._trained:
             if parameter.grad is not None and parameter.grad.layout != torch.strided:
                 # Of an embedding with sparse=True; norms, decay and AdamW know dense ones alone.
                 parameter.grad = parameter.grad.to_dense()
         return loss
-
-    def _backward(self, loss: Tensor) -> None:
-        try:
-            loss.backward()
-        except RuntimeError as error:
-            if not any(sign in str(error) for sign in _OF_KEPT_TENSORS):
-                raise
-            raise StageError(
-                f"No gradients can be taken through the model: {str(error).splitlines()[0]} Its "
-                "own code keeps tensors of one forward pass for the next, or changes them in "
-                "place. Let it keep only what does not depend on weights, or detach it."
-            ) from error
 
     def _loss(self, batch: Batch) -> Tensor:
         try:

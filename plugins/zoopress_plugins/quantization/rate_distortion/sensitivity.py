@@ -16,7 +16,7 @@ from zoopress.models.weights import Weight, as_matrix
 from zoopress.statistics.differentiation import gradients_of
 from zoopress.statistics.probes import forward_all, probe, sliced
 from zoopress.tasks.batches import batch_length
-from zoopress.tasks.failures import failing
+from zoopress.tasks.failures import differentiating, failing
 from zoopress.techniques import Context
 from zoopress_plugins.quantization.rate_distortion.probes import made_up
 
@@ -141,9 +141,10 @@ def measure_sensitivities(
                     )
                 for left in reversed(range(probes)):
                     scalar = probe(context.task, output, generator, others)
-                    gradients = torch.autograd.grad(
-                        scalar, parameters, allow_unused=True, retain_graph=left > 0
-                    )
+                    with differentiating(_NO_GRADIENTS):
+                        gradients = torch.autograd.grad(
+                            scalar, parameters, allow_unused=True, retain_graph=left > 0
+                        )
                     for moment, gradient in zip(moments, gradients, strict=True):
                         moment.add(gradient if gradient is None else gradient.to_dense())
             for moment in moments:
