@@ -27,7 +27,7 @@ PLUGINS = load_plugins()
 class Tracking:
     """As much of a context as the technique uses."""
 
-    plugins = PLUGINS
+    plugins, seed = PLUGINS, 0
 
     def track(self, items: list[object], record: object = None) -> list[object]:
         return items
