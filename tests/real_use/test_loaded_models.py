@@ -135,7 +135,6 @@ def test_float_parameters_of_a_loaded_model_are_trained(opened: Opened) -> None:
 def test_packed_weights_are_trained_once_unpacked(packed: Opened) -> None:
     it, model, dense = packed
     unpack(model)
-    model.requires_grad_()
     x = it.module.inputs()[:3]
     assert error(call(dense, x), call(model, x)) < 1e-5
     model(x).square().mean().backward()

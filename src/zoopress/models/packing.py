@@ -357,7 +357,7 @@ def _hold_dense(module: nn.Module, name: str, dense: dict[int, nn.Parameter]) ->
     assert isinstance(packed, PackedWeight)
     key = next(packed.buffers()).untyped_storage()._cdata  # without memory, too
     if key not in dense:
-        dense[key] = nn.Parameter(settled(packed.value()), requires_grad=False)
+        dense[key] = nn.Parameter(settled(packed.value()))
     release_packed(module, name, dense[key])
 
 
