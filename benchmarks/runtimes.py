@@ -25,7 +25,7 @@ from zoopress.artifacts.opened import Call, Opened, open_artifact
 from zoopress.cards import load_card
 from zoopress.cells.cell import open_original
 from zoopress.errors import DeploymentError
-from zoopress.evaluation.fidelity import call, compare_outputs, run_all
+from zoopress.evaluation.fidelity import compare_outputs, run_all
 from zoopress.evaluation.machine import describe_machine
 from zoopress.models.model import Model
 from zoopress.pipeline.compress import compress
@@ -105,12 +105,12 @@ def measured(
     """Return the times of each module's calls in milliseconds, in turns."""
     for module in modules.values():
         for _ in range(2):
-            call(task, module, batch)
+            task.call(module, batch)
     order, found = list(modules), {name: [] for name in modules}  # type: ignore[var-annotated]
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(found[order[0]]) < 5:
         for name in order:
-            found[name].append(1e3 * timed(lambda name=name: call(task, modules[name], batch)))  # type: ignore[misc]
+            found[name].append(1e3 * timed(lambda name=name: task.call(modules[name], batch)))  # type: ignore[misc]
         order = order[1:] + order[:1]
     return found
 

@@ -30,7 +30,7 @@ from zoopress.artifacts.manifest import ArchitectureRecord, Base, FileRecord, Ma
 from zoopress.cards import Card, Data, RandomInput
 from zoopress.commands.cli import app
 from zoopress.errors import RecipeError
-from zoopress.models.edits import Keep, Pack, QuantizeInput, Replace, Resize
+from zoopress.models.edits import Keep, Pack, QuantizeInput, Replace, Resize, ScaleInput
 from zoopress.plugins import HookSpecs, load_plugins
 from zoopress.recipes import Targets, parse_recipe
 from zoopress.recipes.recipe import _RecipeFile
@@ -144,6 +144,7 @@ def test_gate_is_documented(name: str) -> None:
                 Pack,
                 Keep,
                 QuantizeInput,
+                ScaleInput,
             )
         ),
     ],

@@ -105,11 +105,13 @@ def unpack(model: nn.Module) -> nn.Module:
     """
     import warnings
 
+    from zoopress.models.input_scale import fold_input_scales
     from zoopress.models.packing import unpack as unpack_weights
     from zoopress.models.stand_in import merge
 
     unpack_weights(model, "all")
     _, left = merge(model)
+    left += fold_input_scales(model)
     if left:
         warnings.warn(
             f"{len(left)} layers stay as they are, since they offer no dense weight in the place "

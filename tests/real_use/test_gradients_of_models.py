@@ -220,3 +220,20 @@ def test_a_forward_that_overwrites_what_gradients_need_is_named_as_the_cause(
     forward = "h = torch.exp(self.a(x))\nh.add_(1)\nreturn self.b(h)"
     with pytest.raises(ZoopressError, match=r"No gradients can be taken.*changes them in place"):
         case(net(forward)).compress(stage)
+
+
+def test_a_backward_pass_of_its_own_that_fails_is_named(case: MakeCase) -> None:
+    made = """
+class Asks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        assert False, "train me in training mode"
+"""
+    it = case(made + net("return self.b(Asks.apply(torch.relu(self.a(x))))"))
+    for stage in (FISHER, {"technique": "rate_distortion_quantization", "target": {"ratio": 4}}):
+        with pytest.raises(ZoopressError, match=r"own code fails when gradients.*train me"):
+            it.compress(stage)

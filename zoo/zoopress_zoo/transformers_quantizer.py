@@ -31,6 +31,7 @@ from zoopress.hub.cached import check_cached
 from zoopress.models.bounds import bounded_build
 from zoopress.models.edits import set_tensor, submodule
 from zoopress.models.input_grid import InputGrid
+from zoopress.models.input_scale import InputScale
 from zoopress.models.model import Model
 from zoopress.models.packing import PackedWeight, packed_weights, unpack
 from zoopress.plugins import load_plugins
@@ -214,7 +215,7 @@ def _cast(model: Any, dtype: torch.dtype) -> None:
     packed = packed_weights(model)
     inside = {id(each) for weight in packed.values() for each in weight.modules()}
     for name, module in model.named_modules():
-        if id(module) in inside or isinstance(module, InputGrid):
+        if id(module) in inside or isinstance(module, (InputGrid, InputScale)):
             continue
         wanted = torch.float32 if any(part in name.split(".") for part in plan) else dtype
         kept = module._non_persistent_buffers_set  # made in float32, and read so

@@ -2,6 +2,7 @@
 
 A channel whose activations are large is divided by a scale in the layer that makes it, most often a
 normalization, and the weights that read it are multiplied: the same function, easier to round.
+Where others read the channel too, it is divided on its way into the layer.
 
 Source: Xiao et al. 2023, arXiv:2211.10438, eq. 4.
 """
@@ -17,6 +18,8 @@ from zoopress.plugins import hookimpl
 from zoopress.techniques import Config, Effects, Outcome, Technique
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from zoopress.models.model import Model
@@ -24,32 +27,21 @@ if TYPE_CHECKING:
 
 
 class ActivationSmoothingConfig(Config):
-    """How far, and on how many inputs."""
+    """How far, where, and on how many inputs."""
 
-    strength: float = Field(
-        default=0.5, ge=0, le=1, description="share of the outliers that moves into weights"
+    strength: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="share of the outliers that moves into weights; by default that with which "
+        "layers err least in 8 bits, searched for each",
+    )
+    insert: bool = Field(
+        default=True,
+        description="whether inputs that no layer before can be scaled for are multiplied as they "
+        "enter the layer",
     )
     samples: int = Field(default=128, ge=1, description="inputs to measure on, at most")
-
-
-def smoothing_scale(activations: Tensor, weights: Tensor, strength: float) -> Tensor:
-    """Return by what each channel of activations is to be divided.
-
-    Args:
-        activations: [channels], largest size of each.
-        weights: [channels], largest size of the weights that read it.
-        strength: 0 leaves activations alone, 1 makes all channels equally large.
-
-    Returns:
-        [channels], positive; 1 for a channel without activations or weights.
-
-    Source: Xiao et al. 2023, arXiv:2211.10438, eq. 4.
-    """
-    import torch
-
-    scale = activations.double().pow(strength) / weights.double().pow(1 - strength)
-    usable = scale.isfinite() & (activations > 0) & (weights > 0)
-    return torch.where(usable, scale, 1.0).clamp(1e-4, 1e4).float()
 
 
 class ActivationSmoothing(Technique[ActivationSmoothingConfig]):
@@ -66,18 +58,13 @@ class ActivationSmoothing(Technique[ActivationSmoothingConfig]):
 
     def apply(self, model: Model, context: Context) -> Outcome:
         """Find what can be scaled, and scale it."""
-        import torch
-
-        from zoopress_plugins.quantization.activations.inputs import (
-            by_channel,
-            inputs_told,
-            some_samples,
-        )
+        from zoopress_plugins.quantization.activations.inputs import some_samples
         from zoopress_plugins.quantization.activations.rescaling import (
             find_links,
-            largest_read,
             scaled,
+            scaled_readers,
         )
+        from zoopress_plugins.quantization.activations.smoothing import chosen_scale, observed
 
         batches = some_samples(context.batches(), self.config.samples)
         if not batches:
@@ -86,38 +73,89 @@ class ActivationSmoothing(Technique[ActivationSmoothingConfig]):
                 "'calibration_samples', or use 'weight_equalization', which needs none."
             )
         few = some_samples(batches, 2)
+
+        def run() -> Tensor:
+            return context.call(model.module, few[0])
+
         context.progress("looking for channels that can be scaled")
-        links, left = find_links(model, lambda: context.call(model.module, few[0]))
-        if not links:
+        links, left = find_links(model, run)
+        groups = [link.readers for link in links]
+        if self.config.insert:
+            groups += self._insertable(model, run, {n for each in groups for n in each}, left)
+        if not groups:
             raise StageError(f"No layer reads channels that can be scaled: {_some(left)}.")
-        largest: dict[str, Tensor] = {}
-        layers = {link.readers[0]: model.module.get_submodule(link.readers[0]) for link in links}
-
-        def note(name: str, x: Tensor) -> None:
-            from zoopress.models.input_grid import input_axis
-
-            axis = input_axis(layers[name])
-            assert axis is not None
-            sizes = by_channel(x.float().abs().nan_to_num(0.0, 0.0, 0.0), axis).amax(1).cpu()
-            largest[name] = torch.maximum(largest.get(name, sizes), sizes)
-
-        with inputs_told(layers, note):
-            for done, batch in enumerate(batches, start=1):
-                context.call(model.module, batch)
-                context.progress("measuring outliers", done / len(batches))
-        touched: list[str] = []
-        for link in links:
-            weights = largest_read(model.module, link)
-            activations = largest[link.readers[0]].to(weights.device)
-            scale = smoothing_scale(activations, weights, self.config.strength)
-            for name, values in scaled(model.module, link, scale).items():
-                model.set_values(name, values)
-                touched.append(name)
+        linked = {link.readers: link for link in links}
+        inputs = observed(
+            {readers[0]: model.module.get_submodule(readers[0]) for readers in groups},
+            lambda batch: context.call(model.module, batch),
+            batches,
+            lambda done: context.progress("measuring outliers", done),
+        )
+        touched: dict[str, None] = {}
+        scaled_by: dict[str, list[str]] = {}
+        inserted: list[str] = []
+        strengths: dict[str, float] = {}
+        for done, readers in enumerate(groups):
+            context.progress(f"scaling what enters {readers[0]}", done / len(groups))
+            seen = inputs.get(readers[0])
+            if seen is None:
+                left |= dict.fromkeys(readers, "no calibration input reaches it")
+                continue
+            layers = [model.module.get_submodule(name) for name in readers]
+            strength, scale = chosen_scale(layers, seen, self.config.strength)
+            strengths[readers[0]] = strength
+            if bool((scale == 1).all()):
+                left |= dict.fromkeys(readers, "it errs least with channels as they are")
+                continue
+            link = linked.get(readers)
+            if link is not None:
+                values = scaled(model.module, link, scale)
+                scaled_by[link.source] = list(readers)
+            else:
+                values = scaled_readers(model.module, readers, scale)
+                for name in readers:
+                    model.scale_input(name, 1 / scale)
+                    left.pop(name, None)
+                inserted += readers
+            for name, tensor in values.items():
+                model.set_values(name, tensor)
+            touched |= dict.fromkeys([*values, *(readers if link is None else ())])
         notes: dict[str, Any] = {
-            "scaled": {link.source: list(link.readers) for link in links},
+            "scaled": scaled_by,
+            **({"inserted": inserted} if inserted else {}),
+            "strength": strengths,
             **({"left": left} if left else {}),
         }
-        return Outcome(touched=list(dict.fromkeys(touched)), shrinks=False, notes=notes)
+        return Outcome(touched=list(touched), shrinks=False, notes=notes)
+
+    def _insertable(
+        self, model: Model, run: Callable[[], Tensor], taken: set[str], left: dict[str, str]
+    ) -> list[tuple[str, ...]]:
+        """Return groups of layers whose inputs can be multiplied; say why of the others."""
+        from zoopress.models.input_scale import no_input_scale
+        from zoopress_plugins.quantization.activations.rescaling import (
+            read_together,
+            reads_all_channels,
+            scale_is_undone,
+        )
+
+        found: list[tuple[str, ...]] = []
+        for group in read_together(model.module, run):
+            readers = []
+            for name in group:
+                layer = model.module.get_submodule(name)
+                reason = no_input_scale(layer)
+                if reason is None and not reads_all_channels(layer):
+                    reason = "its groups have a step for each channel already"
+                if reason is None and not scale_is_undone(model, name, run):
+                    reason = "something else reads its weight"
+                if name not in taken and reason is None:
+                    readers.append(name)
+                elif reason is not None:
+                    left[name] = reason
+            if readers:
+                found.append(tuple(readers))
+        return found
 
 
 def _some(left: dict[str, str]) -> str:

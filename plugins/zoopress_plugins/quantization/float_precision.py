@@ -165,13 +165,11 @@ def _check_fits(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
 
 
 def _kept_in_float32(module: nn.Module) -> set[str]:
-    """Return what a transformers model wants to keep in float32, and the grids of inputs."""
-    from zoopress.models.input_grid import INPUT_GRID, input_grids
+    """Return what a transformers model wants to keep in float32, and what changes inputs."""
+    from zoopress.models.input_scale import input_changes
 
     kept = {
-        f"{path}.{INPUT_GRID}.{name}" if path else f"{INPUT_GRID}.{name}"
-        for path, grid in input_grids(module).items()
-        for name in grid._buffers
+        f"{path}.{name}" for path, part in input_changes(module).items() for name in part._buffers
     }
     for path, part in module.named_modules():
         wanted = [

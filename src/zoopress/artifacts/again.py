@@ -26,12 +26,14 @@ from zoopress.models.edits import (
     QuantizeInput,
     Replace,
     Resize,
+    ScaleInput,
     apply_edit,
     place_now,
     submodule,
 )
 from zoopress.models.folding import computed_names
-from zoopress.models.input_grid import input_grid, input_grids
+from zoopress.models.input_grid import input_grid
+from zoopress.models.input_scale import input_changes, input_scale
 from zoopress.models.model import Model
 from zoopress.models.packing import packed_weights, unpack_one
 from zoopress.models.stand_in import former
@@ -55,10 +57,10 @@ class Origin:
 
 
 def is_compressed(module: nn.Module) -> bool:
-    """Tell whether a module has packed weights, input grids, or layers in the place of others."""
+    """Tell whether a module has packed weights, changed inputs, or layers in others' place."""
     if any(former(part) is not None for part in module.modules()):
         return True
-    return bool(packed_weights(module) or input_grids(module))
+    return bool(packed_weights(module) or input_changes(module))
 
 
 def check_there(origin: Origin) -> None:
@@ -209,6 +211,8 @@ def _holds(edit: AnyEdit, later: list[AnyEdit], module: nn.Module, plugins: Plug
         return edit.attribute in getattr(type(part), "_packed_names", ())
     if isinstance(edit, QuantizeInput):
         return input_grid(part) is not None
+    if isinstance(edit, ScaleInput):
+        return input_scale(part) is not None
     if isinstance(edit, Fold):
         return not computed_names(part)
     if isinstance(edit, Replace):

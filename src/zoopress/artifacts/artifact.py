@@ -46,7 +46,7 @@ from zoopress.artifacts.tensor_files import (
 from zoopress.errors import ArtifactError, PluginError, SourceError, nearest
 from zoopress.models.bounds import memory_bytes
 from zoopress.models.edits import AnyEdit, apply_edit, set_tensor, submodule
-from zoopress.models.input_grid import input_grids
+from zoopress.models.input_scale import input_changes
 from zoopress.models.model import Model
 from zoopress.models.on_disk import on_disk, settled
 from zoopress.models.precision import accept_float32
@@ -197,13 +197,11 @@ def fill_tensors(
         _fill(folder, model, manifest, stored_name, progress, masks, whole, plugins)
     except ArtifactError as error:
         raise ArtifactError(f"{folder}: {str(error).rstrip('.')}. {AGAIN}") from error
-    for path, grid in input_grids(model.module).items():
+    for path, change in input_changes(model.module).items():
         try:
-            grid.check()
+            change.check()
         except ValueError as error:
-            raise ArtifactError(
-                f"{folder}: the input grid of {path!r}: {error}. {AGAIN}"
-            ) from error
+            raise ArtifactError(f"{folder}: {path!r}: {error}. {AGAIN}") from error
     if EXTRA_STATE in manifest.files:
         restore_extra_state(model.module, folder / EXTRA_STATE)
 

@@ -85,7 +85,13 @@ class QuantizeInput(_Edit):
     )
 
 
-AnyEdit = Resize | Replace | Pack | Keep | Convert | Fold | QuantizeInput
+class ScaleInput(_Edit):
+    """Channels that enter a layer are multiplied by factors, which hang there as `input_scale`."""
+
+    edit: Literal["scale_input"] = "scale_input"
+
+
+AnyEdit = Resize | Replace | Pack | Keep | Convert | Fold | QuantizeInput | ScaleInput
 Edit = Annotated[AnyEdit, Field(discriminator="edit")]
 
 

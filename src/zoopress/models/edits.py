@@ -28,10 +28,12 @@ from zoopress.models.edit_records import (
     QuantizeInput as QuantizeInput,
     Replace as Replace,
     Resize as Resize,
+    ScaleInput as ScaleInput,
     layers_of as layers_of,
 )
 from zoopress.models.folding import fold
 from zoopress.models.input_grid import hold_input_grid, make_input_grid
+from zoopress.models.input_scale import hold_input_scale, make_input_scale
 from zoopress.models.packing import PackedWeight, hold_packed
 from zoopress.models.precision import convert_at_borders
 from zoopress.models.stacks import keep_blocks
@@ -131,6 +133,8 @@ def apply_edit(root: nn.Module, edit: AnyEdit, layers: Mapping[str, type]) -> No
     elif isinstance(edit, QuantizeInput):
         arguments: dict[str, Any] = edit.arguments
         hold_input_grid(module, make_input_grid(module, **arguments))
+    elif isinstance(edit, ScaleInput):
+        hold_input_scale(module, make_input_scale(module))
     else:
         packing: Any = _registered(layers, edit.packing, PackedWeight)
         parameter = module._parameters.get(edit.attribute)

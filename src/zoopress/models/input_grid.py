@@ -276,8 +276,8 @@ def make_input_grid(
     axis = input_axis(module)
     if reason or axis is None:
         raise ValueError(reason)
-    channels = next((getattr(module, n) for n in _SIZES if hasattr(module, n)), None)
-    return InputGrid(bits, symmetric, per, dynamic, axis, channels if per == "channel" else None)
+    channels = input_channels(module) if per == "channel" else None
+    return InputGrid(bits, symmetric, per, dynamic, axis, channels)
 
 
 def hold_input_grid(module: nn.Module, grid: nn.Module) -> Callable[[], None]:
@@ -314,25 +314,37 @@ def _round_input(
     module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Round a layer's first input, by position or by name."""
-    grid = module._modules[INPUT_GRID]
-    assert grid is not None
+    return change_input(module, INPUT_GRID, arguments, named)
+
+
+def change_input(
+    module: nn.Module, child: str, arguments: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return what a layer is called with, its first input given to its child module of a name."""
+    change = module._modules[child]
+    assert change is not None
     if arguments:
-        return (_rounded(grid, arguments[0]), *arguments[1:]), named
+        return (_changed(change, arguments[0]), *arguments[1:]), named
     name = _first_parameter(type(module))
     if name in named:
-        named = {**named, name: _rounded(grid, named[name])}
+        named = {**named, name: _changed(change, named[name])}
     return arguments, named
 
 
-def _rounded(grid: nn.Module, value: Any) -> Any:
+def _changed(change: nn.Module, value: Any) -> Any:
     if isinstance(value, PackedSequence):
-        return value._replace(data=grid(value.data))
-    return grid(value) if isinstance(value, Tensor) else value
+        return value._replace(data=change(value.data))
+    return change(value) if isinstance(value, Tensor) else value
 
 
 def _first_parameter(kind: type[nn.Module]) -> str:
     names = list(inspect.signature(kind.forward).parameters)
     return names[1] if len(names) > 1 else ""
+
+
+def input_channels(module: nn.Module) -> int | None:
+    """Return how many channels a layer takes, None if it does not tell."""
+    return next((getattr(module, name) for name in _SIZES if hasattr(module, name)), None)
 
 
 def input_axis(module: nn.Module) -> int | None:

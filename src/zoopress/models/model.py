@@ -21,13 +21,15 @@ from zoopress.models.edits import (
     QuantizeInput,
     Replace,
     Resize,
+    ScaleInput,
     apply_edit,
     set_tensor,
     submodule,
     tensor_of,
 )
 from zoopress.models.folding import Folded, computed_alone
-from zoopress.models.input_grid import INPUT_GRID, input_grid
+from zoopress.models.input_grid import INPUT_GRID, InputGrid
+from zoopress.models.input_scale import INPUT_SCALE, ON_INPUT, InputScale
 from zoopress.models.on_disk import on_disk, settled
 from zoopress.models.packing import AnyLayout, Codes, nonzero_codes, packed_weights
 from zoopress.models.precision import accept_float32
@@ -323,15 +325,30 @@ class Model:
         Raises:
             StageError: if the layer can have no such grid, or the tensors make none.
         """
-        edit = QuantizeInput(module=path, arguments=dict(arguments))
-        self._apply(edit)
-        grid = input_grid(submodule(self.module, path))
-        assert grid is not None
+        self._apply(QuantizeInput(module=path, arguments=dict(arguments)))
+        self._fill_input(path, INPUT_GRID, tensors)
+
+    def scale_input(self, path: str, factor: Tensor) -> None:
+        """Multiply the channels that enter a layer, before they are rounded if they are.
+
+        Args:
+            path: the layer; give its weights, by `set_values`, what keeps its outputs.
+            factor: [channels], float32, positive.
+
+        Raises:
+            StageError: if the layer cannot have factors, or not these.
+        """
+        self._apply(ScaleInput(module=path))
+        self._fill_input(path, INPUT_SCALE, {"factor": factor})
+
+    def _fill_input(self, path: str, child: str, tensors: Mapping[str, Tensor]) -> None:
+        change = submodule(self.module, path)._modules[child]
+        assert isinstance(change, (InputGrid, InputScale))
         try:
-            self._fill(grid, f"{path}.{INPUT_GRID}" if path else INPUT_GRID, tensors)
-            grid.check()
+            self._fill(change, f"{path}.{child}" if path else child, tensors)
+            change.check()
         except ValueError as error:
-            raise StageError(f"Cannot quantize the input of {path!r}: {error}.") from error
+            raise StageError(f"Cannot change the input of {path!r}: {error}.") from error
 
     def integers(self) -> dict[str, Codes]:
         """Return the integers of all packed weights, by the buffer's full name."""
@@ -440,8 +457,8 @@ class Model:
 
     def _fill(self, module: nn.Module, path: str, tensors: Mapping[str, Tensor]) -> None:
         found: dict[str, Tensor] = module.state_dict(keep_vars=True)
-        # The grid of what enters the layer is older than it, and stays.
-        expected = {n: t for n, t in found.items() if not n.startswith(f"{INPUT_GRID}.")}
+        # What changes the layer's input is older than it, and stays.
+        expected = {n: t for n, t in found.items() if n.split(".")[0] not in ON_INPUT}
         if set(expected) != set(tensors):
             raise StageError(
                 f"{path}: the layer has tensors {sorted(expected)}, not {sorted(tensors)}."

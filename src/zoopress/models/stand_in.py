@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoopress.models.input_grid import INPUT_GRID
+from zoopress.models.input_scale import ON_INPUT
 from zoopress.models.stand_in_classes import (
     Former as Former,
     class_for,
@@ -84,7 +84,7 @@ def stand_in(module: nn.Module, layer: nn.Module) -> None:
         if name in before or _holds(state[name], held):
             del state[name]
     more = tuple(name for name in vars(layer) if name not in state)
-    grid = state["_modules"].get(INPUT_GRID)
+    on_input = {n: state["_modules"][n] for n in ON_INPUT if n in state["_modules"]}
     for name, value in vars(layer).items():
         if name in _CALL_HOOKS:
             _join(state[name], value, new_first=not name.endswith("pre_hooks"))
@@ -94,8 +94,7 @@ def stand_in(module: nn.Module, layer: nn.Module) -> None:
             state[name] = state[name] if value is None else value
         elif name != "training":
             state[name] = value
-    if grid is not None:
-        state["_modules"][INPUT_GRID] = grid
+    state["_modules"].update(on_input)
     state["_of_layer"] = more
     module.__class__ = kind
 
@@ -140,7 +139,7 @@ def _give_back(
     for group in ("_parameters", "_buffers"):
         state[group].clear()
     state["_non_persistent_buffers_set"] = set(was.unsaved)
-    kept = (*was.children, INPUT_GRID)
+    kept = (*was.children, *ON_INPUT)
     for name in [name for name in state["_modules"] if name not in kept]:
         del state["_modules"][name]
     module.__class__ = was.kind
@@ -167,7 +166,7 @@ def _former_of(module: nn.Module) -> Former:
         (*module._parameters, *packed),
         tuple(module._buffers),
         tuple(sorted(module._non_persistent_buffers_set)),
-        tuple(name for name in module._modules if name not in (*packed, INPUT_GRID)),
+        tuple(name for name in module._modules if name not in (*packed, *ON_INPUT)),
     )
 
 
@@ -175,7 +174,7 @@ def _lost(module: nn.Module, layer: nn.Module) -> str | None:
     """Say what would be lost of a module if a layer took its place, or None."""
     if "forward" in vars(module):
         read = (*module._parameters, *module._buffers, *module._modules)
-        lacks = [name for name in read if name != INPUT_GRID and not _offers(layer, name)]
+        lacks = [name for name in read if name not in ON_INPUT and not _offers(layer, name)]
         if lacks:
             return (
                 f"it has a forward of its own, set on the instance, which may read {lacks[0]!r}; "
@@ -238,7 +237,8 @@ def _bare_copy(module: nn.Module) -> nn.Module:
             value = fresh[name]
         if name != "forward":
             made.__dict__[name] = value
-    made._modules.pop(INPUT_GRID, None)  # of the object in whose place this one's layer is
+    for name in ON_INPUT:  # of the object in whose place this one's layer is
+        made._modules.pop(name, None)
     return made
 
 

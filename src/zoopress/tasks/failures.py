@@ -62,11 +62,17 @@ def differentiating(remedy: str) -> Iterator[None]:
         remedy: a sentence.
 
     Raises:
-        StageError: instead of what torch raises then.
+        StageError: instead of what torch, or the model's code, raises then.
     """
     try:
         yield
-    except RuntimeError as error:
+    except Exception as error:  # a backward pass of a model's own may raise anything
+        place = place_in_model(error)
+        if place is not None:
+            raise StageError(
+                f"The model's own code fails when gradients are taken: {type(error).__name__}: "
+                f"{error} ({place}). {remedy}"
+            ) from error
         if not any(sign in str(error) for sign in _OF_KEPT_TENSORS):
             raise
         raise StageError(

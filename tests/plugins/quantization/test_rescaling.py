@@ -13,8 +13,8 @@ from zoopress.models.model import Model
 from zoopress.plugins import load_plugins
 from zoopress.techniques import Context, Outcome
 from zoopress.testing.tiny import context_for, seeded, tiny_card
-from zoopress_plugins.quantization.activation_smoothing import smoothing_scale
 from zoopress_plugins.quantization.activations.rescaling import find_links
+from zoopress_plugins.quantization.activations.smoothing import smoothing_scale
 from zoopress_plugins.quantization.weight_equalization import equalizing_scale
 from zoopress_plugins.quantization.weight_quantization import (
     WeightQuantization,
@@ -93,6 +93,53 @@ def test_smoothing_evens_outliers_and_computes_the_same(tmp_path: Path) -> None:
     torch.testing.assert_close(module(X).detach(), wanted, rtol=1e-4, atol=1e-4)
     sizes = [each.abs().amax(0) for each in (told[0], told[-1])]
     assert float(sizes[1].max() / sizes[1].median()) < float(sizes[0].max() / sizes[0].median()) / 4
+
+
+def test_where_no_layer_before_can_be_scaled_the_input_is(tmp_path: Path) -> None:
+    module = through(nn.GELU())
+    with torch.no_grad():
+        module.first.weight[5] *= 100  # type: ignore[union-attr,operator]
+    wanted = module(X).detach()
+    model, context = Model(module), context_of(module, X, tmp_path)
+    outcome = apply("activation_smoothing", model, context)
+    assert "second" in outcome.notes["inserted"]
+    assert outcome.notes["strength"]["second"] > 0
+    assert "second" not in outcome.notes.get("left", {})
+    torch.testing.assert_close(module(X).detach(), wanted, rtol=1e-4, atol=1e-4)
+
+    def harm(smoothed: bool) -> float:
+        net = through(nn.GELU())
+        with torch.no_grad():
+            net.first.weight[5] *= 100  # type: ignore[union-attr,operator]
+        rounded, given = Model(net), context_of(net, X, tmp_path)
+        if smoothed:
+            apply("activation_smoothing", rounded, given)
+        apply("activation_quantization", rounded, given, max_harm=1.0, include=["second"])
+        return float((net(X) - wanted).detach().norm())
+
+    assert harm(smoothed=True) < harm(smoothed=False) / 2
+    with pytest.raises(StageError, match="proportional"):
+        apply("activation_smoothing", Model(through(nn.GELU())), context, insert=False)
+
+
+def test_a_weight_that_others_read_is_left_alone(tmp_path: Path) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = nn.functional.gelu(self.first(x))
+            result: Tensor = self.second(hidden) @ self.second.weight
+            return result
+
+    module = seeded(Net)
+    wanted = module(X).detach()
+    outcome = apply(
+        "activation_smoothing", Model(module), context_of(module, X, tmp_path), strength=1
+    )
+    assert outcome.notes["left"]["second"] == "something else reads its weight"
+    torch.testing.assert_close(module(X).detach(), wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_scales_are_those_of_the_papers() -> None:

@@ -8,7 +8,7 @@ The powers reach far, so that a clipping such as ReLU6's is hit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from zoopress.models.input_grid import first_input, input_axis
+from zoopress.models.input_scale import hold_input_scale, make_input_scale
 from zoopress.models.model import Model
 
 Run = Callable[[], Tensor]
@@ -58,14 +59,45 @@ def scaled(module: nn.Module, link: Link, scale: Tensor) -> dict[str, Tensor]:
     for name in ("weight", "bias"):
         parameter = source._parameters.get(name)
         if parameter is not None:
-            axis = _output_axis(source) if name == "weight" else 0
+            axis = output_axis(source) if name == "weight" else 0
             found[_full(link.source, name)] = _along(parameter, axis, 1 / scale)
-    for path in link.readers:
+    return found | scaled_readers(module, link.readers, scale)
+
+
+def scaled_readers(module: nn.Module, readers: Sequence[str], scale: Tensor) -> dict[str, Tensor]:
+    """Return the values of weights that read channels, multiplied by a scale: [channels]."""
+    found: dict[str, Tensor] = {}
+    for path in readers:
         reader = module.get_submodule(path)
         weight = reader._parameters["weight"]
         assert weight is not None
         found[_full(path, "weight")] = _along(weight, reading_axis(reader), scale)
     return found
+
+
+def scale_is_undone(model: Model, reader: str, run: Run) -> bool:
+    """Tell whether outputs stay if a layer's weight is multiplied and its input divided by as much.
+
+    They do not where something else reads the weight.
+
+    Args:
+        model: is left as it was.
+        reader: the layer's name; its input is not scaled yet.
+        run: runs the model on a few inputs.
+    """
+    layer = model.module.get_submodule(reader)
+    before = run()
+    generator = torch.Generator().manual_seed(0)
+    powers = torch.randint(-_POWERS, _POWERS + 1, (_width(layer),), generator=generator)
+    factor = torch.exp2(powers.float()).to(before.device)
+    scale = make_input_scale(layer)
+    scale.factor.copy_(1 / factor)
+    undo = hold_input_scale(layer, scale.to(before.device))
+    try:
+        with changed(model.module, scaled_readers(model.module, [reader], factor)):
+            return _alike(before, run())
+    finally:
+        undo()
 
 
 def find_links(model: Model, run: Run) -> tuple[list[Link], dict[str, str]]:
@@ -108,6 +140,11 @@ def find_links(model: Model, run: Run) -> tuple[list[Link], dict[str, str]]:
             reason += "what stands between is not proportional, as GELU and a residual are not"
             left |= dict.fromkeys(readers, reason)
     return links, left
+
+
+def read_together(module: nn.Module, run: Run) -> list[tuple[str, ...]]:
+    """Return the names of layers that read channels, those in one group that read one tensor."""
+    return [readers for readers, _ in _calls(module, run)[1]]
 
 
 @contextmanager
@@ -184,10 +221,11 @@ def _outputs(part: nn.Module) -> int | None:
         return None
     if weight.ndim == 1:
         return len(weight)
-    return weight.shape[_output_axis(part)] if _reads(part) else None
+    return weight.shape[output_axis(part)] if _reads(part) else None
 
 
-def _output_axis(part: nn.Module) -> int:
+def output_axis(part: nn.Module) -> int:
+    """Return the axis of a weight along which outputs lie."""
     weight = part._parameters["weight"]
     assert weight is not None
     if weight.ndim == 1:
@@ -199,7 +237,7 @@ def reading_axis(part: nn.Module) -> int | None:
     """Return the axis of a weight along which inputs lie, None if groups share it."""
     groups = getattr(part, "groups", 1)
     if groups == 1:
-        return 1 - _output_axis(part)
+        return 1 - output_axis(part)
     # Of a depthwise convolution each row reads one channel.
     weight = part._parameters["weight"]
     assert weight is not None
@@ -240,11 +278,17 @@ def _full(path: str, name: str) -> str:
 
 
 def largest_of(module: nn.Module, path: str, reading: bool) -> Tensor:
-    """Return the largest size of a layer's weights for each channel that it reads, or gives."""
+    """Return the largest size of a layer's weights for each channel that it reads, or gives.
+
+    Args:
+        module: the model, or the layer itself.
+        path: the layer's name in it, "" for itself.
+        reading: whether of the channels that it reads.
+    """
     part = module.get_submodule(path)
     weight = part._parameters["weight"]
     assert weight is not None
-    axis = reading_axis(part) if reading else _output_axis(part)
+    axis = reading_axis(part) if reading else output_axis(part)
     assert axis is not None
     sizes = weight.detach().float().abs().movedim(axis, 0)
     return sizes.reshape(len(sizes), -1).amax(1)
