@@ -1,4 +1,4 @@
-"""Time a card's original and its w8a8 artifact in every runtime, with the peers' own integers.
+"""Time a card's original and a recipe's artifact in every runtime, with the peers' own integers.
 
 All take turns in one process on the same sentences; the order moves on by one in each round. Size
 is that of the file that the runtime opens (of the artifact or the original for PyTorch). Label
@@ -43,7 +43,6 @@ from zoopress_plugins.deployment.onnx_readers import (
 )
 from zoopress_plugins.deployment.program_module import module_of
 
-ROOT = Path(__file__).parent.parent
 BATCH_SIZES = (1, 32)
 PEERS = ("onnxruntime_dynamic", "nncf")
 
@@ -118,7 +117,7 @@ def measured(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--card", default="minilm", help="a card's name or file (%(default)s)")
-    parser.add_argument("--recipe", default=f"{ROOT}/benchmarks/recipes.yaml#w8a8")
+    parser.add_argument("--recipe", default="fast")
     parser.add_argument("--runtimes", nargs="+", default=["compile", "onnxruntime", "openvino"])
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
     parser.add_argument("--store", type=Path, help="where stage results are kept")
@@ -141,16 +140,17 @@ def main() -> None:
         store = Store(options.store)
         made = compress(card, recipe, folder / "run", store, plugins, terminal())
         artifact = replace(open_artifact(made.artifact, plugins), example=example)
-        modules["w8a8, eager"] = artifact.module
-        sizes["w8a8, eager"] = made.report.metrics()["size_bytes"]
+        modules[f"{recipe.name}, eager"] = artifact.module
+        sizes[f"{recipe.name}, eager"] = made.report.metrics()["size_bytes"]
         for name in options.runtimes:
             try:
-                modules[f"w8a8, {name}"] = start(name, artifact, plugins).module
+                modules[f"{recipe.name}, {name}"] = start(name, artifact, plugins).module
             except DeploymentError as error:
-                failed[f"w8a8, {name}"] = str(error)
+                failed[f"{recipe.name}, {name}"] = str(error)
                 continue
             kept = name in ("onnxruntime", "openvino")
-            sizes[f"w8a8, {name}"] = bytes_of(kept_onnx(artifact)) if kept else sizes["w8a8, eager"]
+            stored = sizes[f"{recipe.name}, eager"]
+            sizes[f"{recipe.name}, {name}"] = bytes_of(kept_onnx(artifact)) if kept else stored
 
         floats = Opened(
             Model(module, plugins.layers), artifact.architecture, artifact.manifest, folder, example
