@@ -157,6 +157,7 @@ class ActivationQuantization(Technique[ActivationQuantizationConfig]):
 
     def apply(self, model: Model, context: Context) -> Outcome:
         """Choose ranges, measure harm, and put grids before the layers that bear them."""
+        from zoopress.evaluation.sensitivity import judged_outputs
         from zoopress_plugins.quantization.activations.bias_correction import correct_biases
         from zoopress_plugins.quantization.activations.damage import Harm, bearable
         from zoopress_plugins.quantization.activations.inputs import seen_by, some_samples
@@ -172,8 +173,8 @@ class ActivationQuantization(Technique[ActivationQuantizationConfig]):
                 "'calibration_samples', or use 'data: synthetic'."
             )
 
-        def run(batch: Any) -> Tensor:
-            return context.call(model.module, batch)
+        def run(batch: Any) -> list[Tensor]:
+            return judged_outputs(context.call, model.module, batch, context.task)
 
         layers = {name: layers[name] for name in grids}
         seen = seen_by(

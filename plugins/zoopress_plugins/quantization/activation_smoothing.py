@@ -18,12 +18,9 @@ from zoopress.plugins import hookimpl
 from zoopress.techniques import Config, Effects, Outcome, Technique
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import Tensor
-
     from zoopress.models.model import Model
     from zoopress.techniques import Context
+    from zoopress_plugins.quantization.activations.rescaling import Run
 
 
 class ActivationSmoothingConfig(Config):
@@ -61,6 +58,7 @@ class ActivationSmoothing(Technique[ActivationSmoothingConfig]):
         from zoopress_plugins.quantization.activations.inputs import some_samples
         from zoopress_plugins.quantization.activations.rescaling import (
             find_links,
+            outputs_of_run,
             scaled,
             scaled_readers,
         )
@@ -73,10 +71,7 @@ class ActivationSmoothing(Technique[ActivationSmoothingConfig]):
                 "'calibration_samples', or use 'weight_equalization', which needs none."
             )
         few = some_samples(batches, 2)
-
-        def run() -> Tensor:
-            return context.call(model.module, few[0])
-
+        run = outputs_of_run(context, model, few[0])
         context.progress("looking for channels that can be scaled")
         links, left = find_links(model, run)
         groups = [link.readers for link in links]
@@ -129,7 +124,7 @@ class ActivationSmoothing(Technique[ActivationSmoothingConfig]):
         return Outcome(touched=list(touched), shrinks=False, notes=notes)
 
     def _insertable(
-        self, model: Model, run: Callable[[], Tensor], taken: set[str], left: dict[str, str]
+        self, model: Model, run: Run, taken: set[str], left: dict[str, str]
     ) -> list[tuple[str, ...]]:
         """Return groups of layers whose inputs can be multiplied; say why of the others."""
         from zoopress.models.input_scale import no_input_scale

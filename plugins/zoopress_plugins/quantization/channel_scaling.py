@@ -28,6 +28,7 @@ from zoopress_plugins.quantization.activations.inputs import some_samples
 from zoopress_plugins.quantization.activations.rescaling import (
     Link,
     find_links,
+    outputs_of_run,
     reading_axis,
     reads_all_channels,
     scaled,
@@ -117,7 +118,7 @@ def scale_channels(
             "'calibration_samples', or leave 'scaling' out."
         )
     context.progress("looking for channels that can be scaled")
-    links, left = find_links(model, lambda: context.call(model.module, few[0]))
+    links, left = find_links(model, outputs_of_run(context, model, few[0]))
     reading = {link: _weights_of(model, link, weights) for link in links}
     reading = {link: those for link, those in reading.items() if those}
     if not reading:

@@ -61,6 +61,7 @@ class WeightEqualization(Technique[WeightEqualizationConfig]):
             find_links,
             largest_of,
             largest_read,
+            outputs_of_run,
             scaled,
         )
         from zoopress_plugins.quantization.rate_distortion.probes import made_up
@@ -69,7 +70,7 @@ class WeightEqualization(Technique[WeightEqualizationConfig]):
         few = [made_up(each, context.generator()) for each in some_samples(context.batches(), 2)]
         if not few:
             raise StageError("There are no inputs to run the model on. Give the card 'data'.")
-        links, left = find_links(model, lambda: context.call(model.module, few[0]))
+        links, left = find_links(model, outputs_of_run(context, model, few[0]))
         owners = {link.source: model.module.get_submodule(link.source) for link in links}
         links = [x for x in links if owners[x.source].get_parameter("weight").ndim > 1]
         if not links:

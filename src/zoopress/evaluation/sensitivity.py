@@ -25,14 +25,22 @@ from zoopress.evaluation.likeness import (
     sample_cosines,
     spread_of,
 )
+from zoopress.evaluation.observed import numbers
 from zoopress.models.edits import AnyEdit, place_now as place_now, submodule
 from zoopress.models.model import Model
 from zoopress.models.on_disk import pieces
 from zoopress.models.weights import Location, Weight, as_matrix, find_weights
 from zoopress.progress import Progress
 from zoopress.results import LayerResult
-from zoopress.tasks import Task
-from zoopress.tasks.batches import first_samples
+from zoopress.tasks import (
+    Task,
+    is_cache,
+    is_judged,
+    named_outputs,
+    outputs_of,
+    samples_first,
+)
+from zoopress.tasks.batches import batch_length, first_samples
 
 MAX_SAMPLES = 8
 """Sensitivity is measured on so many evaluation samples at most."""
@@ -75,13 +83,13 @@ def measure_layers(
     if count:
         batches = task.batches("test")
         batch = first_samples(batches[len(batches) // 2], samples)
-        before = call(task, original, batch)
+        before = _outputs(task, original, batch)
         largest = sorted(changed, key=lambda weight: -_bytes(weight))[:count]
         for done, weight in enumerate(largest, start=1):
             dense = compressed_form(weight, compressed, edits)
             assert dense is not None
             after = _call_with(task, original, weight, dense, batch)
-            sensitivities[weight.name] = output_distance(before, after)
+            sensitivities[weight.name] = outputs_distance(before, after)
             progress(weight.name, done / len(largest))
     return [
         LayerResult(
@@ -105,6 +113,40 @@ def affordable(parameters: int, weights: int) -> tuple[int, int]:
     """
     samples = max(1, min(MAX_SAMPLES, MAX_COST // max(1, parameters * weights)))
     return samples, min(weights, MAX_COST // max(1, parameters * samples))
+
+
+def judged_outputs(
+    run: Callable[[nn.Module, Any], Tensor], module: nn.Module, inputs: Any, task: Task | None
+) -> list[Tensor]:
+    """Run a module on a batch; return its float outputs that count, float32 [samples, …].
+
+    Args:
+        run: runs the module, and returns what the task does: the first of the outputs.
+        module: the model.
+        inputs: of the batch.
+        task: says which outputs are judged; without one all are, but caches.
+    """
+    if task is not None and not task.every_output:
+        return [run(module, inputs)]
+    with outputs_of(module) as calls:
+        main = run(module, inputs)
+    samples = batch_length(inputs)
+    found = [main]
+    for returned in calls:
+        for name, tensor in named_outputs(returned, samples).items():
+            judged = not is_cache(name) if task is None else is_judged(task, name, "")
+            number = tensor.is_floating_point() or tensor.is_complex()
+            if judged and number and tensor.numel() and tensor.data_ptr() != main.data_ptr():
+                rows = samples_first(tensor, samples)
+                found.append(numbers(tensor[None] if rows is None else rows).clone())
+    return found
+
+
+def outputs_distance(original: Sequence[Tensor], other: Sequence[Tensor]) -> float:
+    """Return the largest `output_distance` of several outputs; 1 if shapes differ."""
+    if [one.shape for one in original] != [one.shape for one in other]:
+        return 1.0
+    return max(output_distance(a, b) for a, b in zip(original, other, strict=True))
 
 
 def output_distance(original: Tensor, other: Tensor) -> float:
@@ -198,16 +240,20 @@ def relative_error(weight: Weight, dense: Tensor) -> float:
     return error if math.isfinite(error) else math.inf
 
 
+def _outputs(task: Task, module: nn.Module, batch: Any) -> list[Tensor]:
+    return judged_outputs(lambda part, inputs: call(task, part, inputs), module, batch, task)
+
+
 def _call_with(
     task: Task, original: nn.Module, weight: Weight, dense: Tensor, batch: Any
-) -> Tensor:
+) -> list[Tensor]:
     """Run the original with one weight in another form, and put its own back."""
     # Not copied into the parameter: its memory may be a read-only file's. All modules that share
     # the parameter see the change.
     own = weight.parameter.data
     weight.parameter.data = dense
     try:
-        return call(task, original, batch)
+        return _outputs(task, original, batch)
     finally:
         weight.parameter.data = own
 

@@ -13,7 +13,7 @@ from zoopress.models.model import Model
 from zoopress.plugins import load_plugins
 from zoopress.techniques import Context, Outcome
 from zoopress.testing.tiny import context_for, seeded, tiny_card
-from zoopress_plugins.quantization.activations.rescaling import find_links
+from zoopress_plugins.quantization.activations.rescaling import find_links, outputs_of_run
 from zoopress_plugins.quantization.activations.smoothing import smoothing_scale
 from zoopress_plugins.quantization.weight_equalization import equalizing_scale
 from zoopress_plugins.quantization.weight_quantization import (
@@ -24,12 +24,17 @@ from zoopress_plugins.quantization.weight_quantization import (
 PLUGINS = load_plugins()
 
 
+def _first(outputs: Any) -> Tensor:
+    found: Tensor = outputs[0] if isinstance(outputs, list) else outputs
+    return found
+
+
 def context_of(module: nn.Module, x: Tensor, folder: Path) -> Context:
     """Return a context for a model of its own."""
     return replace(
         context_for(tiny_card("cnn", folder), folder / "context", PLUGINS),
         batches=lambda: [x],
-        call=lambda m, batch: m(batch).detach(),
+        call=lambda m, batch: _first(m(batch)).detach(),
         teacher=lambda _: module,
     )
 
@@ -72,7 +77,7 @@ def test_links_are_those_that_change_nothing(
 ) -> None:
     model = Model(through(between, residual))
     before = {name: tensor.clone() for name, tensor in model.tensors().items()}
-    links, left = find_links(model, lambda: model.module(X).detach())
+    links, left = find_links(model, lambda: [model.module(X).detach()])
     source = "between" if isinstance(between, nn.LayerNorm) else "first"
     assert [(link.source, link.readers) for link in links] == [(source, ("second",))] * found
     assert ("second" in left) is not found
@@ -120,6 +125,45 @@ def test_where_no_layer_before_can_be_scaled_the_input_is(tmp_path: Path) -> Non
     assert harm(smoothed=True) < harm(smoothed=False) / 2
     with pytest.raises(StageError, match="proportional"):
         apply("activation_smoothing", Model(through(nn.GELU())), context, insert=False)
+
+
+class Scales(nn.Module):
+    """A head that reads two scales of features: what keeps its first output may change the rest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 8)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        one = torch.relu(self.first(x))
+        return [self.head(one), 1000 * self.head(torch.relu(self.second(one)))]
+
+
+def test_all_outputs_must_stay(tmp_path: Path) -> None:
+    module = seeded(Scales)
+    wanted = module(X)
+    model, context = Model(module), context_of(module, X, tmp_path)
+    links, _ = find_links(model, outputs_of_run(context, model, X))
+    assert not any("head" in link.readers for link in links)
+    outcome = apply("activation_smoothing", model, context)
+    assert "head" in outcome.notes["inserted"]
+    for now, before in zip(module(X), wanted, strict=True):
+        torch.testing.assert_close(now, before, rtol=1e-4, atol=1e-3)
+    assert len(outputs_of_run(context, model, X)()) == 2
+
+
+def test_harm_is_that_of_the_output_that_suffers_most(tmp_path: Path) -> None:
+    class Breaks(Scales):
+        def forward(self, x: Tensor) -> list[Tensor]:
+            one = torch.relu(self.first(x))
+            large = torch.cat([one[:, :7], one[:, 7:] * 1e4 + 1e6], 1)
+            return [self.head(one), self.second(large) - 1e6 * self.second.weight[:, 7]]
+
+    module = seeded(Breaks)
+    model, context = Model(module), context_of(module, X, tmp_path)
+    outcome = apply("activation_quantization", model, context, mode="static", per="tensor")
+    assert "second" in outcome.notes["kept_because_they_break"]
 
 
 def test_a_weight_that_others_read_is_left_alone(tmp_path: Path) -> None:

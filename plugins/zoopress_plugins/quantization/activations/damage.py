@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from zoopress.evaluation.sensitivity import output_distance
+from zoopress.evaluation.sensitivity import outputs_distance
 from zoopress.models.input_grid import InputGrid, hold_input_grid
 from zoopress.tasks.batches import batch_length
 
-Run = Callable[[Any], Tensor]
+Run = Callable[[Any], Sequence[Tensor]]
 
 
 @contextmanager
@@ -31,12 +31,13 @@ def held(layers: Mapping[str, nn.Module], grids: Mapping[str, InputGrid]) -> Ite
 class Harm:
     """Measures how unlike a model's outputs are with grids on some of its layers' inputs.
 
-    Harm is 1 − the mean cosine of outputs with and without, as reports' sensitivities are.
+    Harm is 1 − the mean cosine of the output that suffers most, with and without, as reports'
+    sensitivities are.
 
     Attributes:
         layers: by name.
         grids: of their inputs, by the same names.
-        run: runs the model on a batch, without gradients.
+        run: runs the model on a batch, without gradients, and returns all outputs that count.
         batches: what to run it on.
     """
 
@@ -54,7 +55,7 @@ class Harm:
         with held(self.layers, {name: self.grids[name] for name in names}):
             for batch, before in zip(self.batches, self._before, strict=True):
                 count = batch_length(batch)
-                total += count * output_distance(before, self.run(batch))
+                total += count * outputs_distance(before, self.run(batch))
                 samples += count
         return total / max(1, samples)
 

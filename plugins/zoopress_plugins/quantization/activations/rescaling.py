@@ -16,11 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zoopress.evaluation.sensitivity import judged_outputs
 from zoopress.models.input_grid import first_input, input_axis
 from zoopress.models.input_scale import hold_input_scale, make_input_scale
 from zoopress.models.model import Model
+from zoopress.techniques import Context
 
-Run = Callable[[], Tensor]
+Run = Callable[[], Sequence[Tensor]]
+"""Runs a model and returns all of its outputs: what keeps one may change another."""
 
 _NEAREST = 6
 """How many layers before one are tried as its source."""
@@ -89,10 +92,10 @@ def scale_is_undone(model: Model, reader: str, run: Run) -> bool:
     before = run()
     generator = torch.Generator().manual_seed(0)
     powers = torch.randint(-_POWERS, _POWERS + 1, (_width(layer),), generator=generator)
-    factor = torch.exp2(powers.float()).to(before.device)
+    factor = torch.exp2(powers.float()).to(layer.get_parameter("weight").device)
     scale = make_input_scale(layer)
     scale.factor.copy_(1 / factor)
-    undo = hold_input_scale(layer, scale.to(before.device))
+    undo = hold_input_scale(layer, scale.to(factor.device))
     try:
         with changed(model.module, scaled_readers(model.module, [reader], factor)):
             return _alike(before, run())
@@ -198,10 +201,19 @@ def _calls(module: nn.Module, run: Run) -> tuple[list[str], list[tuple[tuple[str
     return order, [(tuple(paths), started) for _, paths, started in inputs]
 
 
-def _alike(one: Tensor, other: Tensor) -> bool:
-    if one.shape != other.shape or not bool(other.isfinite().all()):
+def _alike(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    if [each.shape for each in some] != [each.shape for each in others]:
         return False
-    return float((one - other).norm()) <= _TOLERANCE * float(one.norm())
+    return all(
+        bool(other.isfinite().all())
+        and float((one - other).norm()) <= _TOLERANCE * float(one.norm())
+        for one, other in zip(some, others, strict=True)
+    )
+
+
+def outputs_of_run(context: Context, model: Model, inputs: Any) -> Run:
+    """Return what runs a model on a batch's inputs, for `find_links` and `scale_is_undone`."""
+    return lambda: judged_outputs(context.call, model.module, inputs, None)
 
 
 def _parameter(part: nn.Module, name: str = "weight") -> Tensor | None:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoopress.evaluation.sensitivity import output_distance
+from zoopress.evaluation.sensitivity import judged_outputs, outputs_distance
 from zoopress.models.weights import as_matrix
 from zoopress.store.files import write_atomic
 from zoopress.tasks.batches import batch_length
@@ -110,7 +110,12 @@ def _damage(
     count = sum(parameter.numel() for parameter in model.module.parameters()) + 1
     affordable = _MOST_COST // (count * max(1, widths * len(weights)))
     few = some_samples(batches, max(1, min(_MOST_SAMPLES, affordable)))
-    before = [context.call(model.module, batch) for batch in few]
+
+    def outputs() -> list[list[Tensor]]:
+        run, task = context.call, context.task
+        return [judged_outputs(run, model.module, batch, task) for batch in few]
+
+    before = outputs()
     notes["measured_on_samples"] = sum(map(batch_length, few))
 
     def of_outputs(weight: Weight, dense: Tensor) -> float:
@@ -119,15 +124,15 @@ def _damage(
         own = weight.parameter.data
         weight.parameter.data = dense
         try:
-            after = [context.call(model.module, batch) for batch in few]
+            after = outputs()
         finally:
             weight.parameter.data = own
-        if not all(bool(output.isfinite().all()) for output in after):
+        if not all(bool(output.isfinite().all()) for outputs in after for output in outputs):
             return WORST
         samples = sum(map(batch_length, few))
         return (
             sum(
-                batch_length(batch) * output_distance(a, b)
+                batch_length(batch) * outputs_distance(a, b)
                 for batch, a, b in zip(few, before, after, strict=True)
             )
             / samples
