@@ -105,17 +105,19 @@ class BatchNormFolding(Technique[BatchNormFoldingConfig]):
     def apply(self, model: Model, context: Context) -> Outcome:
         """Find with one calibration batch which normalizations can be folded, and fold them."""
         from zoopress.evaluation.fidelity import relative_difference
+        from zoopress.evaluation.sensitivity import judged_outputs
 
         batch = context.batches()[0]
-        before = context.call(model.module, batch)
+        before = judged_outputs(context.call, model.module, batch, None)
         pairs, kept = self._find(model, lambda: context.call(model.module, batch))
         if not pairs:
             raise StageError(self._nothing(kept))
         for done, (norm, layer) in enumerate(pairs.items(), start=1):
             _fold(model, norm, layer)
             context.progress(norm, done / len(pairs))
-        difference = relative_difference(before, context.call(model.module, batch))
-        dtype = str(before.dtype).removeprefix("torch.")
+        after = judged_outputs(context.call, model.module, batch, None)
+        difference = max(relative_difference(a, b) for a, b in zip(before, after, strict=True))
+        dtype = str(before[0].dtype).removeprefix("torch.")
         if not difference <= _TOLERANCE.get(dtype, 1e-3):
             raise StageError(
                 f"Folding {len(pairs)} batch normalizations changes the outputs by up to "
