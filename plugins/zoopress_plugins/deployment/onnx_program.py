@@ -6,8 +6,9 @@ import copy
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,13 @@ _EXTERNAL_BYTES = 1 << 30
 """A file of ONNX may have 2 GB; what is larger keeps its weights in one beside it."""
 
 
+_LOUD = (
+    *("torch.onnx", "torch.export", "torch.fx.experimental.symbolic_shapes"),
+    *("onnxscript", "onnx_ir"),
+)
+"""Loggers of what is said about models' code while a program is made of it."""
+
+
 @dataclass(frozen=True)
 class Lengths:
     """Which axes of inputs may vary.
@@ -59,18 +67,28 @@ def write_onnx(artifact: Opened, folder: Path) -> None:
     Raises:
         DeploymentError: if no program can be made of it, naming the operator and the layer.
     """
-    call = _small(artifact.call("A program follows a call"))
+    example = artifact.call("A program follows a call")
+    few = _small(example)
     module = copy.deepcopy(artifact.module)
     use_integers(module, DequantizedWeight)
     use_quantizers(module)
-    named = NamedCall(module, call)
-    names = output_names(call(artifact.module))
-    _check_names(named.names, names)
+    output = few(artifact.module)
+    names = output_names(output)
+    if not names:
+        raise DeploymentError(
+            f"The model returns a {type(output).__name__}, in which no tensors are found. Let it "
+            "return a tensor, or tensors in tuples, lists or dicts."
+        )
+    _check_names(NamedCall(module, few).names, names)
     failures: list[str] = []
     for lengths in _TRIES:
+        # What holds for one number of samples is to hold for that of the example.
+        named = NamedCall(module, few if lengths.samples else example)
         try:
             model = _model(module, named, names, lengths)
             _save(model, folder / MODEL)
+            if lengths.samples:
+                _check_samples(artifact, few, folder / MODEL)
             _check_lengths(artifact, named, folder / MODEL)
         except Exception as error:  # of many kinds, few of them public
             failures.append(_why(error))
@@ -124,6 +142,22 @@ def _model(module: nn.Module, call: NamedCall, outputs: list[str], lengths: Leng
     fold_normalizations(made.model)
     remove_unused(made.model)
     return made.model
+
+
+def _check_samples(artifact: Opened, few: Call, file: Path) -> None:
+    """Refuse a program that holds for one number of samples: code may take it for a constant.
+
+    Raises:
+        DeploymentError: saying so.
+    """
+    more = few.repeated(few.samples + 1)
+    try:
+        found = open_onnx(file)(NamedCall(artifact.module, more).tensors)
+        same = largest_difference(more(artifact.dense), found) <= artifact.bound(artifact.dense)
+    except Exception:  # whatever the library says of shapes that do not fit
+        same = False
+    if not same:
+        raise DeploymentError("its code takes the number of samples for a constant")
 
 
 def _axes(tensor: Tensor, samples: int, lengths: Lengths) -> dict[int, Any]:
@@ -195,12 +229,15 @@ def _why(error: Exception) -> str:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep to itself what torch says while it exports: what it makes is compared."""
-    logger = logging.getLogger("torch.onnx")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in _LOUD]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        # Of code that it cannot follow, torch.export prints whole programs.
+        with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(before)
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

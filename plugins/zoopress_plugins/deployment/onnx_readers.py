@@ -64,7 +64,7 @@ def session_of_onnxruntime(file: Path, optimized: Path | None = None) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # errors are raised
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     # By default, what enters a layer that only has quantized weights is rounded to 8 bits.

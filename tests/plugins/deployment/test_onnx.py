@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import zoopress
+from zoopress.artifacts.artifact import save_artifact
+from zoopress.artifacts.manifest import Base
 from zoopress.errors import DeploymentError
 from zoopress.exporters import Call, Exported, Opened, export, open_artifact
 from zoopress.models.input_grid import input_grids
+from zoopress.models.model import Model
 from zoopress.models.outputs import largest_difference
 from zoopress.plugins import load_plugins
 from zoopress.runtimes import start
@@ -23,6 +27,9 @@ from zoopress.testing import (
     run_chain,
     tiny_card,
 )
+from zoopress_plugins.deployment.onnx_program import write_onnx
+from zoopress_plugins.deployment.onnx_readers import open_onnx
+from zoopress_zoo.factory import Factory
 
 ir = pytest.importorskip("onnx_ir")
 pytest.importorskip("onnxscript")
@@ -197,3 +204,61 @@ def test_runtimes_conform(runtime: str, model: str) -> None:
 @pytest.mark.parametrize("model", ["cnn", "lstm", "transformer"])
 def test_onnx_conforms(model: str) -> None:
     check_exporter("onnx", models=(model,))
+
+
+class Fixed(nn.Module):
+    """Takes the number of samples for a constant, as `len` makes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(1, 1, 8))
+        self.layer = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        whole = torch.cat([self.token.expand(len(x), -1, -1), x], 1)
+        result: Tensor = self.layer(whole)[:, 0] + self.layer(x).mean(1)
+        return result
+
+
+@dataclass
+class Answer:
+    logits: Tensor
+
+
+class Answers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Answer:
+        return Answer(self.layer(x))
+
+
+def opened(kind: type[nn.Module], folder: Path, inputs: Tensor) -> Opened:
+    model, found = Model(kind().eval(), PLUGINS.layers), Factory(Path(), {"factory": "any:thing"})
+    found.use_factory(kind)
+    base = Base(name="n", source="path:x", revision="local", size_bytes=9, task="fidelity")
+    save_artifact(folder, model, found, base, {})
+    return open_artifact(folder, PLUGINS, kind, example=Call.of(inputs))
+
+
+def test_a_number_of_samples_that_code_fixes_is_said(
+    tmp_path: Path, cache: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    x = torch.randn(5, 3, 8)
+    artifact = opened(Fixed, tmp_path, x)
+    with pytest.warns(UserWarning, match=r"number of samples alone.*takes the number of samples"):
+        write_onnx(artifact, tmp_path)
+    (found,) = open_onnx(tmp_path / "model.onnx")({"x": x})
+    assert largest_difference(artifact.module(x), found) < 1e-5
+    with (
+        pytest.warns(UserWarning, match="number of samples alone"),
+        pytest.raises(DeploymentError, match="on 6 samples"),
+    ):
+        start("onnxruntime", artifact, PLUGINS)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_outputs_without_tensors_are_refused(tmp_path: Path, cache: Any) -> None:
+    with pytest.raises(DeploymentError, match="returns a Answer, in which no tensors are found"):
+        start("onnxruntime", opened(Answers, tmp_path, torch.randn(3, 8)), PLUGINS)
