@@ -139,6 +139,15 @@ def test_an_ordinary_model_has_them_in_its_weights(rounded: bool) -> None:
         assert set(model.state_dict()) == set(net().state_dict())
 
 
+def test_folding_leaves_other_readers_of_a_weight_alone() -> None:
+    net = seeded(lambda: nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6)))
+    net[1].weight = net[0].weight
+    Model(net).scale_input("0", FACTOR)
+    wanted = call(net)
+    assert fold_input_scales(net) == []
+    torch.testing.assert_close(call(net), wanted, rtol=1e-4, atol=1e-3)
+
+
 def test_what_cannot_be_folded_is_told() -> None:
     model = Model(net())
     model.scale_input("0", FACTOR)

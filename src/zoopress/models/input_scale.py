@@ -152,8 +152,9 @@ def fold_input_scales(root: nn.Module) -> list[str]:
             _fold_into_grid(part, grid, scale.factor)
         shape = [1] * weight.ndim
         shape[axis] = -1
-        with torch.no_grad():
-            weight.mul_(scale.factor.to(weight).view(shape))
+        # A weight of its own: other layers may share that which it has.
+        own = weight.detach() * scale.factor.to(weight).view(shape)
+        part.register_parameter("weight", nn.Parameter(own, weight.requires_grad))
         _remove_hook(part, _scale_input)
         del part._modules[INPUT_SCALE]
     return left
