@@ -260,3 +260,36 @@ def test_a_models_own_errors_name_the_line(case: MakeCase) -> None:
         ZoopressError, match=r"LookupError: too many \(.*\.py, line \d+, in forward"
     ):
         it.compress(CODING)
+
+
+def test_tables_that_grow_with_the_inputs_are_forgotten(case: MakeCase) -> None:
+    it = case("""
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(16, 64)
+        self.b = nn.Linear(64, 16)
+        self.register_buffer("table", torch.arange(4.0)[:, None].repeat(1, 16), persistent=False)
+
+    def forward(self, x):
+        if x.shape[1] > len(self.table):
+            self.table = torch.arange(float(x.shape[1]))[:, None].repeat(1, 16)
+        return self.b(torch.relu(self.a(x + self.table[: x.shape[1]] / 10)))
+
+
+def build():
+    return Net()
+
+
+def inputs():
+    return torch.randn(64, 9, 16, generator=g())
+""")
+    for stage in (
+        {"technique": "weight_quantization"},
+        {"technique": "neuron_pruning", "sparsity": 0.25},
+        {"technique": "rate_distortion_quantization", "target": {"bits_per_weight": 5}},
+    ):
+        result = it.compress(stage)
+        model = it.load(result)
+        assert model.table.shape == (4, 16)
+        assert model(it.module.inputs()).isfinite().all()

@@ -16,12 +16,18 @@ def caches_forgotten(module: nn.Module) -> Iterator[None]:
     """Take back what modules have kept of calls when the block ends.
 
     A table that was made of other weights, or in another float type, would be used further. Tensors
-    in plain attributes, and in plain dicts and lists there, become what they were.
+    in plain attributes, and in plain dicts and lists there, become what they were; so do buffers
+    that no checkpoint holds and that grew, such as tables of positions for longer inputs.
 
     Args:
         module: the model; modules that it gets inside the block are left alone.
     """
     before = {part: dict(_held(part)) for part in module.modules()}
+    tables = [
+        (part, name, part._buffers[name])
+        for part in before
+        for name in part._non_persistent_buffers_set & part._buffers.keys()
+    ]
     contents = {
         id(value): (value, value.copy())
         for held in before.values()
@@ -42,6 +48,10 @@ def caches_forgotten(module: nn.Module) -> Iterator[None]:
                     vars(part)[name] = was
         for value, was in contents.values():
             _restore(value, was)
+        for part, name, table in tables:
+            now = part._buffers.get(name)
+            if table is not None and now is not None and now.numel() > table.numel():
+                part._buffers[name] = table
 
 
 def _held(module: nn.Module) -> Iterator[tuple[str, Any]]:
