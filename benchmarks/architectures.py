@@ -4,8 +4,8 @@ Each family is built from its config, made small (`tiny_transformers.py`), saved
 and goes through the ordinary main path: card, recipe, stages, gates, artifact. What came out is
 opened again and compared with what the stage measured. Of the evaluation only fidelity is kept.
 
-A refusal counts as such if it is an error of zoopress; every other error is a crash. Results are
-appended to a file as they come, so that a run that was stopped goes on where it was:
+A refusal counts as such if it is an error of zoopress; every other error is a crash, and what the
+clock ended is too slow. Results are appended to a file as they come, so that a run that was stopped goes on where it was:
 
     python benchmarks/architectures.py --only bert,llama --technique neuron_pruning
 
@@ -57,6 +57,14 @@ PLAIN_RECIPES = {
 SECONDS = 120
 
 
+ENDS = {"ok": "works", "refused": "refused", "crash": "crashes", "timeout": "too slow"}
+"""How an attempt ends, and what a table calls that."""
+
+
+class OutOfTime(BaseException):
+    """The clock ran out. No `Exception`, so that no code takes it for the model's own failure."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -66,7 +74,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="take every n-th family only")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--log", type=Path, default=Path("architectures.jsonl"))
-    parser.add_argument("--again", default="", help="do again what ended so: crash,refused,ok")
+    parser.add_argument("--again", default="", help="do again what ended so: " + ",".join(ENDS))
     parser.add_argument("--page", action="store_true", help="write results/architectures.md")
     parser.add_argument("--plain", action="store_true", help="walk plain networks instead")
     given = parser.parse_args()
@@ -150,22 +158,20 @@ def summary(
         ends = Counter(rows[f, recipe]["end"] for f in built if (f, recipe) in rows)
         total = sum(ends.values())
         share = f"{100 * ends['ok'] / max(total, 1):.1f} %"
-        lines.append(
-            [recipe, str(total), *(str(ends[e]) for e in ("ok", "refused", "crash")), share]
-        )
+        lines.append([recipe, str(total), *(str(ends[e]) for e in ENDS), share])
     unbuilt = len(chosen) - len(built)
     page = [
         f"{len(walked)} of {len(chosen)} model types walked; {unbuilt} of them cannot be built "
         "here, for the reasons at the end.",
         "",
-        *table(["recipe", "families", "works", "refused", "crashes", "share"], lines),
+        *table(["recipe", "families", *ENDS.values(), "share"], lines),
     ]
-    for end in ("refused", "crash"):
+    for end in list(ENDS)[1:]:
         reasons: dict[str, list[str]] = defaultdict(list)
         for (family, recipe), row in rows.items():
             if row["end"] == end and family in chosen and recipe in recipes:
                 reasons[f"{recipe}: {row['text']}"].append(family)
-        page += ["", f"## {end}", ""]
+        page += ["", f"## {ENDS[end]}", ""]
         page += [f"- {text} ({', '.join(names)})" for text, names in sorted(reasons.items())]
     page += ["", "## cannot be built", ""]
     page += [f"- {f}: {rows[f, 'build']['text']}" for f in chosen if (f, "build") in rows]
@@ -246,7 +252,7 @@ def _row(family: str, recipe: str, end: str, text: str, start: float) -> dict[st
 @contextmanager
 def _limit(seconds: int) -> Iterator[None]:
     def stop(*_: Any) -> None:
-        raise TimeoutError(f"took more than {seconds} s")
+        raise OutOfTime(f"took more than {seconds} s")
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.alarm(seconds)
@@ -315,6 +321,8 @@ def attempt(
         return "ok", _said(notes)
     except ZoopressError as error:
         return "refused", str(error)
+    except OutOfTime as error:
+        return "timeout", str(error)
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         at = f"{Path(place.filename).name}:{place.lineno}"

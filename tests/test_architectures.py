@@ -39,4 +39,4 @@ def test_every_family_works_or_is_refused(walk: Any, family: str) -> None:
     rows = walk(family, recipes, frozenset())
     if rows[0]["end"] == "unbuilt":
         pytest.skip(rows[0]["text"])
-    assert [row for row in rows if row["end"] == "crash"] == []
+    assert [row for row in rows if row["end"] not in ("ok", "refused")] == []

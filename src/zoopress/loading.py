@@ -105,8 +105,8 @@ def unpack(model: nn.Module) -> nn.Module:
     """
     import warnings
 
-    from zoopress.models.input_scale import fold_input_scales
     from zoopress.models.packing import unpack as unpack_weights
+    from zoopress.models.reading import fold_input_scales
     from zoopress.models.stand_in import merge
 
     unpack_weights(model, "all")

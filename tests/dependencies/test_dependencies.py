@@ -303,6 +303,31 @@ def test_code_that_relies_on_a_size_is_noticed() -> None:
     assert "forward pass fails" in bad["first"]
 
 
+class TwoHeads(nn.Module):
+    """The second output depends on how many neurons there are, and on none of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(6, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        inner = self.inner(x).relu()
+        return self.outer(inner), x * self.inner.out_features
+
+
+def test_every_output_is_compared() -> None:
+    torch.manual_seed(0)
+    network, batch = TwoHeads().eval(), torch.randn(4, 6)
+    weight = ("inner", "outer")
+    [group] = find_dependencies(network, lambda: network(batch)[0]).groups
+    assert {member.path for member in group.members} == set(weight)
+    chosen = removed([group])
+    assert exact_removal(network, [group], chosen, lambda: network(batch)[0])[0]
+    good, bad = exact_removal(network, [group], chosen, lambda: network(batch))
+    assert not good
+    assert "output differs" in bad[group.name]
+
+
 class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()

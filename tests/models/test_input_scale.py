@@ -13,9 +13,10 @@ import zoopress
 from zoopress.artifacts.artifact import load_artifact, save_artifact
 from zoopress.artifacts.manifest import Base
 from zoopress.errors import ArtifactError, StageError
-from zoopress.models.input_grid import InputGrid, input_grid
-from zoopress.models.input_scale import fold_input_scales, input_changes
+from zoopress.models.input_grid import InputGrid
+from zoopress.models.input_scale import input_changes
 from zoopress.models.model import Model
+from zoopress.models.reading import fold_input_scales
 from zoopress.plugins import load_plugins
 from zoopress.testing import run_chain, tiny_card
 from zoopress.testing.models import cnn
@@ -124,19 +125,21 @@ def test_other_stages_keep_it(tmp_path: Path) -> None:
     assert result.report.metrics()["cosine"] > 0.5
 
 
-@pytest.mark.parametrize("rounded", [False, True])
-def test_an_ordinary_model_has_them_in_its_weights(rounded: bool) -> None:
-    model = scaled(rounded).module
+def test_an_ordinary_model_has_them_in_its_weights() -> None:
+    model = scaled().module
     wanted = call(model)
     zoopress.unpack(model)
     assert not _scales(model)
     torch.testing.assert_close(call(model), wanted, rtol=1e-4, atol=1e-4)
-    if rounded:
-        grid = input_grid(model[0])  # type: ignore[index]
-        assert grid is not None
-        assert grid.per == "channel"
-    else:
-        assert set(model.state_dict()) == set(net().state_dict())
+    assert set(model.state_dict()) == set(net().state_dict())
+
+
+def test_with_a_grid_behind_them_they_stay() -> None:
+    model = scaled(rounded=True).module
+    wanted = call(model)
+    zoopress.unpack(model)
+    assert torch.equal(call(model), wanted)
+    assert len(_scales(model)) == 1
 
 
 def test_folding_leaves_other_readers_of_a_weight_alone() -> None:
@@ -149,10 +152,20 @@ def test_folding_leaves_other_readers_of_a_weight_alone() -> None:
 
 
 def test_what_cannot_be_folded_is_told() -> None:
-    model = Model(net())
-    model.scale_input("0", FACTOR)
-    model.quantize_input("0", {**STATIC, "per": "token", "dynamic": True}, {})
-    assert fold_input_scales(model.module) == ["0"]
+    class Rnn(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.GRU(6, 4)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.rnn(x)[0]
+
+    model = Model(seeded(Rnn))
+    model.scale_input("rnn", FACTOR)
+    wanted = call(model.module)
+    with pytest.warns(UserWarning, match="1 layers stay as they are.*rnn"):
+        zoopress.unpack(model.module)
+    assert torch.equal(call(model.module), wanted)
 
 
 def test_convolutions_have_channels_of_their_own() -> None:

@@ -30,7 +30,7 @@ from zoopress.techniques import (
 )
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from zoopress.dependencies import Dependencies, NeuronGroup
     from zoopress.models.model import Model
@@ -155,7 +155,8 @@ class NeuronPruning(Technique[NeuronPruningConfig]):
         groups = self._selected(found)
         chosen = self._choose(model, groups, context)
         context.progress("checking what can be removed exactly")
-        kept, wrong = exact_removal(model.module, groups, chosen, *runs)
+        all_outputs = [partial(_every_output, model.module, run) for run in runs]
+        kept, wrong = exact_removal(model.module, groups, chosen, *all_outputs)
         if not kept:
             raise StageError(_nothing_exact(wrong, model))
         touched = Removal(model.module, groups, kept).make(model)
@@ -277,6 +278,16 @@ def _runs(model: Model, context: Context) -> list[Callable[[], Tensor]]:
         for inputs in (batches[0], *other_inputs(batches))
     )
     return reaching(model.module, first, others)
+
+
+def _every_output(module: nn.Module, run: Callable[[], Tensor]) -> list[Tensor]:
+    """Return all that a run lets a model return, but for what it hands to itself."""
+    from zoopress.tasks import is_cache, named_outputs, outputs_of
+
+    with outputs_of(module) as calls:
+        main = run()
+    named = [(name, tensor) for each in calls for name, tensor in named_outputs(each).items()]
+    return [main, *(tensor for name, tensor in named if not is_cache(name))]
 
 
 def _nothing_exact(wrong: Mapping[str, str], model: Model) -> str:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from zoopress.errors import StageError
 from zoopress.models.model import Model
+from zoopress.models.reading import reading_axis
 from zoopress.models.weights import Weight, as_matrix
 from zoopress.statistics import Layer
 from zoopress.techniques import Context
@@ -29,7 +30,6 @@ from zoopress_plugins.quantization.activations.rescaling import (
     Link,
     find_links,
     outputs_of_run,
-    reading_axis,
     reads_all_channels,
     scaled,
 )

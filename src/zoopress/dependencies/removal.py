@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -16,6 +16,9 @@ from zoopress.models.model import Model
 
 Chosen = Mapping[str, Tensor]
 """Indices of the neurons to remove, int64, by the name of their group."""
+
+Run = Callable[[], Tensor | Sequence[Tensor]]
+"""Runs a module on a small batch, and returns its output or all of them."""
 
 _TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 5e-2, torch.float64: 1e-9}
 
@@ -162,7 +165,7 @@ def following_attributes(layer: nn.Module, tensor: str, axis: int, size: int) ->
     return {name: size} if name and type(layer.__dict__.get(name)) is int else {}
 
 
-def check(module: nn.Module, removal: Removal, *runs: Callable[[], Tensor]) -> str:
+def check(module: nn.Module, removal: Removal, *runs: Run) -> str:
     """Return what is wrong with a removal, "" if it is exact.
 
     It is exact if the module without the neurons gives what it gives with all of them while nothing
@@ -171,12 +174,12 @@ def check(module: nn.Module, removal: Removal, *runs: Callable[[], Tensor]) -> s
     Args:
         module: the model.
         removal: what to remove from it.
-        runs: each runs the module on a small batch and returns its output.
+        runs: each runs the module on a small batch and returns its outputs.
     """
     return next(filter(None, (_check(removal, run) for run in runs)), "")
 
 
-def _check(removal: Removal, run: Callable[[], Tensor]) -> str:
+def _check(removal: Removal, run: Run) -> str:
     with removal.masked():
         expected = _seeded(run)
     try:
@@ -187,6 +190,13 @@ def _check(removal: Removal, run: Callable[[], Tensor]) -> str:
         *(KeyError, AttributeError),
     ) as error:
         return f"the forward pass fails without them ({str(error).strip().splitlines()[0]})"
+    if len(actual) != len(expected):
+        return f"the model returns {len(actual)} tensors in the place of {len(expected)}"
+    return next(filter(None, map(_difference, actual, expected)), "")
+
+
+def _difference(actual: Tensor, expected: Tensor) -> str:
+    """Return how an output differs from what it should be, "" if only by rounding."""
     if actual.shape != expected.shape:
         return f"the output's shape turns from {tuple(expected.shape)} to {tuple(actual.shape)}"
     if not actual.is_floating_point():
@@ -196,12 +206,12 @@ def _check(removal: Removal, run: Callable[[], Tensor]) -> str:
     scale = float(expected.nan_to_num(0, 0, 0).abs().max()) if expected.numel() else 0.0
     if torch.allclose(actual, expected, rtol=0.0, atol=tolerance * scale + 1e-12, equal_nan=True):
         return ""
-    error_ = float((actual - expected).abs().max())
-    return f"the output differs by {error_:.2g}, its largest value being {scale:.2g}"
+    error = float((actual - expected).abs().max())
+    return f"the output differs by {error:.2g}, its largest value being {scale:.2g}"
 
 
 def exact_removal(
-    module: nn.Module, groups: Iterable[NeuronGroup], chosen: Chosen, *runs: Callable[[], Tensor]
+    module: nn.Module, groups: Iterable[NeuronGroup], chosen: Chosen, *runs: Run
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Find the part of a removal that is exact, by bisection.
 
@@ -235,7 +245,9 @@ def exact_removal(
     return {name: chosen[name] for cluster in kept for name in cluster}, wrong
 
 
-def _seeded(run: Callable[[], Tensor]) -> Tensor:
+def _seeded(run: Run) -> list[Tensor]:
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(0)
-        return run().detach().clone()
+        returned = run()
+    tensors = [returned] if isinstance(returned, Tensor) else returned
+    return [tensor.detach().clone() for tensor in tensors]

@@ -20,7 +20,6 @@ from zoopress.models.input_grid import (
     input_axis,
     input_channels,
     input_grid,
-    make_input_grid,
 )
 from zoopress.models.stand_in_classes import own_class
 
@@ -130,60 +129,12 @@ def hold_input_scale(module: nn.Module, scale: InputScale) -> Callable[[], None]
     return undo
 
 
-def fold_input_scales(root: nn.Module) -> list[str]:
-    """Multiply scales into the weights behind them, in place, where both are ordinary.
-
-    A grid of stored range between them gets a scale for each channel.
-
-    Returns:
-        Names of the layers whose scales stay.
-    """
-    left: list[str] = []
-    for path, part in list(root.named_modules()):
-        scale, grid = input_scale(part), input_grid(part)
-        if scale is None:
-            continue
-        weight = part._parameters.get("weight")
-        axis = reading_axis(part) if weight is not None else None
-        if weight is None or axis is None or (grid is not None and grid.dynamic):
-            left.append(path)
-            continue
-        if grid is not None:
-            _fold_into_grid(part, grid, scale.factor)
-        shape = [1] * weight.ndim
-        shape[axis] = -1
-        # A weight of its own: other layers may share that which it has.
-        own = weight.detach() * scale.factor.to(weight).view(shape)
-        part.register_parameter("weight", nn.Parameter(own, weight.requires_grad))
-        _remove_hook(part, _scale_input)
-        del part._modules[INPUT_SCALE]
-    return left
-
-
-def reading_axis(part: nn.Module) -> int | None:
-    """Return the axis of a layer's weight along which inputs lie, None if groups share it."""
-    if getattr(part, "groups", 1) != 1:
-        return None
-    transposed = isinstance(part, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
-    conv1d = hasattr(part, "nf") and any(b.__name__ == "Conv1D" for b in type(part).__mro__)
-    return None if isinstance(part, nn.RNNBase) else (0 if transposed or conv1d else 1)
-
-
-def _fold_into_grid(part: nn.Module, grid: InputGrid, factor: Tensor) -> None:
-    """Give a grid behind a scale a step for each channel, as if it stood before the scale."""
-    assert grid.scale is not None
-    assert grid.zero_point is not None
-    del part._modules[INPUT_GRID]
-    made = make_input_grid(part, grid.bits, grid.symmetric, "channel", False)
-    made._buffers["scale"] = (grid.scale / factor).contiguous()
-    made._buffers["zero_point"] = grid.zero_point.expand(factor.shape).contiguous()
-    part._modules[INPUT_GRID] = made  # the hook asks for it by name
-
-
-def _remove_hook(part: nn.Module, hook: Callable[..., Any]) -> None:
-    for key in [key for key, each in part._forward_pre_hooks.items() if each is hook]:
+def drop_input_scale(part: nn.Module) -> None:
+    """Take what multiplies a layer's input from it."""
+    for key in [key for key, each in part._forward_pre_hooks.items() if each is _scale_input]:
         del part._forward_pre_hooks[key]
         part._forward_pre_hooks_with_kwargs.pop(key, None)
+    part._modules.pop(INPUT_SCALE, None)
 
 
 def _scale_input(

@@ -20,6 +20,7 @@ from zoopress.evaluation.sensitivity import judged_outputs
 from zoopress.models.input_grid import first_input, input_axis
 from zoopress.models.input_scale import hold_input_scale, make_input_scale
 from zoopress.models.model import Model
+from zoopress.models.reading import multiplied, output_axis, reading_axis
 from zoopress.techniques import Context
 
 Run = Callable[[], Sequence[Tensor]]
@@ -63,7 +64,7 @@ def scaled(module: nn.Module, link: Link, scale: Tensor) -> dict[str, Tensor]:
         parameter = source._parameters.get(name)
         if parameter is not None:
             axis = output_axis(source) if name == "weight" else 0
-            found[_full(link.source, name)] = _along(parameter, axis, 1 / scale)
+            found[_full(link.source, name)] = multiplied(parameter, axis, 1 / scale)
     return found | scaled_readers(module, link.readers, scale)
 
 
@@ -72,9 +73,10 @@ def scaled_readers(module: nn.Module, readers: Sequence[str], scale: Tensor) -> 
     found: dict[str, Tensor] = {}
     for path in readers:
         reader = module.get_submodule(path)
-        weight = reader._parameters["weight"]
+        weight, axis = reader._parameters["weight"], reading_axis(reader)
         assert weight is not None
-        found[_full(path, "weight")] = _along(weight, reading_axis(reader), scale)
+        assert axis is not None
+        found[_full(path, "weight")] = multiplied(weight, axis, scale)
     return found
 
 
@@ -236,27 +238,6 @@ def _outputs(part: nn.Module) -> int | None:
     return weight.shape[output_axis(part)] if _reads(part) else None
 
 
-def output_axis(part: nn.Module) -> int:
-    """Return the axis of a weight along which outputs lie."""
-    weight = part._parameters["weight"]
-    assert weight is not None
-    if weight.ndim == 1:
-        return 0
-    return 1 if _is_conv1d(part) or _is_transposed(part) else 0
-
-
-def reading_axis(part: nn.Module) -> int | None:
-    """Return the axis of a weight along which inputs lie, None if groups share it."""
-    groups = getattr(part, "groups", 1)
-    if groups == 1:
-        return 1 - output_axis(part)
-    # Of a depthwise convolution each row reads one channel.
-    weight = part._parameters["weight"]
-    assert weight is not None
-    depthwise = not _is_transposed(part) and weight.shape[0] == groups and weight.shape[1] == 1
-    return 0 if depthwise else None
-
-
 def reads_all_channels(part: nn.Module) -> bool:
     """Tell whether each output of a layer reads all channels, not those of a group."""
     return getattr(part, "groups", 1) == 1
@@ -268,21 +249,6 @@ def _width(part: nn.Module) -> int:
     assert weight is not None
     assert axis is not None
     return weight.shape[axis]
-
-
-def _is_transposed(part: nn.Module) -> bool:
-    return isinstance(part, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
-
-
-def _is_conv1d(part: nn.Module) -> bool:
-    return hasattr(part, "nf") and any(base.__name__ == "Conv1D" for base in type(part).__mro__)
-
-
-def _along(tensor: Tensor, axis: int | None, scale: Tensor) -> Tensor:
-    assert axis is not None
-    shape = [1] * tensor.ndim
-    shape[axis] = -1
-    return tensor.detach() * scale.to(tensor).view(shape)
 
 
 def _full(path: str, name: str) -> str:

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from zoopress.models.input_grid import InputGrid, input_axis
+from zoopress.models.reading import multiplied, output_axis, reading_axis
+from zoopress.models.weights import as_matrix, from_matrix
+from zoopress.techniques.rounder import Matrix
 from zoopress_plugins.quantization.activations.inputs import by_channel, inputs_told
-from zoopress_plugins.quantization.activations.rescaling import (
-    largest_of,
-    output_axis,
-    reading_axis,
-)
+from zoopress_plugins.quantization.activations.rescaling import changed, largest_of
+from zoopress_plugins.quantization.rounding.uniform_grid import dequantized, nearest
 
 _STRENGTHS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _BITS = 8
@@ -126,24 +126,20 @@ def chosen_scale(
 
 def _output(layer: nn.Module, x: Tensor, scale: Tensor | None) -> Tensor:
     """Return what a layer gives, with input and weight scaled and rounded if there is a scale."""
-    weight = layer._parameters["weight"]
-    axis, channels = reading_axis(layer), input_axis(layer)
-    assert weight is not None
-    assert axis is not None
-    assert channels is not None
     with torch.no_grad():
         if scale is None:
-            result: Tensor = torch.func.functional_call(layer, {"weight": weight}, (x,))
-            return result.float()
-        shape = [1] * weight.ndim
-        shape[axis] = -1
-        large = weight.detach() * scale.to(weight).view(shape)
-        rows = large.movedim(output_axis(layer), 0)
-        step = rows.reshape(len(rows), -1).abs().amax(1).clamp(min=1e-30) / 127
-        view = [1] * weight.ndim
-        view[output_axis(layer)] = -1
-        large = (large / step.view(view)).round() * step.view(view)
+            plain: Tensor = layer.forward(x)
+            return plain.float()
+        axis, channels = reading_axis(layer), input_axis(layer)
+        assert axis is not None
+        assert channels is not None
+        large = multiplied(layer.get_parameter("weight"), axis, scale)
+        rows = as_matrix(large, output_axis(layer)).float()
+        matrix = Matrix("", rows, _BITS, rows.shape[1], symmetric=True, clipping=False)
+        rounded = dequantized(nearest(matrix), matrix)
+        weight = from_matrix(rounded, large.shape, output_axis(layer))
         small = x / scale.to(x).view(-1, *(1,) * (-1 - channels))
         grid = InputGrid(_BITS, symmetric=False, per="tensor", dynamic=True)
-        result = torch.func.functional_call(layer, {"weight": large}, (grid(small),))
+        with changed(layer, {"weight": weight}):
+            result: Tensor = layer.forward(grid(small))
         return result.float()
