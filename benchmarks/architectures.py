@@ -4,9 +4,6 @@ Each family is built from its config, made small (`tiny_transformers.py`), saved
 and goes through the ordinary main path: card, recipe, stages, gates, artifact. What came out is
 opened again and compared with what the stage measured. Of the evaluation only fidelity is kept.
 
-A refusal counts as such if it is an error of zoopress; every other error is a crash, and what the
-clock ended is too slow. Results are appended to a file as they come, so that a run that was stopped goes on where it was:
-
     python benchmarks/architectures.py --only bert,llama --technique neuron_pruning
 
 With `--plain` the networks of `plain_networks/` are walked instead, each from a factory.

@@ -66,7 +66,6 @@ def load(
     from zoopress.artifacts.again import Origin
     from zoopress.artifacts.artifact import load_artifact
     from zoopress.hub.artifacts import HubOptions, find_artifact
-    from zoopress.models.packing import unpack as unpack_weights
     from zoopress.runtimes import Call, Opened, start_or_defer
 
     if isinstance(factory, str):
@@ -79,13 +78,12 @@ def load(
     model, architecture, manifest = load_artifact(
         folder, plugins, factory, verify, progress, masks=False
     )
-    unpack_weights(model.module, unpacking)
     model.module = architecture.finish(model.module)
     architecture.keep_savable(model.module, Origin(folder, manifest, architecture))
     if dense:
         unpack(model.module)
     example = None if example_inputs is None else Call.of(example_inputs)
-    opened = Opened(model, architecture, manifest, folder, example)
+    opened = Opened(model, architecture, manifest, folder, example, unpacking)
     return start_or_defer(runtime, opened, plugins)
 
 

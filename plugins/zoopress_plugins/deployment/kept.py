@@ -10,7 +10,7 @@ from zoopress.runtimes import cached
 from zoopress_plugins.deployment.onnx_program import MODEL, write_onnx
 
 _LIBRARIES = ("zoopress", "torch", "onnxscript", "onnx-ir")
-_FORM = "3"
+_FORM = "4"
 """Raised whenever the same artifact is written in another way."""
 
 

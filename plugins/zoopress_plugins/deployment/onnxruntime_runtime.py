@@ -17,6 +17,7 @@ class OnnxRuntime(Runtime):
     """Runs what the exporter `onnx` writes."""
 
     needs_example = True
+    takes_packed = True
     libraries = ("onnxruntime", "onnxscript")
 
     def refusal(self, artifact: Opened) -> str | None:

@@ -17,6 +17,7 @@ class OpenVino(Runtime):
     """Runs what the exporter `onnx` writes."""
 
     needs_example = True
+    takes_packed = True
     libraries = ("openvino", "onnxscript")
 
     def refusal(self, artifact: Opened) -> str | None:

@@ -17,7 +17,7 @@ from zoopress.errors import DeploymentError, InputError
 from zoopress.models.input_grid import input_grids
 from zoopress.models.model import Model
 from zoopress.models.outputs import half_the_digits, output_tensors
-from zoopress.models.packing import packed_weights, unpack
+from zoopress.models.packing import Unpacking, packed_weights, unpack
 from zoopress.tasks.gradients import without_gradients
 
 if TYPE_CHECKING:
@@ -136,6 +136,7 @@ class Opened:
         manifest: what the artifact says.
         folder: where it is.
         example: a call that the model answers, None if none is known.
+        unpacking: which packed weights become dense where PyTorch computes with them.
     """
 
     model: Model
@@ -143,6 +144,7 @@ class Opened:
     manifest: Manifest
     folder: Path
     example: Call | None = None
+    unpacking: Unpacking = "auto"
 
     @property
     def module(self) -> nn.Module:

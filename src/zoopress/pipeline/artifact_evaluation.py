@@ -57,7 +57,6 @@ def evaluate_artifact(
     module = model.module
     in_runtime: dict[str, Any] = {}
     if runtime != "eager":
-        unpack(module, "auto")
         with reporter.step(f"preparing the runtime {runtime}"):
             started = start_on_task(runtime, model, built, manifest, folder, task, plugins)
         module = started.module

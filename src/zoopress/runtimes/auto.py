@@ -50,6 +50,7 @@ class Auto(Runtime):
     """
 
     needs_example = True
+    takes_packed = True
 
     def refusal(self, artifact: Opened) -> str | None:
         """Refuse nothing but a call whose samples cannot be counted."""
@@ -76,7 +77,7 @@ class Auto(Runtime):
 
     def _timed(self, artifact: Opened, modules: dict[str, nn.Module]) -> dict[str, object]:
         refused: dict[str, str] = {}
-        for name in self._names():
+        for name in self._packed_first():
             try:
                 modules[name] = start(name, artifact, self.plugins).module
             except ZoopressError as error:
@@ -94,6 +95,17 @@ class Auto(Runtime):
             },
             "refused": refused,
         }
+
+    def _packed_first(self) -> list[str]:
+        """Return the runtimes; those that want weights as they are stored, while they are so."""
+
+        def key(name: str) -> bool:
+            try:
+                return not self.plugins.resolve("runtimes", name).takes_packed
+            except ZoopressError:  # it is broken, and refused when it is started
+                return True
+
+        return sorted(self._names(), key=key)
 
     def _names(self) -> list[str]:
         others = sorted(set(self.plugins.references["runtimes"]) - {AUTO, EAGER})

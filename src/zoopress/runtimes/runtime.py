@@ -11,6 +11,7 @@ from torch import nn
 from zoopress.artifacts.opened import Call, Opened
 from zoopress.errors import DeploymentError, ZoopressError
 from zoopress.models.outputs import largest_difference
+from zoopress.models.packing import unpack
 
 if TYPE_CHECKING:
     from zoopress.plugins import Plugins
@@ -25,6 +26,8 @@ class Runtime(ABC):
         fixes_batch: whether what it makes could be fixed to the example's number of samples. Then
             its outputs are also compared for one sample more.
         needs_example: whether it cannot do without example inputs.
+        takes_packed: whether it reads weights as they are stored. Else those that PyTorch cannot
+            multiply as they are have been made dense when it gets the module.
         libraries: distributions on whose versions its speed depends.
 
     Attributes:
@@ -34,6 +37,7 @@ class Runtime(ABC):
 
     fixes_batch: ClassVar[bool] = True
     needs_example: ClassVar[bool] = False
+    takes_packed: ClassVar[bool] = False
     libraries: ClassVar[tuple[str, ...]] = ()
     plugins: Plugins
     chosen: str | None = None
@@ -84,7 +88,8 @@ def start(name: str, artifact: Opened, plugins: Plugins) -> Started:
 
     Args:
         name: the runtime's registered name.
-        artifact: the artifact.
+        artifact: the artifact; packed weights of its module are made dense, in place, if the
+            runtime does not take them.
         plugins: what is registered.
 
     Raises:
@@ -98,6 +103,8 @@ def start(name: str, artifact: Opened, plugins: Plugins) -> Started:
     reason = runtime.refusal(artifact)
     if reason is not None:
         raise DeploymentError(f"The runtime {name!r} cannot run this model: {reason}")
+    if not runtime.takes_packed:
+        unpack(artifact.module, artifact.unpacking)
     calls = _calls(runtime, artifact.example)
     # Before the runtime gets hold of the module.
     expected = [call(artifact.module) for call in calls]

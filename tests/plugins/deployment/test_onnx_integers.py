@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import zoopress
 from zoopress.artifacts.opened import Call, Opened, open_artifact
 from zoopress.models.outputs import largest_difference
 from zoopress.plugins import load_plugins
@@ -90,3 +91,18 @@ def test_openvino_multiplies_integers(file: Path) -> None:
         found[told["layerType"].astype(str), told["runtimePrecision"].astype(str)] += 1
     assert found["Convolution", "u8"] == 4
     assert found["FullyConnected", "u8"] == 2
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "auto"])
+def test_loading_gives_a_runtime_weights_as_they_are_stored(
+    artifact: Opened, runtime: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZOOPRESS_CACHE", str(tmp_path))
+    loaded = zoopress.load(
+        artifact.folder, factory=testing_models.cnn, runtime=runtime, example_inputs=INPUTS
+    )
+    (written,) = tmp_path.glob(f"runtimes/onnx/*/{MODEL}")
+    initializers = ir.load(written).graph.initializers.values()
+    floats = [v for v in initializers if v.dtype == ir.DataType.FLOAT and len(v.shape) > 1]
+    assert not floats
+    assert largest_difference(artifact.module(INPUTS), loaded(INPUTS)) < 0.02
