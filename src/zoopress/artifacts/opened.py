@@ -18,12 +18,14 @@ from zoopress.models.input_grid import input_grids
 from zoopress.models.model import Model
 from zoopress.models.outputs import half_the_digits, output_tensors
 from zoopress.models.packing import Unpacking, packed_weights, unpack
+from zoopress.tasks.batches import first_samples, typical_batch
 from zoopress.tasks.gradients import without_gradients
 
 if TYPE_CHECKING:
     from zoopress.artifacts.manifest import Manifest
     from zoopress.plugins import Plugins
     from zoopress.sources import Architecture
+    from zoopress.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,12 @@ class Call:
                 "it. Use a card with another task."
             )
         return calls[0]
+
+    @classmethod
+    def of_task(cls, task: Task, module: nn.Module, samples: int = 8) -> Call:
+        """Return how a task calls a module, on a few samples of its test split."""
+        inputs = first_samples(typical_batch(task), samples)
+        return cls.caught(module, lambda: task.call(module, inputs))
 
     def __call__(self, module: nn.Module) -> Any:
         """Call a module, without gradients."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -46,44 +46,74 @@ def measure_latency(
     for done, size in enumerate(batch_sizes):
         progress(f"batch size {size}", done / len(batch_sizes))
         inputs = first_samples(batch, size)
-        own = copied(inputs)
-        pairs = list(zip(named_tensors(inputs).values(), named_tensors(own).values(), strict=True))
-        times: tuple[list[float], list[float]] = ([], [])
-        until = 0.0
-        runs = -2
-        while runs < 3 or (time.perf_counter() < until and runs < 200):
-            for module, collected in ((original, times[0]), (compressed, times[1])):
-                # A model may write into its inputs; and random lengths are no difference.
-                for kept, given in pairs:
-                    given.copy_(kept)
-                with seeded(), inputs_given_away():
-                    start = time.perf_counter()
-                    task.call(module, own)
-                    elapsed = time.perf_counter() - start
-                if runs >= 0:
-                    collected.append(elapsed * 1e3)
-            runs += 1
-            if runs == 0:
-                until = time.perf_counter() + seconds
-        before, after = (statistics.median(collected) for collected in times)
+        modules = {"original": original, "compressed": compressed}
+        times = times_in_turns(task, modules, inputs, seconds)
         samples = batch_length(inputs)
+        figures = {name: timing(values, samples) for name, values in times.items()}
         rows.append(
             {
                 "backend": "eager",
                 "batch_size": samples,
-                "original_ms_p50": before,
-                "original_ms_p95": _p95(times[0]),
-                "compressed_ms_p50": after,
-                "compressed_ms_p95": _p95(times[1]),
-                "original_samples_per_second": samples / before * 1e3,
-                "compressed_samples_per_second": samples / after * 1e3,
-                "speed_up": before / after,
-                "runs": len(times[0]),
+                **{f"{n}_{key}": v for n, each in figures.items() for key, v in each.items()},
+                "speed_up": figures["original"]["ms_p50"] / figures["compressed"]["ms_p50"],
+                "runs": len(times["original"]),
             }
         )
         if samples < size:
             break
     return rows
+
+
+def times_in_turns(
+    task: Task, modules: Mapping[str, nn.Module], inputs: Any, seconds: float, untimed: int = 0
+) -> dict[str, list[float]]:
+    """Return the times of each module's calls in milliseconds, in turns, after a warm-up.
+
+    Args:
+        task: runs them.
+        modules: by name.
+        inputs: what each is called with.
+        seconds: about how long to time all of them; each is called three times in any case.
+        untimed: calls right before each that is timed, in which threads that others have left
+            waiting for work fall asleep.
+    """
+    own = copied(inputs)
+    pairs = list(zip(named_tensors(inputs).values(), named_tensors(own).values(), strict=True))
+    times: dict[str, list[float]] = {name: [] for name in modules}
+    until = 0.0
+    runs = -2
+    while runs < 3 or (time.perf_counter() < until and runs < 200):
+        for name, module in modules.items():
+            # A model may write into its inputs; and random lengths are no difference.
+            for kept, given in pairs:
+                given.copy_(kept)
+            with seeded(), inputs_given_away():
+                for _ in range(untimed):
+                    task.call(module, own)
+                start = time.perf_counter()
+                task.call(module, own)
+                elapsed = time.perf_counter() - start
+            if runs >= 0:
+                times[name].append(elapsed * 1e3)
+        runs += 1
+        if runs == 0:
+            until = time.perf_counter() + seconds
+    return times
+
+
+def timing(times: Sequence[float], samples: int) -> dict[str, float]:
+    """Return median, 95th percentile and throughput of calls of so many milliseconds.
+
+    Args:
+        times: of the calls.
+        samples: of each call.
+    """
+    median = statistics.median(times)
+    return {
+        "ms_p50": median,
+        "ms_p95": _p95(times),
+        "samples_per_second": samples / median * 1e3,
+    }
 
 
 def _p95(values: Sequence[float]) -> float:

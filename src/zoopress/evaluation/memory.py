@@ -60,13 +60,16 @@ def measure(comparison: Comparison, progress: Progress) -> dict[str, Any]:
     }
 
 
-def measure_in_process(card: Card, inputs: Any, artifact: Path | None = None) -> dict[str, int]:
+def measure_in_process(
+    card: Card, inputs: Any, artifact: Path | None = None, runtime: str = "eager"
+) -> dict[str, int]:
     """Load and run a model in a new process.
 
     Args:
         card: how to load and run it.
         inputs: what it is run on.
         artifact: the compressed model; the card's original by default.
+        runtime: what runs an artifact.
 
     Returns:
         Peaks in bytes above what the process had before: while "loading", while running on the
@@ -85,6 +88,7 @@ def measure_in_process(card: Card, inputs: Any, artifact: Path | None = None) ->
             "card": card.as_dict(),
             "root": str(card.root.resolve()),
             "artifact": None if artifact is None else str(artifact.resolve()),
+            "runtime": runtime,
             "tensors": f"{folder}/inputs",
             "inputs": _structure(map_tensors(inputs, lambda name, _: _Numbered(order[name]))),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from contextlib import suppress
@@ -37,8 +38,14 @@ def main() -> None:
         module = opened.model.load()
     else:
         module = load(
-            request["artifact"], factory=getattr(opened.architecture, "factory", None), verify=False
+            request["artifact"],
+            factory=getattr(opened.architecture, "factory", None),
+            verify=False,
+            runtime=request["runtime"],
         )
+        if request["runtime"] != "eager":  # others get ready at the first call
+            opened.task.call(module, inputs)
+            gc.collect()
     loading = peak_bytes()
     peaks = {"loading": loading - start}
     for name, batch in (("single", first_samples(inputs, 1)), ("batch", inputs)):

@@ -11,6 +11,7 @@ def zoopress_measures() -> dict[str, str]:
     return {
         "computation": "zoopress.evaluation.computation:measure",
         "memory": "zoopress.evaluation.memory:measure",
+        "runtimes": "zoopress.evaluation.runtimes:measure",
         "robustness": "zoopress.evaluation.robustness:measure",
         "fairness": "zoopress.evaluation.fairness:measure",
         "explanations": "zoopress.evaluation.explanations:measure",

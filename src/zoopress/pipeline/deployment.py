@@ -5,14 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch import nn
-
 from zoopress.artifacts.opened import Call, Opened, open_artifact
 from zoopress.cells.cell import open_original
 from zoopress.errors import ArtifactError
 from zoopress.exporters import Exported, export
 from zoopress.runtimes import Started, start
-from zoopress.tasks.batches import first_samples, typical_batch
 
 if TYPE_CHECKING:
     from zoopress.artifacts.manifest import Manifest
@@ -21,9 +18,6 @@ if TYPE_CHECKING:
     from zoopress.plugins import Plugins
     from zoopress.sources import Architecture
     from zoopress.tasks import Task
-
-_SAMPLES = 8
-"""Outputs are compared on so many, and on one more where a batch's size could be fixed."""
 
 
 def export_artifact(
@@ -44,7 +38,7 @@ def export_artifact(
     original = open_original(card, plugins)
     factory = getattr(original.architecture, "factory", None)
     artifact = open_artifact(folder, plugins, factory)
-    example = example_of(original.task, artifact.module)
+    example = Call.of_task(original.task, artifact.module)
     artifact = Opened(artifact.model, artifact.architecture, artifact.manifest, folder, example)
     return export(name, artifact, out, plugins)
 
@@ -63,11 +57,5 @@ def start_on_task(
     Raises:
         DeploymentError: if it refuses the model, fails, or computes something else.
     """
-    example = example_of(task, model.module)
+    example = Call.of_task(task, model.module)
     return start(runtime, Opened(model, architecture, manifest, folder, example), plugins)
-
-
-def example_of(task: Task, module: nn.Module) -> Call:
-    """Return how a task calls a module, on a few samples of its data."""
-    inputs = first_samples(typical_batch(task), _SAMPLES)
-    return Call.caught(module, lambda: task.call(module, inputs))

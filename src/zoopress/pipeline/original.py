@@ -1,14 +1,11 @@
-"""The original: what it makes of the test split, and what saving and loading alone does to it."""
+"""The original: what it makes of the test split."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 from torch import nn
 
-from zoopress.artifacts.artifact import save_artifact
-from zoopress.cells.cell import Cell
 from zoopress.errors import SourceError
 from zoopress.evaluation.fidelity import Run, run_all
 from zoopress.evaluation.repeatability import check_repeats
@@ -37,15 +34,3 @@ def run_original(task: Task, module: nn.Module, reporter: Reporter) -> Run:
         "compared on the same numbers"
     )
     return replace(run, seeded=True)
-
-
-def save_original(cell: Cell, folder: Path) -> Path:
-    """Save the original of a cell as its stages are saved, and return the folder."""
-    fresh = cell.original.model.open()
-    folder.mkdir()
-    save_artifact(
-        *(folder, fresh.model, fresh.architecture, cell.original.base),
-        *(fresh.others, fresh.lineage),
-        plugins=cell.plugins,
-    )
-    return folder

@@ -21,6 +21,7 @@ from zoopress.artifacts.manifest import MANIFEST, Manifest, size_bytes
 from zoopress.cards import load_card
 from zoopress.cells.cell import LIBRARIES, Cell, installed_version, open_original
 from zoopress.cells.feasibility import check_feasible
+from zoopress.cells.save import save_original
 from zoopress.errors import SourceError, StageError
 from zoopress.evaluation.comparison import Comparison
 from zoopress.evaluation.coverage import coverage, parts_of
@@ -44,7 +45,7 @@ from zoopress.models.model import Model
 from zoopress.models.on_disk import on_disk, pieces
 from zoopress.models.packing import packed_weights, unpack
 from zoopress.observers.watch import Observers
-from zoopress.pipeline.original import run_original, save_original
+from zoopress.pipeline.original import run_original
 from zoopress.progress import Progress, Reporter
 from zoopress.recipes import Stage
 from zoopress.results import GateInput, Report, StageResult
@@ -424,7 +425,9 @@ class Workbench:
         """
 
         def stored() -> nn.Module:
-            return self._load(save_original(self.cell, folder / "original"))[0].module
+            return self._load(save_original(self.cell.original, self.plugins, folder / "original"))[
+                0
+            ].module
 
         check_rebuilt(
             self.task,

@@ -41,10 +41,11 @@ from zoopress.reports.markdown import (
     yaml_block,
 )
 from zoopress.reports.quality_words import unlike_words
-from zoopress.reports.report import comparison_rows
+from zoopress.reports.report import comparison_rows, runtime_lines
 from zoopress.reports.run_words import evaluation_data, settings_text, shown_recipe
 from zoopress.results import Report
 from zoopress.results.figures import primary_metric, task_metrics
+from zoopress.results.speed import speeds
 from zoopress.units import show_bytes, show_number
 
 if TYPE_CHECKING:
@@ -152,6 +153,7 @@ def _context(
             [[text(cell) for cell in row] for row in comparison_rows(report, latency=False)],
         ),
         "latency": _latency(report) if repo_id else "",
+        "runtimes": "\n".join(runtime_lines(report)[2:]) if repo_id else "",
         "chain": _chain(report),
         "made_from": _made_from(report, published=bool(repo_id)),
         "recipe": yaml_block(shown_recipe(report.recipe)),
@@ -240,9 +242,15 @@ def _latency(report: Report) -> str:
         f"original {show_number(row['original_ms_p50'])} ms ({row['speed_up']:.2f}× as fast)"
         for row in report.latency
     )
+    for speed in speeds(report):
+        if speed.where:
+            figures += (
+                f"; at batch {speed.batch_size} {speed.speed_up:.2f}× as fast {text(speed.where)}"
+            )
     machine, threads = report.machine, report.machine.get("threads", 1)
     return (
-        f"{figures}. Medians in eager PyTorch {text(machine.get('torch', ''))} on {threads} "
+        f"{figures}. Medians, in eager PyTorch {text(machine.get('torch', ''))} unless a runtime "
+        f"is named, on {threads} "
         f"thread{'' if threads == 1 else 's'} of {text(machine.get('processor') or 'a CPU')} "
         f"({text(machine.get('capability', ''))}); on another machine they differ."
     )

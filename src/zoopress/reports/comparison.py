@@ -182,11 +182,14 @@ def _published_figures(lineage: Lineage, size_bytes: int | None) -> Figures:
             f"{lineage.place} does not say how large it is: its page has no figures of this "
             "artifact. Fetch it with `zoopress pull` and compare the folder."
         )
-    latency = [
-        Latency(int(str(key).rpartition("_")[2]), None, None, number(value))
-        for key, value in known.items()
-        if str(key).startswith("speed_up_batch_") and str(key).rpartition("_")[2].isdecimal()
-    ]
+    latency: dict[int, Latency] = {}
+    for prefix in ("speed_up_batch_", "fastest_speed_up_batch_"):  # the latter says more
+        for key, value in known.items():
+            batch = str(key).removeprefix(prefix)
+            if str(key).startswith(prefix) and batch.isdecimal():
+                named = known.get(f"fastest_runtime_batch_{batch}", "")
+                runtime = one_line(named) if prefix.startswith("fastest") else ""
+                latency[int(batch)] = Latency(int(batch), None, None, number(value), runtime)
     original, ratio = int(lineage.source["size_bytes"]), number(known.get("compression_ratio"))
     if ratio and number(known.get("first_original_ratio")):
         original = round(ratio * size)  # its original was a compressed model
@@ -197,7 +200,7 @@ def _published_figures(lineage: Lineage, size_bytes: int | None) -> Figures:
         cosine=number(known.get("cosine")),
         label_loyalty=number(known.get("label_loyalty")),
         probability_loyalty=number(known.get("probability_loyalty")),
-        latency=tuple(sorted(latency, key=lambda row: row.batch_size)),
+        latency=tuple(latency[batch] for batch in sorted(latency)),
         metric=metric_of_figures(known),
         macs_reduction=number(known.get("macs_reduction")),
         like_original=like if isinstance(like := known.get("like_original"), bool) else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from zoopress.results import Report
 from zoopress.results.figures import flips, primary_metric
+from zoopress.results.speed import speeds
 from zoopress.units import show_bytes
 
 
@@ -26,11 +27,10 @@ def headline(report: Report) -> list[str]:
     parts[0] += f" ({sizes})"
     if report.first_original_ratio is not None:
         parts.append(f"{times_smaller(report.first_original_ratio)} than the first original")
-    if report.latency:
-        row = report.latency[0]
-        batch = int(row["batch_size"])
-        for_what = "" if batch == 1 else f" in batches of {batch}"
-        parts.append(f"{row['speed_up']:.2f}× as fast{for_what}")
+    for speed in speeds(report)[:1]:
+        for_what = "" if speed.batch_size == 1 else f" in batches of {speed.batch_size}"
+        where = f" ({speed.where})" if speed.where else ""
+        parts.append(f"{speed.speed_up:.2f}× as fast{for_what}{where}")
     metric = primary_metric(report)
     if metric is not None:
         before, after = metric.show(metric.original), metric.show(metric.compressed)

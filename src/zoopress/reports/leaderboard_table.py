@@ -56,6 +56,12 @@ def _speed_up(row: Latency | None) -> float | None:
     return row.speed_up if row else None
 
 
+def _speed_words(row: Latency | None) -> str:
+    if row is None or row.speed_up is None:
+        return "–"
+    return f"{_times(row.speed_up)} {row.runtime}".rstrip()
+
+
 def _milliseconds(row: Latency | None) -> float | None:
     return row.compressed_ms_p50 if row else None
 
@@ -124,10 +130,12 @@ COLUMNS = (
     ),
     Column(
         "speed-up",
-        "median latency of the original ÷ that of the compressed model, batch size 1",
+        "median latency of the original ÷ that of the compressed model, batch size 1; each in its "
+        "fastest runtime, which is named, where runtimes were timed, else in eager PyTorch",
         lambda f: _speed_up(f.single),
         _times,
         50,
+        words=lambda f: _speed_words(f.single),
     ),
     Column(
         "speed-up, batch",
@@ -135,6 +143,7 @@ COLUMNS = (
         lambda f: _speed_up(f.largest),
         _times,
         130,
+        words=lambda f: _speed_words(f.largest),
     ),
     Column(
         "ms",

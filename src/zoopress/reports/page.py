@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zoopress.provenance import COMMIT_KEYS
-from zoopress.reports import byte_charts, chain_charts, change_charts, measure_charts
+from zoopress.reports import (
+    byte_charts,
+    chain_charts,
+    change_charts,
+    measure_charts,
+    runtime_charts,
+)
 from zoopress.reports.coverage_words import coverage_words, larger_words, lost_words, short_words
 from zoopress.reports.drawing import Chart, ChartsMissingError, Spec, draw_svg, require_renderer
 from zoopress.reports.facts import facts
@@ -29,6 +35,7 @@ from zoopress.results.figures import (
     primary_metric,
     task_metrics,
 )
+from zoopress.results.speed import speeds
 from zoopress.units import show_bytes, show_number, show_seconds
 
 if TYPE_CHECKING:
@@ -129,6 +136,7 @@ def _article(report: Report, draw: Draw) -> dict[str, Any]:
         "examples": change_charts.examples(report),
         "training": _training(report, draw),
         "measures": [facts(name, data) for name, data in evaluation.items()],
+        "runtime_charts": _runtime_charts(report, draw),
         "robustness_charts": draw(
             "Under attack and corruption",
             "Grey: the original, blue: the compressed model, each attacked by itself; further "
@@ -150,12 +158,13 @@ def tiles(report: Report) -> list[Tile]:
     ratio, _, word = times_smaller(report.compression_ratio).partition(" ")
     sizes = f"{show_bytes(report.original_size_bytes)} → {show_bytes(last.size_bytes)}"
     found = [Tile(ratio, word, f"{sizes}, all files")]
-    if report.latency:
-        first, *others = report.latency
-        times = " → ".join(show_number(first[f"{w}_ms_p50"]) for w in ("original", "compressed"))
-        detail = [f"{times} ms at batch size {int(first['batch_size'])}"]
-        detail += [f"{row['speed_up']:.2f}× at {int(row['batch_size'])}" for row in others]
-        found.append(Tile(f"{first['speed_up']:.2f}×", "as fast", "; ".join(detail)))
+    if measured := speeds(report):
+        first, *others = measured
+        times = " → ".join(map(show_number, (first.original_ms, first.compressed_ms)))
+        detail = [f"{times} ms at batch size {first.batch_size}"]
+        detail += [first.where] if first.where else []
+        detail += [f"{speed.speed_up:.2f}× at {speed.batch_size}" for speed in others]
+        found.append(Tile(f"{first.speed_up:.2f}×", "as fast", "; ".join(map(one_line, detail))))
     metric = primary_metric(report)
     worst = last.fidelity.worst()
     if metric is not None:
@@ -183,6 +192,18 @@ def tiles(report: Report) -> list[Tile]:
         detail_text = " → ".join(f"{value:,.0f}" for value in both if value is not None)
         value, word = times_fewer(reduction)
         found.append(Tile(value, f"{word} MACs", f"{detail_text} for one input"))
+    return found
+
+
+def _runtime_charts(report: Report, draw: Draw) -> list[Chart]:
+    found = []
+    for threads, size, rows in runtime_charts.groups(report.evaluation):
+        found += draw(
+            f"{size} at a time, {threads} thread{'' if threads == 1 else 's'}",
+            "Milliseconds of a call: the mark is the median, the line ends at the 95th percentile. "
+            "Grey: the original, blue: the compressed model; further left is faster.",
+            runtime_charts.chart(rows),
+        )
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zoopress.reports.coverage_words import (
     coverage_words,
@@ -16,7 +16,7 @@ from zoopress.reports.coverage_words import (
 )
 from zoopress.reports.first_original import first_original_text
 from zoopress.reports.headline import headline, times_fewer, times_smaller
-from zoopress.reports.markdown import text
+from zoopress.reports.markdown import one_line, text
 from zoopress.reports.quality_words import MARK, MEANING, unlike_words
 from zoopress.results import Quality, Report, StageResult
 from zoopress.results.figures import (
@@ -26,9 +26,8 @@ from zoopress.results.figures import (
     show_metric,
     task_metrics,
 )
-
-if TYPE_CHECKING:
-    pass
+from zoopress.results.speed import speeds
+from zoopress.units import show_bytes, show_number
 
 
 def comparison_rows(report: Report, latency: bool = True) -> list[tuple[str, str, str, str]]:
@@ -70,6 +69,16 @@ def comparison_rows(report: Report, latency: bool = True) -> list[tuple[str, str
                 f"{row['speed_up']:.2f}× as fast",
             )
         )
+    for speed in speeds(report) if latency else []:
+        if speed.where:
+            rows.append(
+                (
+                    f"fastest runtime, batch {speed.batch_size}",
+                    f"{one_line(speed.original_runtime)}, {speed.original_ms:,.2f} ms",
+                    f"{one_line(speed.compressed_runtime)}, {speed.compressed_ms:,.2f} ms",
+                    f"{speed.speed_up:.2f}× as fast",
+                )
+            )
     for metric in task_metrics(report.evaluation, last):
         texts = (metric.original_text, metric.compressed_text, metric.difference_text)
         rows.append((metric.title, *texts))
@@ -155,6 +164,7 @@ def markdown(report: Report) -> str:
             + (f" {said}" if (said := beside_words(machine)) else ""),
             *_kernel_line(report),
             "",
+            *runtime_lines(report),
             *_reached_lines(report),
             "## Stages",
             "",
@@ -192,6 +202,38 @@ def _reached_lines(report: Report) -> list[str]:
     if worst := worst_layers(report.last):
         lines += [f"Furthest from the original's, by relative error: {text(worst)}.", ""]
     return lines
+
+
+def runtime_lines(report: Report) -> list[str]:
+    """Return what each runtime takes, as Markdown; nothing if none was timed."""
+    found = mapping(report.evaluation.get("runtimes"))
+    rows = []
+    memory = {m.get("runtime"): m for m in map(mapping, found.get("memory") or ())}
+    for row in map(mapping, found.get("rows") or ()):
+        name = row.get("runtime")
+        cells = [f"`{text(name)}`", f"{row.get('threads')}", f"{row.get('batch_size')}"]
+        for which in ("original", "compressed"):
+            values = [number(row.get(f"{which}_ms_{each}")) for each in ("p50", "p95")]
+            cells += ["–" if v is None else show_number(v) for v in values]
+        rate = number(row.get("compressed_samples_per_second"))
+        cells.append("–" if rate is None else f"{rate:,.0f}")
+        peaks = memory.get(name, {})
+        for which in ("original", "compressed"):
+            peak = number(peaks.get(f"{which}_bytes"))
+            cells.append("–" if peak is None else show_bytes(int(peak)))
+        rows.append(tuple(cells))
+    if not rows:
+        return []
+    header = (
+        *("runtime", "threads", "batch", "original p50, ms", "p95", "compressed p50, ms", "p95"),
+        *("samples/s", "original's memory", "memory"),
+    )
+    refused = [
+        f"- `{text(name)}` does not run the {text(which)} model: {text(reason)}"
+        for name, reasons in mapping(found.get("refused")).items()
+        for which, reason in mapping(reasons).items()
+    ]
+    return ["## Runtimes", "", *_table(header, rows), "", *refused, *([""] if refused else [])]
 
 
 def _kernel_line(report: Report) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from zoopress.results import Report
 from zoopress.results.figures import TaskMetric, macs_reduction, primary_metric
+from zoopress.results.speed import speeds
 
 State = Literal["done", "failed", "stopped"]
 
@@ -77,6 +78,9 @@ class Latency:
     original_ms_p50: float | None
     compressed_ms_p50: float | None
     speed_up: float | None
+    runtime: str = ""
+    """Where the compressed model is fastest, and the original in its own; "" if only eager PyTorch
+    was timed."""
 
 
 @dataclass(frozen=True)
@@ -204,10 +208,13 @@ def figures_of(report: Report, computed: tuple[str, ...] = ()) -> Figures:
     last, fidelity = report.last, report.last.fidelity
     latency = [
         Latency(
-            int(row["batch_size"]),
-            *(_known(row[key]) for key in ("original_ms_p50", "compressed_ms_p50", "speed_up")),
+            speed.batch_size,
+            _known(speed.original_ms),
+            _known(speed.compressed_ms),
+            _known(speed.speed_up),
+            speed.compressed_runtime if speed.where else "",
         )
-        for row in report.latency
+        for speed in speeds(report)
     ]
     # What is in the store are the first stages, so those that were computed are the last.
     found = len(report.stages) - len(computed)

@@ -11,6 +11,7 @@ from typing import Any
 from zoopress.errors import InputError
 from zoopress.results.figures import task_figures
 from zoopress.results.quality import Quality, judge_stages
+from zoopress.results.speed import speeds
 from zoopress.results.stage_result import StageResult
 
 
@@ -153,6 +154,11 @@ class Report:
                 figures[name] = round(value, 6)
         for row in self.latency:
             figures[f"speed_up_batch_{int(row['batch_size'])}"] = round(row["speed_up"], 3)
+        for speed in speeds(self):
+            if speed.where:
+                key = f"fastest_speed_up_batch_{speed.batch_size}"
+                figures[key] = round(speed.speed_up, 3)
+                figures[f"fastest_runtime_batch_{speed.batch_size}"] = speed.compressed_runtime
         return {**figures, **task_figures(self)}
 
     def as_dict(self) -> dict[str, Any]:
