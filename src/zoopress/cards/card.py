@@ -181,7 +181,7 @@ class Card(BaseModel):
     measures: tuple[str, ...] = Field(
         default=("computation",),
         description="what reports measure besides size, fidelity, latency and the task's metrics: "
-        "computation, memory, robustness, fairness, explanations, energy",
+        "computation, memory, runtimes, robustness, fairness, explanations, energy",
     )
     description: str = Field(default="", description="for people")
 

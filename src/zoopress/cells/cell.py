@@ -136,6 +136,11 @@ class Cell:
     def title(self) -> str:
         return f"{self.original.card.name} × {self.recipe.name}"
 
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """What the report measures: what the card asks for, and then the recipe."""
+        return tuple(dict.fromkeys([*self.original.card.measures, *self.recipe.measures]))
+
     @cached_property
     def source_key(self) -> str:
         """The key of all that the first stage depends on."""
@@ -247,7 +252,7 @@ class Cell:
     @property
     def report_key(self) -> str:
         """The key of the final comparison with the original."""
-        measures = self.original.card.measures
+        measures = self.measures
         found = [self._parts.registered("measures", name) for name in measures]
         return digest([self.keys[-1], "report", 4, measures, found, report_code()])
 

@@ -10,7 +10,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +56,8 @@ def measure(comparison: Comparison, progress: Progress) -> dict[str, Any]:
         median, and the speed-up: that of the original ÷ that of the compressed model.
         "memory": by runtime, peaks of each model in bytes while it runs on the larger batch, in a
         process of its own, as the measure `memory` counts them.
+            A runtime that compiles anew for each size is timed with all threads alone, and its
+            memory is not measured.
         "refused": by runtime, why it does not run a model.
     """
     card, plugins = comparison.task.card, comparison.plugins
@@ -64,45 +66,125 @@ def measure(comparison: Comparison, progress: Progress) -> dict[str, Any]:
     batch = typical_batch(comparison.task)
     sizes = sorted({1, min(LARGE, batch_length(batch))})
     batches = [first_samples(batch, size) for size in sizes]
-    rows: list[dict[str, Any]] = []
-    refused: dict[str, dict[str, str]] = {}
+    bench = _Bench(comparison.task, plugins, batches)
     with tempfile.TemporaryDirectory() as temporary:
         before = save_original(original, plugins, Path(temporary) / "original")
-        folders = {"original": before, "compressed": comparison.artifact}
-        caches = {"original": str(Path(temporary) / "cache"), "compressed": None}
-        for threads in _thread_counts():
-            with _environment(_THREADS, str(threads)), _threads(threads):
-                running: dict[Key, nn.Module] = {}
-                for which, folder in folders.items():
-                    progress(f"starting the {which} with {threads} threads")
-                    opened = open_artifact(folder, plugins, factory, verify=False)
-                    example = Call.of_task(comparison.task, opened.module)
-                    opened = replace(opened, example=example)
-                    with _environment(_CACHE, caches[which]):
-                        for name in _names(plugins):
-                            try:
-                                running[which, name] = start(name, opened, plugins).module
-                            except ZoopressError as error:
-                                _note(refused, which, name, error)
-                progress(f"timing with {threads} threads")
-                for inputs in batches:
-                    rows += _rows(comparison.task, running, inputs, threads, refused)
+        places = {
+            "original": _Place(before, factory, str(Path(temporary) / "cache")),
+            "compressed": _Place(comparison.artifact, factory),
+        }
+        counts = _thread_counts()
+        with _room_for_compiled():
+            for threads in counts:
+                with _environment(_THREADS, str(threads)), _threads(threads):
+                    bench.time(places, threads, threads == counts[0], progress)
         memory = []
-        for name in dict.fromkeys(row["runtime"] for row in rows):
+        for name in dict.fromkeys(row["runtime"] for row in bench.rows):
+            if bench.recompiles(name):
+                continue
             peaks: dict[str, Any] = {"runtime": name}
-            for which, folder in folders.items():
-                if any(f"{which}_ms_p50" in row for row in rows if row["runtime"] == name):
+            for which, place in places.items():
+                if bench.has_run(which, name):
                     progress(f"measuring memory in {name}")
-                    with _environment(_CACHE, caches[which]):
-                        found = measure_in_process(card, batches[-1], folder, name)
+                    with _environment(_CACHE, place.cache):
+                        found = measure_in_process(card, batches[-1], place.folder, name)
                     peaks[f"{which}_bytes"] = found["batch"]
             memory.append(peaks)
     return {
-        "rows": rows,
-        "fastest": fastest(rows),
+        "rows": bench.rows,
+        "fastest": fastest(bench.rows),
         "memory": memory,
-        **({"refused": refused} if refused else {}),
+        **({"refused": bench.refused} if bench.refused else {}),
     }
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a model is.
+
+    Attributes:
+        folder: an artifact.
+        factory: builds its module, if one is needed.
+        cache: where runtimes keep files that are made of it; None for the user's own cache.
+    """
+
+    folder: Path
+    factory: Any = None
+    cache: str | None = None
+
+
+class _Bench:
+    """Times models in runtimes, and notes what does not run."""
+
+    def __init__(self, task: Task, plugins: Plugins, batches: Sequence[Any]) -> None:
+        self._task, self._plugins, self._batches = task, plugins, batches
+        self.rows: list[dict[str, Any]] = []
+        self.refused: dict[str, dict[str, str]] = {}
+
+    def has_run(self, which: str, name: str) -> bool:
+        """Tell whether a model has been timed in a runtime."""
+        return any(row["runtime"] == name and f"{which}_ms_p50" in row for row in self.rows)
+
+    def recompiles(self, name: str) -> bool:
+        """Tell whether a runtime compiles anew for each size."""
+        return bool(self._plugins.resolve("runtimes", name).recompiles)
+
+    def time(
+        self, places: Mapping[str, _Place], threads: int, compiled: bool, progress: Progress
+    ) -> None:
+        """Time all models in all runtimes, or in those alone that do not compile for each size."""
+        running: dict[Key, nn.Module] = {}
+        for which, place in places.items():
+            opened = open_artifact(place.folder, self._plugins, place.factory, verify=False)
+            opened = replace(opened, example=Call.of_task(self._task, opened.module))
+            with _environment(_CACHE, place.cache):
+                for name in self._names():
+                    progress(f"starting the {which} in {name}")
+                    try:
+                        if compiled or not self.recompiles(name):
+                            running[which, name] = start(name, opened, self._plugins).module
+                    except ZoopressError as error:
+                        self._note(which, name, error)
+        progress(f"timing with {threads} threads")
+        for inputs in self._batches:
+            self.rows += self._rows(running, inputs, threads)
+
+    def _rows(
+        self, running: Mapping[Key, nn.Module], inputs: Any, threads: int
+    ) -> list[dict[str, Any]]:
+        """Time modules on a batch; what fails on it is left out, and why is noted."""
+        samples = batch_length(inputs)
+        able = {}
+        for (which, name), module in running.items():
+            try:
+                self._task.call(module, inputs)
+            except Exception as error:  # whatever the library behind it raises
+                self._note(which, name, error)
+            else:
+                able[f"{which} {name}"] = module
+        times = times_in_turns(self._task, able, inputs, _SECONDS * len(able), untimed=2)
+        rows: dict[str, dict[str, Any]] = {}
+        for key, values in times.items():
+            which, _, name = key.partition(" ")
+            row = {"runtime": name, "threads": threads, "batch_size": samples, "runs": len(values)}
+            for figure, value in timing(values, samples).items():
+                rows.setdefault(name, row)[f"{which}_{figure}"] = value
+        return list(rows.values())
+
+    def _names(self) -> list[str]:
+        """Return the runtimes, those first that want weights as they are stored."""
+
+        def key(name: str) -> bool:
+            try:
+                return not self._plugins.resolve("runtimes", name).takes_packed
+            except ZoopressError:  # it is broken, and refused when it is started
+                return True
+
+        names = (n for n in self._plugins.references["runtimes"] if n != _CHOOSES)
+        return sorted(names, key=key)
+
+    def _note(self, which: str, name: str, error: Exception) -> None:
+        self.refused.setdefault(name, {})[which] = " ".join(str(error).split())[:_WORDS]
 
 
 def fastest(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -120,53 +202,27 @@ def fastest(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def _rows(
-    task: Task,
-    running: dict[Key, nn.Module],
-    inputs: Any,
-    threads: int,
-    refused: dict[str, dict[str, str]],
-) -> list[dict[str, Any]]:
-    """Time modules on a batch; what fails on it is left out, and why is noted."""
-    samples = batch_length(inputs)
-    able = {}
-    for (which, name), module in running.items():
-        try:
-            task.call(module, inputs)
-        except Exception as error:  # whatever the library behind it raises
-            _note(refused, which, name, error)
-        else:
-            able[f"{which} {name}"] = module
-    times = times_in_turns(task, able, inputs, _SECONDS * len(able), untimed=2)
-    rows: dict[str, dict[str, Any]] = {}
-    for key, values in times.items():
-        which, _, name = key.partition(" ")
-        row = {"runtime": name, "threads": threads, "batch_size": samples, "runs": len(values)}
-        for figure, value in timing(values, samples).items():
-            rows.setdefault(name, row)[f"{which}_{figure}"] = value
-    return list(rows.values())
-
-
-def _names(plugins: Plugins) -> list[str]:
-    """Return the runtimes, those first that want weights as they are stored."""
-
-    def key(name: str) -> bool:
-        try:
-            return not plugins.resolve("runtimes", name).takes_packed
-        except ZoopressError:  # it is broken, and refused when it is started
-            return True
-
-    return sorted((n for n in plugins.references["runtimes"] if n != _CHOOSES), key=key)
-
-
-def _note(refused: dict[str, dict[str, str]], which: str, name: str, error: Exception) -> None:
-    refused.setdefault(name, {})[which] = " ".join(str(error).split())[:_WORDS]
-
-
 def _thread_counts() -> list[int]:
-    """Return with how many threads to run: one and all, or as many as the environment says."""
+    """Return with how many threads to run: all, then one; or as many as the environment says."""
     told = os.environ.get(_THREADS, "")
-    return [int(told)] if told.isdecimal() else sorted({1, torch.get_num_threads()})
+    return [int(told)] if told.isdecimal() else sorted({1, torch.get_num_threads()}, reverse=True)
+
+
+@contextmanager
+def _room_for_compiled() -> Iterator[None]:
+    """Let `torch.compile` keep as many forms of a model's code as two models and all sizes need.
+
+    By default there are eight; what comes after runs in eager PyTorch, with a warning.
+    """
+    from torch._dynamo import config
+
+    name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+    before = getattr(config, name)
+    setattr(config, name, max(64, before))
+    try:
+        yield
+    finally:
+        setattr(config, name, before)
 
 
 @contextmanager

@@ -240,7 +240,7 @@ class Workbench:
                 self.plugins,
                 self.recipe.seed,
             )
-            evaluation = evaluate(comparison, self.card.measures, self.reporter)
+            evaluation = evaluate(comparison, self.cell.measures, self.reporter)
             measured = sum(layer.sensitivity is not None for layer in layers)
             if measured < len(layers):
                 self.reporter.line(f"sensitivity: {measured} of {len(layers)} weights measured")

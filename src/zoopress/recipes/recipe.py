@@ -66,6 +66,9 @@ class _RecipeFile(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**63, description="equal seeds give equal results")
     targets: Targets = Field(default=Targets(), description="bounds that the result must meet")
     gates: list[Any] = Field(default=[], description="what results must show besides")
+    measures: tuple[str, ...] = Field(
+        default=(), description="what reports measure besides what the card asks for: runtimes"
+    )
     stages: list[dict[str, Any]] = Field(
         min_length=1, description="what the model goes through, in order"
     )
@@ -119,6 +122,8 @@ class Recipe:
     seed: int = 0
     description: str = ""
     gates: tuple[ChosenGate, ...] = ()
+    measures: tuple[str, ...] = ()
+    """What reports measure besides what the card asks for."""
 
     def targets_of(self, position: int) -> Targets:
         """Return what a stage, 1 for the first, is held to: its own targets before the recipe's."""
@@ -130,7 +135,7 @@ class Recipe:
         return effective(self.gates, self.stages[position - 1].gates)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the recipe as plain data, defaults included; gates only where there are some."""
+        """Return plain data, defaults included; gates and measures if there are any."""
         return {
             "name": self.name,
             "description": self.description,
@@ -145,6 +150,7 @@ class Recipe:
             ],
             "targets": self.targets.model_dump(exclude_none=True),
             **_spelled_gates(self.gates),
+            **({"measures": list(self.measures)} if self.measures else {}),
         }
 
 
@@ -192,8 +198,20 @@ def parse_recipe(source: YamlSource, plugins: Plugins, default_name: str) -> Rec
         for i, options in enumerate(file.stages)
     )
     gates = parse_gates(file.gates, ("gates",), source, plugins)
+    for i, name in enumerate(file.measures):
+        if name not in (known := plugins.references["measures"]):
+            raise RecipeError(
+                f"{source.where(('measures', i))}: there is no measure {name!r}."
+                f"{nearest(name, known)}"
+            )
     return Recipe(
-        file.name or default_name, stages, file.targets, file.seed, file.description, gates
+        name=file.name or default_name,
+        stages=stages,
+        targets=file.targets,
+        seed=file.seed,
+        description=file.description,
+        gates=gates,
+        measures=file.measures,
     )
 
 

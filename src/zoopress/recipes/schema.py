@@ -40,6 +40,7 @@ def recipe_schema(plugins: Plugins) -> dict[str, Any]:
         "$ref": "#/$defs/gates",
         "description": "what results must show besides, after every stage",
     }
+    schema["properties"]["measures"]["items"] = {"enum": sorted(plugins.references["measures"])}
     schema["properties"]["stages"]["items"] = {"$ref": "#/$defs/stage"}
     about = "Stages in order, and what their result must meet."
     return {"$schema": DIALECT, "title": "A recipe of zoopress", **schema, "description": about}

@@ -21,6 +21,7 @@ from zoopress.runtimes.runtime import Runtime
 class Compile(Runtime):
     """Compiles a model when it is first called, and again for inputs of another number of axes."""
 
+    recompiles = True
     fixes_batch = False  # what it has not compiled for, it compiles for
     libraries = ("torch",)
 

@@ -28,6 +28,7 @@ class Runtime(ABC):
         needs_example: whether it cannot do without example inputs.
         takes_packed: whether it reads weights as they are stored. Else those that PyTorch cannot
             multiply as they are have been made dense when it gets the module.
+        recompiles: whether it compiles anew, in seconds, for each size and number of threads.
         libraries: distributions on whose versions its speed depends.
 
     Attributes:
@@ -38,6 +39,7 @@ class Runtime(ABC):
     fixes_batch: ClassVar[bool] = True
     needs_example: ClassVar[bool] = False
     takes_packed: ClassVar[bool] = False
+    recompiles: ClassVar[bool] = False
     libraries: ClassVar[tuple[str, ...]] = ()
     plugins: Plugins
     chosen: str | None = None
