@@ -7,6 +7,7 @@ import struct
 import zlib
 from typing import Any
 
+from zoopress.evaluation.runtimes import fastest
 from zoopress.results import Fidelity, LayerResult, Report, StageResult
 from zoopress.techniques import Claim
 
@@ -251,6 +252,35 @@ def labelled(recipe: str = "small", **more: Any) -> Report:
         },
     }
     return Report(**{**values, **more})
+
+
+def runtimes() -> dict[str, Any]:
+    """What the measure of that name finds."""
+
+    def row(runtime: str, threads: int, size: int, before: float, after: float) -> dict[str, Any]:
+        figures = {
+            f"{which}_{figure}": value
+            for which, ms in (("original", before), ("compressed", after))
+            for figure, value in (
+                ("ms_p50", ms),
+                ("ms_p95", 1.5 * ms),
+                ("samples_per_second", 1e3 * size / ms),
+            )
+        }
+        return {"runtime": runtime, "threads": threads, "batch_size": size, "runs": 9, **figures}
+
+    rows = [
+        row(name, threads, size, before * size / threads, after * size / threads)
+        for threads in (2, 1)
+        for size in (1, 32)
+        for name, before, after in (("eager", 8.0, 10.0), ("openvino", 6.0, 2.0))
+    ]
+    return {
+        "rows": [*rows, {"runtime": "onnxruntime", "threads": 2, "batch_size": 1, "runs": 9}],
+        "fastest": fastest(rows),
+        "memory": [{"runtime": "openvino", "original_bytes": 8_000_000}],
+        "refused": {"onnxruntime": {"compressed": "no operator <b>x</b>"}},
+    }
 
 
 def unlabelled(recipe: str = "bare") -> Report:

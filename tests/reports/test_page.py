@@ -22,6 +22,7 @@ from reports.samples import (
     labelled,
     layers,
     png,
+    runtimes,
     stage,
     task,
     unlabelled,
@@ -33,6 +34,7 @@ from zoopress.reports.comparison import compare
 from zoopress.reports.drawing import draw_svg
 from zoopress.reports.facts import facts
 from zoopress.reports.page import report_page, tiles
+from zoopress.reports.report import markdown
 from zoopress.results import Fidelity, LayerResult, Report
 
 
@@ -92,6 +94,19 @@ def test_the_page_answers_every_question() -> None:
     assert "McNemar's test: p is 0.25, so the difference in accuracy may well be chance" in text
     assert "The weights after step 150 were kept" in text
     assert "Not measured: this machine has no counters" in text
+
+
+def test_the_page_tells_where_it_runs_fastest() -> None:
+    report = labelled(evaluation={"runtimes": runtimes()})
+    text = Page(report_page([report])).text
+    assert "3.00× as fast (both in openvino)" in text
+    assert "both in openvino; 3.00× at 32" in text
+    assert "openvino, 96.00 ms openvino, 32.00 ms 3.00× as fast" in text
+    assert "32 at a time, 2 threads" in text
+    assert "no operator <b>x</b>" in text
+    as_markdown = markdown(report)
+    assert "| `openvino` | 1 | 32 | 192 | 288 | 64 | 96 | 500 | 8.00 MB | – |" in as_markdown
+    assert "does not run the compressed model: no operator &lt;b&gt;x" in as_markdown
 
 
 def test_what_is_missing_is_left_out() -> None:
