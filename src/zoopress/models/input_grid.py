@@ -361,6 +361,8 @@ def input_axis(module: nn.Module) -> int | None:
 
 
 def _wants_derivative(x: Tensor) -> bool:
+    if torch.compiler.is_compiling():  # which cannot look into what follows
+        return torch.is_grad_enabled() and x.requires_grad
     if torch._C._functorch.is_functorch_wrapped_tensor(x):
         return True
     if forward_ad.unpack_dual(x).tangent is not None:
