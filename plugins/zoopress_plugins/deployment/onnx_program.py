@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -15,6 +16,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from zoopress.artifacts.opened import Call, Opened
 from zoopress.errors import DeploymentError
@@ -32,6 +34,8 @@ from zoopress_plugins.deployment.onnx_weights import (
 )
 
 MODEL = "model.onnx"
+FIXED = "fixed.txt"
+"""Beside a program that is for one number of samples alone: why."""
 _EXTERNAL_BYTES = 1 << 30
 """A file of ONNX may have 2 GB; what is larger keeps its weights in one beside it."""
 
@@ -93,13 +97,15 @@ def write_onnx(artifact: Opened, folder: Path) -> None:
         except Exception as error:  # of many kinds, few of them public
             failures.append(_why(error))
             continue
-        if failures:
+        if not lengths.others:
             fixed = "length" if lengths.samples else "number of samples"
             warnings.warn(
                 f"This model's program is for inputs of the example's {fixed} alone: "
-                f"{failures[-1]}.",
+                f"{failures[0]}.",
                 stacklevel=2,
             )
+        if not lengths.samples:
+            (folder / FIXED).write_text(failures[0], encoding="utf-8")
         return
     raise DeploymentError(f"No program can be made of this model: {failures[-1]}.")
 
@@ -126,7 +132,7 @@ def _model(module: nn.Module, call: NamedCall, outputs: list[str], lengths: Leng
     tensors = tuple(call.tensors.values())
     samples = tensors[0].shape[0] if tensors[0].ndim else 0
     axes = tuple(_axes(tensor, samples, lengths) for tensor in tensors)
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), _quiet(), _no_fused_layers(), _lengths_vary(module), _FourAxes():
         program = torch.export.export(flat, tensors, dynamic_shapes={"tensors": axes})
         made = torch.onnx.export(
             program,
@@ -142,6 +148,58 @@ def _model(module: nn.Module, call: NamedCall, outputs: list[str], lengths: Leng
     fold_normalizations(made.model)
     remove_unused(made.model)
     return made.model
+
+
+class _FourAxes(TorchFunctionMode):
+    """Gives attention four axes where it has three: ONNX's exporter knows no other."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.nn.functional.scaled_dot_product_attention and args and args[0].ndim == 3:
+            q, k, v, *others = args
+            masks = [m.unsqueeze(-3) if m is not None and m.ndim == 3 else m for m in others[:1]]
+            if (mask := kwargs.get("attn_mask")) is not None and mask.ndim == 3:
+                kwargs = {**kwargs, "attn_mask": mask.unsqueeze(-3)}
+            four = (x.unsqueeze(-3) for x in (q, k, v))
+            return func(*four, *masks, *others[1:], **kwargs).squeeze(-3)
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def _lengths_vary(root: nn.Module) -> Iterator[None]:
+    """Let `len(x)` of a tensor in the code of a model be what `x.shape[0]` is, a size that varies.
+
+    Python's own `len` makes a number of it, and so a constant of the program.
+    """
+    files = {kind.__module__ for part in root.modules() for kind in type(part).__mro__}
+    scopes = [
+        vars(sys.modules[name])
+        for name in files
+        if name in sys.modules and name.partition(".")[0] not in ("torch", "builtins")
+    ]
+    changed = [scope for scope in scopes if "len" not in scope]
+    for scope in changed:
+        scope["len"] = _length
+    try:
+        yield
+    finally:
+        for scope in changed:
+            del scope["len"]
+
+
+def _length(value: Any) -> Any:
+    return value.shape[0] if isinstance(value, Tensor) and value.ndim else len(value)
+
+
+@contextmanager
+def _no_fused_layers() -> Iterator[None]:
+    """Let transformer layers call their parts, as they do in training: ONNX knows no whole ones."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _check_samples(artifact: Opened, few: Call, file: Path) -> None:

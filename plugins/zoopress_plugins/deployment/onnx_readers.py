@@ -84,9 +84,14 @@ def session_of_onnxruntime(file: Path, optimized: Path | None = None) -> Any:
     )
 
 
-def open_with_openvino(file: Path) -> Run:
-    """Return what runs a file, of ONNX or OpenVINO, in OpenVINO on the CPU."""
-    compiled = compile_with_openvino(file)
+def open_with_openvino(file: Path, integers: bool = True) -> Run:
+    """Return what runs a file, of ONNX or OpenVINO, in OpenVINO on the CPU.
+
+    Args:
+        file: the file.
+        integers: as `compile_with_openvino` takes it.
+    """
+    compiled = compile_with_openvino(file, integers=integers)
     request = compiled.create_infer_request()
 
     def run(tensors: dict[str, Tensor]) -> list[Tensor]:
@@ -98,12 +103,13 @@ def open_with_openvino(file: Path) -> Run:
     return run
 
 
-def compile_with_openvino(file: Path, folder: Path | None = None) -> Any:
+def compile_with_openvino(file: Path, folder: Path | None = None, integers: bool = True) -> Any:
     """Return OpenVINO's compiled model of a file, that computes what the file says.
 
     Args:
         file: of ONNX or OpenVINO.
         folder: where compiled models are kept, if they are.
+        integers: whether products of integers are computed as such, not of the floats they are for.
     """
     import openvino
 
@@ -115,6 +121,8 @@ def compile_with_openvino(file: Path, folder: Path | None = None) -> Any:
         "INFERENCE_NUM_THREADS": threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }
+    if not integers:
+        properties["LP_TRANSFORMS_MODE"] = "NO"
     if folder is not None:
         properties["CACHE_DIR"] = str(folder)
     core = openvino.Core()
