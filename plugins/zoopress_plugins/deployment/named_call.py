@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from zoopress.artifacts.opened import Call
 from zoopress.errors import DeploymentError
 from zoopress.models.outputs import output_tensors
+from zoopress.runtimes.runtime import keep_no_cache, refuse_cache
 from zoopress.tasks.batches import map_tensors
 
 Run = Callable[[dict[str, Tensor]], Sequence[Tensor]]
@@ -54,7 +55,8 @@ class NamedCall:
         if form != self._form:
             raise DeploymentError(
                 f"The model was prepared for {_shown(self._form)}, and called with "
-                f"{_shown(form)}. Load it with example_inputs of the form that you call it with."
+                f"{_shown(form)}. Load it with example_inputs of the form that you call it with, "
+                "or without any: then the first call is the example."
             )
         return tensors
 
@@ -77,6 +79,7 @@ class NamedCall:
         self, arguments: tuple[Any, ...], named: Mapping[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         bound = self._signature.bind(*arguments, **named)
+        refuse_cache(arguments, named)
         parameters = self._signature.parameters
         # Given as it is by default, or left out: the same call.
         given = {
@@ -178,6 +181,7 @@ def module_running(module: nn.Module, call: NamedCall, form: Any, run: Run) -> n
     for part in shell.modules():
         for hooks in ("_forward_hooks", "_forward_pre_hooks"):  # they ran into the program
             setattr(part, hooks, type(getattr(part, hooks))())
+    keep_no_cache(shell)
     # What asks the model for its device and type looks at its first parameter.
     shell._parameters = {"placeholder": nn.Parameter(torch.empty(0), False), **shell._parameters}
     shell.forward = _Forward(module, call, form, run)

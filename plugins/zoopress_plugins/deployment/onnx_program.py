@@ -76,6 +76,7 @@ def write_onnx(artifact: Opened, folder: Path) -> None:
     module = copy.deepcopy(artifact.module)
     use_integers(module, DequantizedWeight)
     use_quantizers(module)
+    _gather_experts(module)
     output = few(artifact.module)
     names = output_names(output)
     if not names:
@@ -108,6 +109,17 @@ def write_onnx(artifact: Opened, folder: Path) -> None:
             (folder / FIXED).write_text(failures[0], encoding="utf-8")
         return
     raise DeploymentError(f"No program can be made of this model: {failures[-1]}.")
+
+
+def _gather_experts(root: nn.Module) -> None:
+    """Let transformers' mixtures of experts gather the weights that each token needs, in place.
+
+    What they do else depends on how many tokens go to which expert, which no program can follow.
+    """
+    for part in root.modules():
+        choose = getattr(part, "set_experts_implementation", None)
+        if callable(choose):
+            choose("batched_mm")
 
 
 def _small(call: Call) -> Call:

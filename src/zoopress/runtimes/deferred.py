@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from zoopress.artifacts.opened import Call, Opened
-from zoopress.runtimes.runtime import Runtime, start
+from zoopress.runtimes.runtime import Runtime, keep_no_cache, start
 
 if TYPE_CHECKING:
     from zoopress.plugins import Plugins
@@ -40,6 +40,7 @@ class Deferred(nn.Module):
     def __init__(self, name: str, artifact: Opened, plugins: Plugins) -> None:
         super().__init__()
         self.model: Any = artifact.module
+        keep_no_cache(artifact.module)
         first = artifact.module
 
         def forward(*arguments: Any, **named: Any) -> Any:

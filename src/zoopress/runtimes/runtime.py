@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
@@ -101,7 +102,8 @@ def start(name: str, artifact: Opened, plugins: Plugins) -> Started:
     runtime: Runtime = plugins.resolve("runtimes", name)()
     runtime.plugins = plugins
     if runtime.needs_example:
-        artifact.call(f"The runtime {name!r} follows the model through a call")
+        call = artifact.call(f"The runtime {name!r} follows the model through a call")
+        refuse_cache(call.arguments, call.named)
     reason = runtime.refusal(artifact)
     if reason is not None:
         raise DeploymentError(f"The runtime {name!r} cannot run this model: {reason}")
@@ -137,6 +139,28 @@ def start(name: str, artifact: Opened, plugins: Plugins) -> Started:
                 f"more than {bound:.2g}. Use another runtime, and tell its author."
             )
     return Started(module, difference, bound, runtime.chosen or name)
+
+
+def keep_no_cache(module: nn.Module) -> None:
+    """Let a language model generate without a cache of keys and values, which no program takes."""
+    for holder in ("config", "generation_config"):
+        settings = getattr(module, holder, None)
+        if settings is not None and hasattr(settings, "use_cache"):
+            settings.use_cache = False
+
+
+def refuse_cache(arguments: Sequence[Any], named: Mapping[str, Any]) -> None:
+    """Refuse a cache among what a model is called with.
+
+    Raises:
+        DeploymentError: saying how to call it.
+    """
+    for name, value in (*enumerate(arguments), *named.items()):
+        if type(value).__name__.endswith("Cache"):
+            raise DeploymentError(
+                f"In this runtime a model takes no cache of keys and values, which {name!r} is: "
+                "call it, or its generate, with use_cache=False."
+            )
 
 
 def _calls(runtime: Runtime, example: Call | None) -> list[Call]:

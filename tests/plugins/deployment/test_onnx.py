@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import zoopress
 from zoopress.artifacts.artifact import save_artifact
 from zoopress.artifacts.manifest import Base
+from zoopress.cards import load_card
 from zoopress.errors import DeploymentError
 from zoopress.exporters import Call, Exported, Opened, export, open_artifact
 from zoopress.models.input_grid import input_grids
@@ -244,6 +245,44 @@ def test_any_number_of_samples_runs_though_code_asks_for_it(
         call = Call.of(torch.randn(samples, length, 8))
         assert largest_difference(call(artifact.module), call(module)) < 1e-4
     assert "len" not in globals()
+
+
+def test_experts_gather_their_weights(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 3}
+    config = transformers.MixtralConfig(vocab_size=40, **sizes, **heads)
+    module = seeded(lambda: transformers.MixtralForCausalLM(config)).eval()
+    call = Call.of({"input_ids": torch.randint(0, 40, (3, 7))})
+    opened = Opened(Model(module, PLUGINS.layers), None, None, tmp_path, call)  # type: ignore[arg-type]
+    write_onnx(opened, tmp_path)
+    assert module.config._experts_implementation != "batched_mm"
+    other = {"input_ids": torch.randint(0, 40, (5, 4))}
+    expected = Call.of(other)(module).logits
+    assert largest_difference(expected, open_onnx(tmp_path / "model.onnx")(other)[0]) < 1e-4
+
+
+def test_a_language_model_generates_without_a_cache(tmp_path: Path, cache: Any) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    config = transformers.LlamaConfig(
+        vocab_size=40, **sizes, num_attention_heads=2, eos_token_id=None, pad_token_id=0
+    )
+    seeded(lambda: transformers.LlamaForCausalLM(config)).save_pretrained(tmp_path / "checkpoint")
+    (tmp_path / "card.yaml").write_text(
+        "name: tiny\nsource: path:checkpoint\ndata:\n  calibration_samples: 4\n"
+        "  evaluation_samples: 4\n"
+        "  random: {input_ids: {shape: [6], dtype: int64, low: 1, high: 40}}\n"
+    )
+    card = load_card(str(tmp_path / "card.yaml"), PLUGINS)
+    kind = PLUGINS.technique("weight_quantization")
+    made = run_chain([kind(kind.config_type())], card, tmp_path / "run", PLUGINS)
+    ids = torch.randint(1, 40, (2, 5))
+    expected = zoopress.load(made.artifact).generate(ids, max_new_tokens=4, do_sample=False)
+    model = zoopress.load(made.artifact, runtime="onnxruntime")
+    assert torch.equal(model.generate(ids, max_new_tokens=4, do_sample=False), expected)
+    with pytest.raises(DeploymentError, match="takes no cache of keys and values"):
+        model(ids, past_key_values=transformers.DynamicCache())
 
 
 class Pooled(nn.Module):
