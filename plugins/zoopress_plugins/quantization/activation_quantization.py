@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 LayerKind = Literal["linear", "conv", "recurrent"]
 
 _HARM_SAMPLES = 64
+_JUDGING = 32
+"""Samples on whose outputs the correction of a bias is judged."""
 _HARM_COST = 40_000_000_000
 """Bound of parameters × samples × layers: the same on every machine."""
 
@@ -158,7 +160,10 @@ class ActivationQuantization(Technique[ActivationQuantizationConfig]):
     def apply(self, model: Model, context: Context) -> Outcome:
         """Choose ranges, measure harm, and put grids before the layers that bear them."""
         from zoopress.evaluation.sensitivity import judged_outputs
-        from zoopress_plugins.quantization.activations.bias_correction import correct_biases
+        from zoopress_plugins.quantization.activations.bias_correction import (
+            correct_biases,
+            squared_distance,
+        )
         from zoopress_plugins.quantization.activations.damage import Harm, bearable
         from zoopress_plugins.quantization.activations.inputs import seen_by, some_samples
         from zoopress_plugins.quantization.activations.synthetic import calibration_inputs
@@ -235,7 +240,14 @@ class ActivationQuantization(Technique[ActivationQuantizationConfig]):
         if config.correct_biases:
             assert context.teacher is not None, "a stage's context has a teacher"
             context.progress("correcting biases")
-            biases, without = correct_biases(model, context.teacher(None), context.call, batches)
+            original, judging = context.teacher(None), some_samples(batches, _JUDGING)
+            wanted = [judged_outputs(context.call, original, b, context.task) for b in judging]
+
+            def error() -> float:
+                pairs = ((w, run(batch)) for w, batch in zip(wanted, judging, strict=True))
+                return sum(squared_distance(w, found) for w, found in pairs)
+
+            biases, without = correct_biases(model, original, context.call, batches, error)
             touched += biases
             notes["biases_corrected"] = len(biases)
             notes |= {"biases_left": without} if without else {}

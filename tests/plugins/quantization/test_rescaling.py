@@ -219,3 +219,23 @@ def test_means_are_those_of_the_original_again(tmp_path: Path) -> None:
     outcome = apply("activation_quantization", model, context, **config)
     assert outcome.touched == ["first", "second", "first.bias", "second.bias"]
     assert shift() < before / 100
+
+
+def test_means_of_channels_that_were_scaled_stay_scaled(tmp_path: Path) -> None:
+    def net() -> nn.Module:
+        module = through(nn.ReLU())
+        with torch.no_grad():
+            module.first.weight[5] *= 50  # type: ignore[union-attr,operator]
+            module.first.bias += 3.0  # type: ignore[union-attr,operator]
+        return module
+
+    original, errors = net(), []
+    for correct in (False, True):
+        module = net()
+        model, context = Model(module, PLUGINS.layers), context_of(original, X, tmp_path)
+        apply("weight_equalization", model, context)
+        WeightQuantization(WeightQuantizationConfig(bits=5)).apply(model, context)
+        config = {"correct_biases": correct, "max_harm": 1.0}
+        apply("activation_quantization", model, context, **config)
+        errors.append(float((module(X) - original(X)).detach().mean(0).norm()))
+    assert errors[1] < errors[0] / 3
