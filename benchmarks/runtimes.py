@@ -44,7 +44,8 @@ from zoopress_plugins.deployment.onnx_readers import (
 from zoopress_plugins.deployment.program_module import module_of
 
 BATCH_SIZES = (1, 32)
-PEERS = ("onnxruntime_dynamic", "nncf")
+PEERS = ("onnxruntime_dynamic", "onnxruntime_static", "nncf_openvino", "nncf_onnxruntime")
+TITLES = {"minilm": "all-MiniLM-L6-v2", "efficientnet-lite0": "EfficientNet-lite0"}
 
 
 def calls_of(task: Any, module: nn.Module, split: str, batches: int) -> list[Call]:
@@ -64,12 +65,8 @@ def with_onnxruntime(file: Path, folder: Path) -> Path:
     return folder / "dynamic.onnx"
 
 
-def with_nncf(file: Path, folder: Path, calibration: list[Call]) -> Path:
-    """Return NNCF's post-training quantization of a file, in OpenVINO's files."""
-    import nncf
-    import openvino
-
-    names = [each.get_any_name() for each in openvino.Core().read_model(str(file)).inputs]
+def arrays_of(names: list[str], calibration: list[Call]) -> list[dict[str, np.ndarray[Any, Any]]]:
+    """Return calls as arrays by the names of a program's inputs."""
     data: list[dict[str, np.ndarray[Any, Any]]] = []
     for each in calibration:
         tensors = [*each.arguments, *each.named.values()]
@@ -77,14 +74,74 @@ def with_nncf(file: Path, folder: Path, calibration: list[Call]) -> Path:
         if set(names) <= set(each.named):
             arrays = [each.named[name].numpy() for name in names]
         data.append(dict(zip(names, arrays, strict=True)))
+    return data
+
+
+def input_names(file: Path) -> list[str]:
+    """Return what an ONNX file's inputs are called."""
+    import openvino
+
+    return [each.get_any_name() for each in openvino.Core().read_model(str(file)).inputs]
+
+
+def with_onnxruntime_static(file: Path, folder: Path, calibration: list[Call]) -> Path:
+    """Return ONNX Runtime's static quantization of a file: QDQ, a scale for each channel."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._left = iter(arrays_of(input_names(file), calibration))
+
+        def get_next(self) -> dict[str, np.ndarray[Any, Any]] | None:
+            return next(self._left, None)
+
+    quant_pre_process(str(file), str(folder / "prepared.onnx"), skip_symbolic_shape=True)
+    quantize_static(
+        str(folder / "prepared.onnx"),
+        str(folder / "static.onnx"),
+        Reader(),
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        activation_type=QuantType.QUInt8,
+    )
+    return folder / "static.onnx"
+
+
+def with_nncf(file: Path, folder: Path, calibration: list[Call], text: bool, runtime: str) -> Path:
+    """Return NNCF's post-training quantization of a file, in OpenVINO's files or as ONNX."""
+    import nncf
+    import onnx
+    import openvino
+
+    data = arrays_of(input_names(file), calibration)
+    in_openvino = runtime == "openvino"
     model = nncf.quantize(
-        openvino.Core().read_model(str(file)),
+        openvino.Core().read_model(str(file)) if in_openvino else onnx.load(str(file)),
         nncf.Dataset(data),
-        model_type=nncf.ModelType.TRANSFORMER,
+        model_type=nncf.ModelType.TRANSFORMER if text else None,
         subset_size=len(data),
     )
-    openvino.save_model(model, str(folder / "nncf.xml"), compress_to_fp16=False)
-    return folder / "nncf.xml"
+    if in_openvino:
+        openvino.save_model(model, str(folder / "nncf.xml"), compress_to_fp16=False)
+        return folder / "nncf.xml"
+    onnx.save(model, str(folder / "onnx-nncf.onnx"))
+    return folder / "onnx-nncf.onnx"
+
+
+def with_defaults(file: Path) -> Any:
+    """Return what runs a peer's file in ONNX Runtime as everybody opens it."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(file), options, ["CPUExecutionProvider"])
+
+    def run(tensors: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        given = {name: tensor.contiguous().numpy() for name, tensor in tensors.items()}
+        return [torch.from_numpy(np.asarray(each)) for each in session.run(None, given)]
+
+    return run
 
 
 def bytes_of(file: Path) -> int:
@@ -139,7 +196,8 @@ def main() -> None:
         recipe = load_recipe(options.recipe, plugins)
         store = Store(options.store)
         made = compress(card, recipe, folder / "run", store, plugins, terminal())
-        artifact = replace(open_artifact(made.artifact, plugins), example=example)
+        factory = getattr(original.architecture, "factory", None)
+        artifact = replace(open_artifact(made.artifact, plugins, factory), example=example)
         modules[f"{recipe.name}, eager"] = artifact.module
         sizes[f"{recipe.name}, eager"] = made.report.metrics()["size_bytes"]
         for name in options.runtimes:
@@ -164,11 +222,28 @@ def main() -> None:
             files["ONNX Runtime dynamic int8, onnxruntime"] = with_onnxruntime(
                 folder / MODEL, folder
             )
-        if "nncf" in options.peers:
-            calibration = calls_of(task, module, "calibration", 16)
-            files["NNCF int8, openvino"] = with_nncf(folder / MODEL, folder, calibration)
+        calibration = calls_of(task, module, "calibration", 16)
+        text = card.data is not None and card.data.text is not None
+        if "onnxruntime_static" in options.peers:
+            files["ONNX Runtime static int8, onnxruntime"] = with_onnxruntime_static(
+                folder / MODEL, folder, calibration
+            )
+        for name in ("openvino", "onnxruntime"):
+            if f"nncf_{name}" in options.peers:
+                try:
+                    files[f"NNCF int8, {name}"] = with_nncf(
+                        folder / MODEL, folder, calibration, text, name
+                    )
+                except Exception as error:  # whatever it says of the file
+                    failed[f"NNCF int8, {name}"] = " ".join(str(error).split())[:300]
         for name, file in files.items():
-            run = opened[name.rpartition(", ")[2]](file)
+            where = name.rpartition(", ")[2]
+            plain = where == "onnxruntime" and not name.startswith("original")
+            try:
+                run = with_defaults(file) if plain else opened[where](file)
+            except Exception as error:  # whatever the library says of a peer's file
+                failed[name] = " ".join(str(error).split())[:300]
+                continue
             modules[name], sizes[name] = module_of(floats, run), bytes_of(file)
 
         reference = run_all(task, module).outputs
@@ -228,9 +303,11 @@ def report(
         *(f"\n{name}: {reason}" for name, reason in failed.items()),
     ]
     arguments = f" --runtimes {' '.join(options.runtimes)} --seconds {options.seconds:g}"
+    others = [f"--card {options.card}"] if card.name != "minilm" else []
+    arguments = " ".join(["", *others]) + arguments
     write(
-        "runtimes",
-        "Runtimes on all-MiniLM-L6-v2",
+        "runtimes" if card.name == "minilm" else f"runtimes-{card.name}",
+        f"Runtimes on {TITLES.get(card.name, card.name)}",
         lines,
         {
             "command": f"python benchmarks/runtimes.py{arguments}",
