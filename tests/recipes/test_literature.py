@@ -16,7 +16,13 @@ from zoopress.recipes import load_recipe
 from zoopress.store import Store
 
 pytestmark = [pytest.mark.more, pytest.mark.usefixtures("brief_evaluation")]
-RECIPES = {"quantized_distillation": None, "qkd": 4, "speq": 4, "pqk": None}
+RECIPES = {
+    "quantized_distillation": None,
+    "qkd": 4,
+    "speq": 4,
+    "pqk": None,
+    "soft_weight_sharing": None,
+}
 
 
 @pytest.mark.parametrize("name", list(RECIPES))

@@ -45,6 +45,7 @@ NAMES = [
     "mean_squared_error",
     "periodic",
     "relational",
+    "soft_weight_sharing",
 ]
 
 

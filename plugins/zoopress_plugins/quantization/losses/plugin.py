@@ -8,4 +8,8 @@ from zoopress.plugins import hookimpl
 @hookimpl
 def zoopress_losses() -> dict[str, str]:
     """Register the losses."""
-    return {"periodic": "zoopress_plugins.quantization.losses.periodic:Periodic"}
+    here = "zoopress_plugins.quantization.losses"
+    return {
+        "periodic": f"{here}.periodic:Periodic",
+        "soft_weight_sharing": f"{here}.soft_weight_sharing:SoftWeightSharing",
+    }
