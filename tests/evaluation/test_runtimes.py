@@ -68,15 +68,19 @@ def comparison(tmp_path: Path, plugins: Plugins, monkeypatch: pytest.MonkeyPatch
     return Comparison(opened.task, original, model, *runs, made.artifact, plugins)
 
 
+def ours() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith("ZOOPRESS")}
+
+
 def test_both_models_are_timed_in_every_runtime(
     comparison: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("openvino")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    before = dict(os.environ)
+    before = ours()
     found = measure(comparison, lambda item, fraction=None: None)
     json.dumps(found, allow_nan=False)
-    assert dict(os.environ) == before
+    assert ours() == before
     sizes = sorted({row["batch_size"] for row in found["rows"]})
     assert sizes[0] == 1
     both = {(r["runtime"], r["threads"], r["batch_size"]) for r in found["rows"] if len(r) == 10}
@@ -108,6 +112,15 @@ def test_what_fails_on_a_batch_is_left_out_there_and_said(comparison: Comparison
     assert bench.refused == {"brittle": {"compressed": "too many samples"}}
 
 
+def test_a_task_that_never_calls_the_model_as_a_whole_is_skipped(
+    comparison: Comparison, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison.task, "call", lambda module, inputs: torch.zeros(1))
+    found = measure(comparison, lambda item, fraction=None: None)
+    assert list(found) == ["skipped"]
+    assert "never calls the model as a whole" in found["skipped"]
+
+
 def test_the_fastest_of_each_model_is_compared() -> None:
     def row(runtime: str, **times: float) -> dict[str, Any]:
         named = {f"{which}_ms_p50": ms for which, ms in times.items()}
@@ -117,6 +130,7 @@ def test_the_fastest_of_each_model_is_compared() -> None:
         row("a", original=8.0, compressed=9.0),
         row("b", original=6.0),
         row("c", compressed=2.0, original=7.0),
+        {**row("c", compressed=2.0), "threads": 2},  # nothing to compare it with
     ]
     assert fastest(rows) == [
         {

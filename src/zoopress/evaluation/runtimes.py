@@ -20,7 +20,7 @@ from torch import nn
 from zoopress.artifacts.opened import Call, open_artifact
 from zoopress.cells.cell import open_original
 from zoopress.cells.save import save_original
-from zoopress.errors import ZoopressError
+from zoopress.errors import InputError, StageError, ZoopressError
 from zoopress.evaluation.latency import times_in_turns, timing
 from zoopress.evaluation.memory import measure_in_process
 from zoopress.runtimes import start
@@ -59,6 +59,7 @@ def measure(comparison: Comparison, progress: Progress) -> dict[str, Any]:
             A runtime that compiles anew for each size is timed with all threads alone, and its
             memory is not measured.
         "refused": by runtime, why it does not run a model.
+        "skipped": why, if a task never calls the model as a whole.
     """
     card, plugins = comparison.task.card, comparison.plugins
     original = open_original(card, plugins)
@@ -66,6 +67,10 @@ def measure(comparison: Comparison, progress: Progress) -> dict[str, Any]:
     batch = typical_batch(comparison.task)
     sizes = sorted({1, min(LARGE, batch_length(batch))})
     batches = [first_samples(batch, size) for size in sizes]
+    try:
+        Call.of_task(comparison.task, comparison.original)
+    except InputError as error:
+        return {"skipped": str(error)}
     bench = _Bench(comparison.task, plugins, batches)
     with tempfile.TemporaryDirectory() as temporary:
         before = save_original(original, plugins, Path(temporary) / "original")
@@ -86,9 +91,12 @@ def measure(comparison: Comparison, progress: Progress) -> dict[str, Any]:
             for which, place in places.items():
                 if bench.has_run(which, name):
                     progress(f"measuring memory in {name}")
-                    with _environment(_CACHE, place.cache):
-                        found = measure_in_process(card, batches[-1], place.folder, name)
-                    peaks[f"{which}_bytes"] = found["batch"]
+                    try:
+                        with _environment(_CACHE, place.cache):
+                            found = measure_in_process(card, batches[-1], place.folder, name)
+                        peaks[f"{which}_bytes"] = found["batch"]
+                    except StageError as error:  # the times are there all the same
+                        peaks[f"{which}_problem"] = str(error)
             memory.append(peaks)
     return {
         "rows": bench.rows,
@@ -195,10 +203,13 @@ def fastest(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         line: dict[str, Any] = {"threads": threads, "batch_size": size}
         for which in MODELS:
             times = {r["runtime"]: r[f"{which}_ms_p50"] for r in here if f"{which}_ms_p50" in r}
+            if not times:
+                break
             line[f"{which}_runtime"] = min(times, key=lambda name: times[name])
             line[f"{which}_ms_p50"] = times[line[f"{which}_runtime"]]
-        line["speed_up"] = line["original_ms_p50"] / line["compressed_ms_p50"]
-        found.append(line)
+        else:
+            line["speed_up"] = line["original_ms_p50"] / line["compressed_ms_p50"]
+            found.append(line)
     return found
 
 
