@@ -93,6 +93,7 @@ EXAMPLES: dict[str, list[dict[str, Any]]] = {
         {"training": {"steps": 3}, "inputs": "learned_step"},
         {"training": {"steps": 3}, "weights": "trained_ternary", "inputs": "pact"},
         {"training": {"steps": 3}, "weights": "scaled_sign", "kinds": ("recurrent", "embedding")},
+        {"training": {"steps": 3}, "weights": "differentiable_dynamic"},
     ],
     "rate_distortion_quantization": [
         {"slope": 1e-6, "kinds": ("conv", "embedding", "vector")},

@@ -48,6 +48,9 @@ if TYPE_CHECKING:
     from zoopress.training.constraints import Constraint
     from zoopress.training.term import Term
     from zoopress_plugins.quantization.trained.quantizer import InputQuantizer, WeightQuantizer
+    from zoopress_plugins.quantization.trained.weights.differentiable_dynamic import (
+        DifferentiableDynamic,
+    )
 
 
 class QuantizationAwareTrainingConfig(WeightSelection):
@@ -60,13 +63,21 @@ class QuantizationAwareTrainingConfig(WeightSelection):
         default="learned_step",
         description="what rounds weights: `learned_step` (LSQ), `dorefa`, `scaled_sign` "
         "(XNOR-Net), `binary_connect`, `ternary` (fixed thresholds), `trained_ternary`, "
-        "`ternary_connect` (drawn), `stochastic_rounding` (fixed point)",
+        "`ternary_connect` (drawn), `stochastic_rounding` (fixed point), "
+        "`differentiable_dynamic` (DDQ: each layer learns its levels and bits)",
     )
     bits: int | None = Field(
         default=None,
         ge=1,
         le=8,
-        description="bits of a weight's code; by default 4, or what the scheme has",
+        description="bits of a weight's code; by default 4, or what the scheme has; of "
+        "`differentiable_dynamic` their mean over weights",
+    )
+    bit_penalty: float | None = Field(
+        default=None,
+        ge=0,
+        description="of `differentiable_dynamic`: weight of what bits above the target cost, their "
+        "share of it; 1 by default",
     )
     inputs: InputScheme | None = Field(
         default=None,
@@ -103,6 +114,11 @@ class QuantizationAwareTrainingConfig(WeightSelection):
             raise ValueError(
                 f"'bits' of 'weights: {self.weights}' may be {', '.join(map(str, allowed))}, not "
                 f"{self.bits}"
+            )
+        if self.bit_penalty is not None and self.weights != "differentiable_dynamic":
+            raise ValueError(
+                f"'bit_penalty' has no meaning for 'weights: {self.weights}': all layers have the "
+                "same bits; use 'weights: differentiable_dynamic', or leave it out"
             )
         if self.periodic and self.weights != "learned_step":
             raise ValueError("'periodic' pulls to learned steps; use 'weights: learned_step'")
@@ -153,6 +169,7 @@ class QuantizationAwareTraining(Technique[QuantizationAwareTrainingConfig]):
     def apply(self, model: Model, context: Context) -> Outcome:
         """Train with quantizers in the weights' places, and pack what they give."""
         from zoopress_plugins.quantization.trained.held import AfterSteps, held
+        from zoopress_plugins.quantization.trained.weights.differentiable_dynamic import BitBudget
 
         config, notes = self.config, dict[str, Any]()
         weights, left = config.fitting(model)
@@ -161,8 +178,12 @@ class QuantizationAwareTraining(Technique[QuantizationAwareTrainingConfig]):
         for quantizer in (*(q for _, q in rounding), *inputs.values()):
             quantizer.to(context.device)
 
+        dynamic = self._dynamic(rounding)
+
         def constrain(steps: int) -> Constraint:
             other = context.constrain(steps) if context.constrain else None
+            if dynamic:
+                other = BitBudget(dynamic, config.code_bits, steps, other)
             return AfterSteps([*(q for _, q in rounding), *inputs.values()], other)
 
         with held(model, rounding, inputs):
@@ -173,6 +194,10 @@ class QuantizationAwareTraining(Technique[QuantizationAwareTrainingConfig]):
             trained = Distillation(config.training).apply(model, within)
         model.values_changed()
         by_name = {weight.name: quantizer for weight, quantizer in rounding}
+        if dynamic:
+            notes["bits"] = {
+                weight.name: int(by_name[weight.name].form().bits) for weight, _ in rounding
+            }
         packed = pack_weights(
             model,
             [weight for weight, _ in rounding],
@@ -187,6 +212,16 @@ class QuantizationAwareTraining(Technique[QuantizationAwareTrainingConfig]):
         others = [name for name in trained.touched if name in model.tensors()]
         return replace(packed, touched=list(dict.fromkeys([*packed.touched, *others, *inputs])))
 
+    def _dynamic(
+        self, rounding: Sequence[tuple[Weight, WeightQuantizer]]
+    ) -> list[DifferentiableDynamic]:
+        """Return the quantizers that learn how many bits they have."""
+        from zoopress_plugins.quantization.trained.weights.differentiable_dynamic import (
+            DifferentiableDynamic,
+        )
+
+        return [each for _, each in rounding if isinstance(each, DifferentiableDynamic)]
+
     def _terms(
         self,
         model: Model,
@@ -196,9 +231,13 @@ class QuantizationAwareTraining(Technique[QuantizationAwareTrainingConfig]):
     ) -> list[Term]:
         """Return what is lowered besides the training's own loss."""
         from zoopress_plugins.quantization.trained.terms import PulledToSteps, StochasticPrecision
+        from zoopress_plugins.quantization.trained.weights.differentiable_dynamic import BitPenalty
         from zoopress_plugins.quantization.trained.weights.learned_step import LearnedStep
 
         config, terms = self.config, list["Term"]()
+        if dynamic := self._dynamic(rounding):
+            penalty = 1.0 if config.bit_penalty is None else config.bit_penalty
+            terms.append(BitPenalty(penalty, config.code_bits, dynamic))
         if config.periodic:
             steps = [q for _, q in rounding if isinstance(q, LearnedStep)]
             terms.append(PulledToSteps(config.periodic, steps))
@@ -228,7 +267,7 @@ class QuantizationAwareTraining(Technique[QuantizationAwareTrainingConfig]):
         found = []
         for weight in weights:
             quantizer = weight_scheme(config.weights)(weight, config.code_bits)
-            size = quantizer.form().nbytes
+            size = quantizer.expected_bytes()
             if size >= weight.parameter.nbytes:
                 left[weight.name] = f"packed it would take {size:,} bytes, as many or more"
             else:
@@ -300,7 +339,9 @@ class QuantizationAwareTraining(Technique[QuantizationAwareTrainingConfig]):
     def working_bytes(self, total: int, largest: int) -> int:
         """Return room for the training, shadows, and what a pass keeps of rounding them."""
         training = Distillation(self.config.training).working_bytes(total, largest)
-        return training + 4 * total
+        # Whoever learns levels keeps, for the backward pass, which of them each weight takes.
+        each = 12 if self.config.weights == "differentiable_dynamic" else 4
+        return training + each * total
 
 
 @hookimpl

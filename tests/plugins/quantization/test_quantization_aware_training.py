@@ -290,15 +290,16 @@ class KilledError(Exception):
     pass
 
 
+@pytest.mark.parametrize("weights", ["ternary_connect", "differentiable_dynamic"])
 def test_a_killed_run_goes_on_to_the_same_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: str
 ) -> None:
     def kill(item: str, fraction: float | None = None) -> None:
         if item.startswith("step 7 "):
             raise KilledError
 
     told: list[str] = []
-    options = {"weights": "ternary_connect", "inputs": "learned_step"}
+    options = {"weights": weights, "inputs": "learned_step"}
     whole, parts, killed = model(0.3), model(0.3), model(0.3)
     quantize(tmp_path / "whole", whole, **options)
     with monkeypatch.context() as patch:

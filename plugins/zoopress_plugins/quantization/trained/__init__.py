@@ -16,6 +16,7 @@ WeightScheme = Literal[
     "trained_ternary",
     "ternary_connect",
     "stochastic_rounding",
+    "differentiable_dynamic",
 ]
 InputScheme = Literal["learned_step", "pact", "dorefa", "half_wave_gaussian", "sign"]
 WEIGHT_SCHEMES: tuple[WeightScheme, ...] = get_args(WeightScheme)
@@ -30,6 +31,7 @@ WEIGHT_BITS: dict[WeightScheme, tuple[int, ...]] = {
     "trained_ternary": (2,),
     "ternary_connect": (2,),
     "stochastic_rounding": (2, 3, 4, 5, 6, 7, 8),
+    "differentiable_dynamic": (2, 3, 4, 5, 6, 7, 8),
 }
 """The bits that a code of each may have; three levels are stored in 1.6 of their two."""
 
@@ -42,6 +44,9 @@ def has_zero(scheme: WeightScheme) -> bool:
 def weight_scheme(name: WeightScheme) -> type[WeightQuantizer]:
     """Return the quantizer of weights of a name."""
     from zoopress_plugins.quantization.trained.weights.binary_connect import BinaryConnect
+    from zoopress_plugins.quantization.trained.weights.differentiable_dynamic import (
+        DifferentiableDynamic,
+    )
     from zoopress_plugins.quantization.trained.weights.dorefa import DoReFaWeights
     from zoopress_plugins.quantization.trained.weights.learned_step import LearnedStep
     from zoopress_plugins.quantization.trained.weights.scaled_sign import ScaledSign
@@ -59,6 +64,7 @@ def weight_scheme(name: WeightScheme) -> type[WeightQuantizer]:
         "trained_ternary": TrainedTernary,
         "ternary_connect": TernaryConnect,
         "stochastic_rounding": StochasticRounding,
+        "differentiable_dynamic": DifferentiableDynamic,
     }
     return kinds[name]
 

@@ -46,6 +46,10 @@ class WeightQuantizer(nn.Module, ABC):
     def form(self) -> Form:
         """Return the packed form of what `forward` gives in evaluation mode."""
 
+    def expected_bytes(self) -> int:
+        """Return how many bytes the packed form is to take after training."""
+        return self.form().nbytes
+
     def after_step(self) -> None:
         """Change what a step of the optimizer has made, such as shadows beyond a range."""
 
