@@ -40,7 +40,7 @@ class Deferred(nn.Module):
     def __init__(self, name: str, artifact: Opened, plugins: Plugins) -> None:
         super().__init__()
         self.model: Any = artifact.module
-        keep_no_cache(artifact.module)
+        keep_cache = keep_no_cache(artifact.module)
         first = artifact.module
 
         def forward(*arguments: Any, **named: Any) -> Any:
@@ -52,6 +52,8 @@ class Deferred(nn.Module):
                 finally:
                     first.forward = forward
                 self.model = started.module.eval()
+                if started.module is first:
+                    keep_cache()
             # A method of the first one may be on its way, and calls it again.
             return self.model(*arguments, **named)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -141,12 +141,23 @@ def start(name: str, artifact: Opened, plugins: Plugins) -> Started:
     return Started(module, difference, bound, runtime.chosen or name)
 
 
-def keep_no_cache(module: nn.Module) -> None:
-    """Let a language model generate without a cache of keys and values, which no program takes."""
-    for holder in ("config", "generation_config"):
-        settings = getattr(module, holder, None)
-        if settings is not None and hasattr(settings, "use_cache"):
-            settings.use_cache = False
+def keep_no_cache(module: nn.Module) -> Callable[[], None]:
+    """Let a language model generate without a cache of keys and values, which no program takes.
+
+    Returns:
+        A function that takes it back.
+    """
+    names = ("config", "generation_config")
+    found: list[Any] = [getattr(module, name, None) for name in names]
+    before = [(each, each.use_cache) for each in found if hasattr(each, "use_cache")]
+    for settings, _ in before:
+        settings.use_cache = False
+
+    def undo() -> None:
+        for settings, used in before:
+            settings.use_cache = used
+
+    return undo
 
 
 def refuse_cache(arguments: Sequence[Any], named: Mapping[str, Any]) -> None:
