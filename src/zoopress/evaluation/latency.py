@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from zoopress.progress import Progress
 
 
+_BRIEF = 0.1
+"""Seconds of a call, below which it matters whether other threads still wait for work."""
+
+
 def measure_latency(
     task: Task,
     original: nn.Module,
@@ -75,11 +79,12 @@ def times_in_turns(
         inputs: what each is called with.
         seconds: about how long to time all of them; each is called three times in any case.
         untimed: calls right before each that is timed, in which threads that others have left
-            waiting for work fall asleep.
+            waiting for work fall asleep; none where calls are long.
     """
     own = copied(inputs)
     pairs = list(zip(named_tensors(inputs).values(), named_tensors(own).values(), strict=True))
     times: dict[str, list[float]] = {name: [] for name in modules}
+    last = dict.fromkeys(modules, 0.0)
     until = 0.0
     runs = -2
     while runs < 3 or (time.perf_counter() < until and runs < 200):
@@ -88,11 +93,12 @@ def times_in_turns(
             for kept, given in pairs:
                 given.copy_(kept)
             with seeded(), inputs_given_away():
-                for _ in range(untimed):
+                for _ in range(untimed if runs >= 0 and last[name] < _BRIEF else 0):
                     task.call(module, own)
                 start = time.perf_counter()
                 task.call(module, own)
                 elapsed = time.perf_counter() - start
+            last[name] = elapsed
             if runs >= 0:
                 times[name].append(elapsed * 1e3)
         runs += 1
