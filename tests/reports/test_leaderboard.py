@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
+from reports.samples import labelled, runtimes
 from zoopress.cards import Card
 from zoopress.errors import InputError
 from zoopress.pipeline.compress import Result, compress
@@ -28,9 +29,9 @@ from zoopress.recipes import load_recipe
 from zoopress.reports.leaderboard import CellOutcome, Leaderboard
 from zoopress.reports.leaderboard_charts import pareto_png, pareto_svg
 from zoopress.reports.leaderboard_page import leaderboard_page
-from zoopress.reports.leaderboard_table import LeaderboardTable, leaderboard_markdown
+from zoopress.reports.leaderboard_table import COLUMNS, LeaderboardTable, leaderboard_markdown
 from zoopress.reports.pareto import pareto_front
-from zoopress.reports.standing import Figures, Latency, StageGain, Standing
+from zoopress.reports.standing import Figures, Latency, StageGain, Standing, figures_of
 from zoopress.results.figures import TaskMetric
 
 HOSTILE = [
@@ -393,3 +394,15 @@ def test_a_narrow_terminal_still_shows_ratio_and_fidelity_and_a_wide_one_all() -
     ):
         assert text in wide.getvalue()
     assert "deep inside" not in wide.getvalue()
+
+
+def test_a_cell_is_ranked_by_its_fastest_runtime() -> None:
+    figures = figures_of(labelled(evaluation={"runtimes": runtimes()}))
+    assert figures.single == Latency(1, 3.0, 1.0, 3.0, "openvino")
+    assert figures.measures[1] == 3.0
+    shown = {column.header: column.text(figures) for column in COLUMNS}
+    assert shown["speed-up"] == "3.00× openvino"
+    assert shown["speed-up, batch"] == "3.00× openvino"
+    again = Standing.from_dict(Standing("c", "r", "done", figures=figures).as_dict())
+    assert again.figures == figures
+    assert figures_of(labelled()).single == Latency(1, 0.2, 0.2 / 1.14, pytest.approx(1.14))
