@@ -57,6 +57,12 @@ class Fixed(Same):
         return changed(artifact.module, lambda output: output.view(samples, -1))
 
 
+class Attentive(Same):
+    """Wants to be shown a call."""
+
+    needs_example = True
+
+
 class Undefined(Same):
     """Gives NaN."""
 
@@ -99,7 +105,7 @@ def changed(module: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
 @pytest.fixture
 def plugins(monkeypatch: pytest.MonkeyPatch) -> Plugins:
     monkeypatch.setitem(sys.modules, __name__, SimpleNamespace(**globals()))
-    kinds = (Same, Wrong, Fixed, Undefined, Picky, Failing, Editing)
+    kinds = (Same, Attentive, Wrong, Fixed, Undefined, Picky, Failing, Editing)
     names = {kind.__name__.lower(): f"{__name__}:{kind.__name__}" for kind in kinds}
     hook = hookimpl(lambda: names, specname="zoopress_runtimes")
     return load_plugins(extra={"mine": SimpleNamespace(hook=hook)})
@@ -112,6 +118,10 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Opened:
 
 def test_eager_conforms() -> None:
     check_runtime("eager")
+
+
+def test_one_that_needs_an_example_conforms(plugins: Plugins) -> None:
+    check_runtime("attentive", plugins, models=("cnn",))
 
 
 def test_outputs_are_measured_against_the_artifacts_own(artifact: Opened, plugins: Plugins) -> None:

@@ -23,6 +23,7 @@ from zoopress.artifacts.opened import Call, Opened, open_artifact
 from zoopress.errors import DeploymentError, InputError
 from zoopress.exporters import Exporter, export
 from zoopress.models.outputs import largest_difference
+from zoopress.models.packing import unpack
 from zoopress.plugins import Plugins, load_plugins
 from zoopress.runtimes import Runtime, start
 from zoopress.testing import models as testing_models
@@ -55,6 +56,8 @@ def check_runtime(
     with tempfile.TemporaryDirectory() as folder, _own_cache(Path(folder) / "cache"):
         for model in models:
             artifact = tiny_artifact(model, Path(folder) / model, plugins)
+            if not runtime.takes_packed:
+                unpack(artifact.module, artifact.unpacking)  # as it gets it
             reason = _reason(runtime, artifact)
             if reason is not None:
                 refused[model] = reason
