@@ -23,7 +23,7 @@ from zoopress.cells.save import save_original
 from zoopress.errors import InputError, StageError, ZoopressError
 from zoopress.evaluation.latency import times_in_turns, timing
 from zoopress.evaluation.memory import measure_in_process
-from zoopress.runtimes import start
+from zoopress.runtimes.runtime import packed_first, start
 from zoopress.tasks.batches import batch_length, first_samples, typical_batch
 
 if TYPE_CHECKING:
@@ -180,16 +180,9 @@ class _Bench:
         return list(rows.values())
 
     def _names(self) -> list[str]:
-        """Return the runtimes, those first that want weights as they are stored."""
-
-        def key(name: str) -> bool:
-            try:
-                return not self._plugins.resolve("runtimes", name).takes_packed
-            except ZoopressError:  # it is broken, and refused when it is started
-                return True
-
+        """Return the runtimes that run a model themselves."""
         names = (n for n in self._plugins.references["runtimes"] if n != _CHOOSES)
-        return sorted(names, key=key)
+        return packed_first(names, self._plugins)
 
     def _note(self, which: str, name: str, error: Exception) -> None:
         self.refused.setdefault(name, {})[which] = " ".join(str(error).split())[:_WORDS]

@@ -25,7 +25,7 @@ from torch import nn
 from zoopress.artifacts.opened import Call, Opened
 from zoopress.errors import DeploymentError, ZoopressError
 from zoopress.runtimes.cache import cached
-from zoopress.runtimes.runtime import Runtime, start
+from zoopress.runtimes.runtime import Runtime, packed_first, start
 
 log = logging.getLogger("zoopress.runtimes")
 
@@ -77,7 +77,7 @@ class Auto(Runtime):
 
     def _timed(self, artifact: Opened, modules: dict[str, nn.Module]) -> dict[str, object]:
         refused: dict[str, str] = {}
-        for name in self._packed_first():
+        for name in packed_first(self._names(), self.plugins):
             try:
                 modules[name] = start(name, artifact, self.plugins).module
             except ZoopressError as error:
@@ -95,17 +95,6 @@ class Auto(Runtime):
             },
             "refused": refused,
         }
-
-    def _packed_first(self) -> list[str]:
-        """Return the runtimes; those that want weights as they are stored, while they are so."""
-
-        def key(name: str) -> bool:
-            try:
-                return not self.plugins.resolve("runtimes", name).takes_packed
-            except ZoopressError:  # it is broken, and refused when it is started
-                return True
-
-        return sorted(self._names(), key=key)
 
     def _names(self) -> list[str]:
         others = sorted(set(self.plugins.references["runtimes"]) - {AUTO, EAGER})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -139,6 +139,21 @@ def start(name: str, artifact: Opened, plugins: Plugins) -> Started:
                 f"more than {bound:.2g}. Use another runtime, and tell its author."
             )
     return Started(module, difference, bound, runtime.chosen or name)
+
+
+def packed_first(names: Iterable[str], plugins: Plugins) -> list[str]:
+    """Return runtimes in the order in which they can take one artifact after the other.
+
+    Those first that want weights as they are stored: for others these are made dense, in place.
+    """
+
+    def key(name: str) -> bool:
+        try:
+            return not plugins.resolve("runtimes", name).takes_packed
+        except ZoopressError:  # it is broken, and refused when it is started
+            return True
+
+    return sorted(names, key=key)
 
 
 def keep_no_cache(module: nn.Module) -> Callable[[], None]:
